@@ -1,0 +1,319 @@
+//! The admin queue: who waits for which completion, keep alive, asynchronous events, aborts.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use super::AsyncEvent;
+use crate::dma::IoBuf;
+use crate::error::{Error, Result};
+use crate::proto::keep_alive::{KeepAlive, KeepAliveStep};
+use crate::qpair::engine::{Done, Engine, Request};
+use crate::qpair::{CommandError, CommandId};
+use crate::spec::{AdminOpcode, Sqe};
+use crate::transport::{TransportController, TransportQpair};
+use crate::transport_id::TransportId;
+
+/// Most asynchronous event requests kept outstanding.
+const MAX_AERS: u8 = 4;
+/// Events kept for a caller that does not fetch them; older ones are dropped.
+const MAX_EVENTS: usize = 256;
+
+/// What an admin command returned.
+#[derive(Debug, Clone)]
+pub struct AdminResult {
+    /// DW1:DW0 of the completion.
+    pub value: u64,
+    /// The data the controller returned; empty when none was asked for.
+    pub data: Vec<u8>,
+}
+
+impl AdminResult {
+    /// DW0 of the completion.
+    #[must_use]
+    pub fn dw0(&self) -> u32 {
+        self.value as u32
+    }
+}
+
+/// Who gets the completion of an admin operation.
+enum Sink {
+    /// Somebody waits for it, or will fetch it.
+    Waiting(Option<Waker>),
+    /// It arrived and waits to be fetched.
+    Arrived(Result<u64, CommandError>, IoBuf),
+    /// Nobody wants it any more.
+    Nobody,
+    KeepAlive,
+    Aer,
+    Abort,
+}
+
+/// Called when a controller is lost after it was attached.
+pub(crate) type RemoveCallback = Arc<dyn Fn(&TransportId) + Send + Sync>;
+
+/// What has to be told to others once the lock is released.
+#[derive(Default)]
+pub(super) struct Notices {
+    pub(super) wakers: Vec<Waker>,
+    pub(super) arrived: bool,
+    pub(super) removed: Option<RemoveCallback>,
+}
+
+/// State behind the controller's one lock.
+pub(super) struct Admin {
+    pub(super) transport: Box<dyn TransportController>,
+    pub(super) engine: Option<Engine<Box<dyn TransportQpair>>>,
+    /// Who gets the completion of each operation; an operation's number is used again, its generation is not.
+    sinks: HashMap<CommandId, Sink>,
+    pub(super) keep_alive: Option<KeepAlive>,
+    pub(super) aers_wanted: u8,
+    aers: u8,
+    aborts: u16,
+    pub(super) abort_limit: u16,
+    aborts_waiting: VecDeque<(u16, u16)>,
+    pub(super) events: VecDeque<AsyncEvent>,
+    pub(super) remove: Option<RemoveCallback>,
+    /// One bit per I/O queue identifier in use; index 0 is the admin queue.
+    qids: Vec<bool>,
+    /// Completions that arrived for somebody, ever.
+    pub(super) arrivals: u64,
+    /// Detached on purpose: no removal is reported.
+    pub(super) closed: bool,
+}
+
+impl Admin {
+    pub(super) fn new(transport: Box<dyn TransportController>) -> Self {
+        Self {
+            transport,
+            engine: None,
+            sinks: HashMap::new(),
+            keep_alive: None,
+            aers_wanted: 0,
+            aers: 0,
+            aborts: 0,
+            abort_limit: 1,
+            aborts_waiting: VecDeque::new(),
+            events: VecDeque::new(),
+            remove: None,
+            qids: Vec::new(),
+            arrivals: 0,
+            closed: false,
+        }
+    }
+
+    // --- queue identifiers -------------------------------------------------------------------------------------------
+
+    pub(super) fn set_qids(&mut self, io_queues: u16) {
+        self.qids = vec![false; usize::from(io_queues) + 1];
+    }
+
+    pub(super) fn take_qid(&mut self) -> Option<u16> {
+        let free = self.qids.iter().skip(1).position(|used| !used)? + 1;
+        self.qids[free] = true;
+        u16::try_from(free).ok()
+    }
+
+    pub(super) fn free_qid(&mut self, qid: u16) {
+        if let Some(used) = self.qids.get_mut(usize::from(qid)) {
+            *used = false;
+        }
+    }
+
+    // --- submitting --------------------------------------------------------------------------------------------------
+
+    /// Sends a command whose completion somebody will fetch with [`Admin::take`].
+    pub(super) fn submit(&mut self, sqe: Sqe, buf: IoBuf, timeout: Duration) -> Result<CommandId> {
+        self.submit_for(Sink::Waiting(None), sqe, buf, Some(timeout))
+    }
+
+    fn submit_for(
+        &mut self,
+        sink: Sink,
+        sqe: Sqe,
+        buf: IoBuf,
+        timeout: Option<Duration>,
+    ) -> Result<CommandId> {
+        let Some(engine) = &mut self.engine else {
+            return Err(Error::disconnected("the admin queue is not connected"));
+        };
+        let id = engine
+            .submit(Request { sqe, span: None, buf, user_data: 0, timeout })
+            .map_err(|(error, _)| error)?;
+        self.sinks.insert(id, sink);
+        Ok(id)
+    }
+
+    /// The result of an operation, if it has arrived; registers `waker` otherwise.
+    pub(super) fn take(
+        &mut self,
+        id: CommandId,
+        waker: Option<&Waker>,
+    ) -> Option<(Result<u64, CommandError>, IoBuf)> {
+        match self.sinks.get_mut(&id)? {
+            Sink::Arrived(..) => match self.sinks.remove(&id) {
+                Some(Sink::Arrived(result, buf)) => Some((result, buf)),
+                _ => None,
+            },
+            Sink::Waiting(slot) => {
+                *slot = waker.cloned();
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Nobody will fetch the result of an operation any more.
+    pub(super) fn forget(&mut self, id: CommandId) {
+        match self.sinks.get_mut(&id) {
+            Some(Sink::Arrived(..)) => drop(self.sinks.remove(&id)),
+            Some(sink @ Sink::Waiting(_)) => *sink = Sink::Nobody,
+            _ => {}
+        }
+    }
+
+    pub(super) fn abort(&mut self, sqid: u16, cid: u16) -> Result<()> {
+        if self.aborts >= self.abort_limit {
+            // More would be answered with Abort Command Limit Exceeded; they follow as others complete.
+            self.aborts_waiting.push_back((sqid, cid));
+            return Ok(());
+        }
+        let sqe = Sqe::admin(AdminOpcode::ABORT, 0).with_cdw10(u32::from(sqid) | u32::from(cid) << 16);
+        self.submit_for(Sink::Abort, sqe, IoBuf::None, Some(Duration::from_secs(30)))?;
+        self.aborts += 1;
+        Ok(())
+    }
+
+    // --- processing --------------------------------------------------------------------------------------------------
+
+    /// Whether a command is outstanding whose deadline has to be watched.
+    pub(super) fn busy(&self) -> bool {
+        self.engine.as_ref().is_some_and(|engine| engine.outstanding() > usize::from(self.aers))
+    }
+
+    /// When the keep alive timer wants attention.
+    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        match self.keep_alive.as_ref()?.poll(now) {
+            KeepAliveStep::Idle(time) => Some(time),
+            KeepAliveStep::Send | KeepAliveStep::Dead => Some(now),
+        }
+    }
+
+    /// Processes the admin queue once. Returns how many commands completed.
+    pub(super) fn process(&mut self, now: Instant, notices: &mut Notices) -> Result<usize> {
+        let Some(engine) = &mut self.engine else { return Ok(0) };
+        let mut done = Vec::new();
+        let result = engine.process(0, &mut |d| done.push(d));
+        let mut broken = None;
+        for done in done {
+            if let Err(error) = self.dispatch(done, notices) {
+                broken.get_or_insert(error);
+            }
+        }
+        let result = match (result, broken) {
+            (Ok(count), None) => self.timers(now).map(|()| count),
+            (Ok(_), Some(error)) => Err(error),
+            (Err(error), _) => Err(error),
+        };
+        if let Err(error) = &result {
+            self.lost(error, now, notices);
+        }
+        result
+    }
+
+    /// Keep alive and asynchronous event requests.
+    fn timers(&mut self, now: Instant) -> Result<()> {
+        if !self.engine.as_ref().is_some_and(Engine::is_ready) {
+            return Ok(());
+        }
+        while self.aers < self.aers_wanted {
+            self.submit_for(Sink::Aer, Sqe::admin(AdminOpcode::ASYNC_EVENT_REQUEST, 0), IoBuf::None, None)?;
+            self.aers += 1;
+        }
+        match self.keep_alive.as_ref().map(|timer| (timer.poll(now), timer.timeout())) {
+            Some((KeepAliveStep::Send, _)) => {
+                // Its own deadline is the keep alive timer's.
+                self.submit_for(Sink::KeepAlive, Sqe::admin(AdminOpcode::KEEP_ALIVE, 0), IoBuf::None, None)?;
+                if let Some(timer) = &mut self.keep_alive {
+                    timer.sent(now);
+                }
+            }
+            Some((KeepAliveStep::Dead, timeout)) => {
+                return Err(Error::timed_out("waiting for the answer to Keep Alive", timeout));
+            }
+            Some((KeepAliveStep::Idle(_), _)) | None => {}
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, done: Done, notices: &mut Notices) -> Result<()> {
+        match self.sinks.remove(&done.id) {
+            Some(Sink::Waiting(waker)) => {
+                self.sinks.insert(done.id, Sink::Arrived(done.result, done.buf));
+                notices.arrived = true;
+                self.arrivals += 1;
+                notices.wakers.extend(waker);
+            }
+            Some(Sink::KeepAlive) => match done.result {
+                Ok(_) => {
+                    if let Some(timer) = &mut self.keep_alive {
+                        timer.answered();
+                    }
+                }
+                Err(CommandError::Status(status)) => return Err(Error::command("Keep Alive", status)),
+                Err(_) => {}
+            },
+            Some(Sink::Aer) => {
+                self.aers -= 1;
+                match done.result {
+                    Ok(value) => {
+                        if self.events.len() == MAX_EVENTS {
+                            self.events.pop_front();
+                        }
+                        let event = AsyncEvent::from_dw0(value as u32);
+                        tracing::debug!(?event, "asynchronous event");
+                        self.events.push_back(event);
+                    }
+                    Err(error) => {
+                        // A controller that refuses one (limit exceeded, aborted) is not asked again for it.
+                        tracing::debug!(%error, "asynchronous event request refused");
+                        self.aers_wanted = self.aers_wanted.saturating_sub(1);
+                    }
+                }
+            }
+            Some(Sink::Abort) => {
+                self.aborts -= 1;
+                if let Some((sqid, cid)) = self.aborts_waiting.pop_front() {
+                    self.abort(sqid, cid)?;
+                }
+            }
+            Some(Sink::Nobody | Sink::Arrived(..)) | None => {}
+        }
+        Ok(())
+    }
+
+    /// The admin queue is lost: everything outstanding is failed and the loss is told once.
+    pub(super) fn lost(&mut self, error: &Error, now: Instant, notices: &mut Notices) {
+        self.keep_alive = None;
+        self.aers_wanted = 0;
+        self.aborts_waiting.clear();
+        if let Some(engine) = &mut self.engine {
+            engine.fail(error.clone(), CommandError::Disconnected, now);
+            let mut done = Vec::new();
+            while engine.complete_all(usize::MAX, &mut |d| done.push(d)) > 0 {}
+            for done in done {
+                let _ = self.dispatch(done, notices);
+            }
+        }
+        if !self.closed {
+            self.closed = true;
+            notices.removed = self.remove.take();
+        }
+    }
+
+    /// Asynchronous event requests for a controller that takes `aerl_z + 1` of them.
+    pub(super) fn want_aers(&mut self, aerl_z: u8) {
+        self.aers_wanted = aerl_z.saturating_add(1).min(MAX_AERS);
+    }
+}

@@ -1,0 +1,292 @@
+//! One admin command: built, sent, waited for — blocking, polled or as a future.
+
+use std::borrow::Cow;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::PoisonError;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::{AdminResult, Controller, admin_error};
+use crate::dma::IoBuf;
+use crate::error::{Error, Result};
+use crate::proto::controller_init::get_log_page;
+use crate::qpair::CommandId;
+use crate::spec::features::FeatureId;
+use crate::spec::identify::Cns;
+use crate::spec::log_page::LogPageId;
+use crate::spec::{AdminOpcode, Cqe, Sqe, Status};
+use crate::wait::{MAX_SLEEP, Waiter};
+
+/// An admin command being prepared.
+#[derive(Debug)]
+#[must_use = "nothing is sent before `submit`, `wait` or `.await`"]
+pub struct AdminCommand {
+    controller: Controller,
+    sqe: Sqe,
+    data_in: usize,
+    data_out: Vec<u8>,
+    timeout: Duration,
+    name: Cow<'static, str>,
+}
+
+impl AdminCommand {
+    pub(super) fn new(controller: Controller, sqe: Sqe) -> Self {
+        let name = AdminOpcode(sqe.opcode).name().unwrap_or("admin command");
+        let timeout = controller.options().admin_timeout;
+        Self { controller, sqe, data_in: 0, data_out: Vec::new(), timeout, name: name.into() }
+    }
+
+    /// The controller returns `len` bytes.
+    pub fn data_in(mut self, len: usize) -> Self {
+        self.data_in = len;
+        self
+    }
+
+    /// `bytes` are sent with it.
+    pub fn data_out(mut self, bytes: Vec<u8>) -> Self {
+        self.data_out = bytes;
+        self
+    }
+
+    /// Deadline; [`crate::ControllerOptions::admin_timeout`] otherwise. When it passes, the admin queue is given up.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// What it is called in messages.
+    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Sends it.
+    ///
+    /// # Errors
+    /// When the admin queue is lost or full, or there is no memory.
+    pub fn submit(self) -> Result<AdminPending> {
+        let Self { controller, sqe, data_in, data_out, timeout, name } = self;
+        let buf = match (data_in, data_out.len()) {
+            (0, 0) => IoBuf::None,
+            (0, _) => IoBuf::One(controller.pool().copy_from(&data_out)?),
+            (_, 0) => IoBuf::One(controller.alloc(data_in)?),
+            _ => return Err(Error::api_misuse("an admin command with data both ways").doing(name)),
+        };
+        let id = controller.lock().submit(sqe, buf, timeout);
+        let id = id.map_err(|error| error.doing(name.clone()).peer(controller.trid()))?;
+        if controller.in_background() {
+            controller.0.thread.wake();
+        }
+        Ok(AdminPending { controller, id, name, returns: data_in > 0, finished: false })
+    }
+
+    /// Sends it and waits for the result.
+    ///
+    /// # Errors
+    /// When the controller fails it, it times out, or the admin queue is lost.
+    pub fn wait(self) -> Result<AdminResult> {
+        self.submit()?.wait()
+    }
+
+    /// Sends it and waits; a status from the controller is not an error.
+    pub(crate) fn wait_raw(self) -> Result<Cqe> {
+        let name = self.name.clone();
+        match self.wait() {
+            Ok(result) => Ok(Cqe::new(0, 0, Status(0)).with_result64(result.value)),
+            Err(error) => match error.status() {
+                Some(status) => Ok(Cqe::new(0, 0, status)),
+                None => Err(error.doing(name)),
+            },
+        }
+    }
+}
+
+impl IntoFuture for AdminCommand {
+    type Output = Result<AdminResult>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.submit()?.await })
+    }
+}
+
+/// An admin command that was sent. Dropping it does not take the command back; its result is then ignored.
+#[derive(Debug)]
+#[must_use = "the result is lost when this is dropped"]
+pub struct AdminPending {
+    controller: Controller,
+    id: CommandId,
+    name: Cow<'static, str>,
+    returns: bool,
+    finished: bool,
+}
+
+impl AdminPending {
+    /// The result, if it has arrived. Does not block; processes the admin queue unless the background thread does.
+    pub fn poll_result(&mut self) -> Option<Result<AdminResult>> {
+        self.poll_with(None)
+    }
+
+    fn poll_with(&mut self, waker: Option<&Waker>) -> Option<Result<AdminResult>> {
+        if let Some(result) = self.take(waker) {
+            return Some(result);
+        }
+        if !self.controller.in_background() {
+            // A failure of the queue completes this command as well.
+            let _ = self.controller.process_admin_completions();
+            return self.take(waker);
+        }
+        None
+    }
+
+    fn take(&mut self, waker: Option<&Waker>) -> Option<Result<AdminResult>> {
+        let mut admin = self.controller.lock();
+        let (result, buf) = admin.take(self.id, waker)?;
+        self.finished = true;
+        Some(match result {
+            Ok(value) => {
+                let data = match buf {
+                    IoBuf::One(buf) if self.returns => buf.to_vec(),
+                    _ => Vec::new(),
+                };
+                Ok(AdminResult { value, data })
+            }
+            Err(error) => {
+                let failure = admin.engine.as_ref().and_then(|engine| engine.failure().cloned());
+                Err(admin_error(&self.name, error, failure).peer(self.controller.trid()))
+            }
+        })
+    }
+
+    /// Waits for the result. Bounded by the command's deadline.
+    ///
+    /// # Errors
+    /// When the controller fails the command, it times out, or the admin queue is lost.
+    pub fn wait(mut self) -> Result<AdminResult> {
+        let mut waiter = None;
+        loop {
+            let seen = self.controller.arrivals();
+            if let Some(result) = self.poll_result() {
+                return result;
+            }
+            self.controller.wait_arrival(seen, &mut waiter)?;
+        }
+    }
+}
+
+impl Future for AdminPending {
+    type Output = Result<AdminResult>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.poll_with(Some(cx.waker())) {
+            Some(result) => Poll::Ready(result),
+            None => {
+                if !self.controller.in_background() {
+                    // Nobody else looks at the admin queue.
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for AdminPending {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.controller.lock().forget(self.id);
+        }
+    }
+}
+
+impl Controller {
+    pub(super) fn in_background(&self) -> bool {
+        self.0.background.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Identify: the 4,096 bytes of structure `cns` for `nsid`.
+    ///
+    /// # Errors
+    /// When the controller fails the command or is lost.
+    pub fn identify_structure(&self, cns: Cns, nsid: u32) -> Result<Vec<u8>> {
+        let sqe = Sqe::admin(AdminOpcode::IDENTIFY, nsid).with_cdw10(u32::from(cns.0));
+        Ok(self.admin(sqe).data_in(4096).wait()?.data)
+    }
+
+    /// Get Log Page: `len` bytes from the start of a log page, in as many commands as it takes. `nsid` is FFFFFFFFh for
+    /// the controller's own pages.
+    ///
+    /// # Errors
+    /// When `len` is not a multiple of 4, the controller fails a command or is lost.
+    pub fn log_page(&self, page: LogPageId, nsid: u32, len: usize) -> Result<Vec<u8>> {
+        if len == 0 || !len.is_multiple_of(4) {
+            return Err(Error::api_misuse(format!("a log page is read in multiples of 4 bytes, not {len}")));
+        }
+        let chunk = self.log_chunk() as usize;
+        let mut data = Vec::with_capacity(len.min(1 << 20));
+        while data.len() < len {
+            let n = (len - data.len()).min(chunk);
+            let sqe = get_log_page(page, nsid, data.len() as u64, n as u32, 0);
+            data.extend_from_slice(&self.admin(sqe).data_in(n).wait()?.data);
+        }
+        Ok(data)
+    }
+
+    /// Bytes of a log page asked for at once.
+    pub(super) fn log_chunk(&self) -> u32 {
+        self.max_transfer().clamp(4096, 64 * 1024) & !4095
+    }
+
+    /// Get Features: DW0 of the current value.
+    ///
+    /// # Errors
+    /// When the controller fails the command or is lost.
+    pub fn get_features(&self, feature: FeatureId, nsid: u32, cdw11: u32) -> Result<u32> {
+        let sqe =
+            Sqe::admin(AdminOpcode::GET_FEATURES, nsid).with_cdw10(u32::from(feature.0)).with_cdw11(cdw11);
+        Ok(self.admin(sqe).wait()?.dw0())
+    }
+
+    /// Set Features, without saving. Returns DW0.
+    ///
+    /// # Errors
+    /// When the controller fails the command or is lost.
+    pub fn set_features(&self, feature: FeatureId, nsid: u32, cdw11: u32) -> Result<u32> {
+        let sqe =
+            Sqe::admin(AdminOpcode::SET_FEATURES, nsid).with_cdw10(u32::from(feature.0)).with_cdw11(cdw11);
+        Ok(self.admin(sqe).wait()?.dw0())
+    }
+
+    /// How many admin completions arrived so far.
+    pub(super) fn arrivals(&self) -> u64 {
+        self.lock().arrivals
+    }
+
+    /// Sleeps until more admin completions than `seen` arrived, or a moment has passed.
+    pub(super) fn wait_arrival(&self, seen: u64, waiter: &mut Option<Waiter>) -> Result<()> {
+        if self.in_background() {
+            let admin = self.lock();
+            let (admin, timeout) = self
+                .0
+                .arrived
+                .wait_timeout_while(admin, MAX_SLEEP, |admin| admin.arrivals == seen)
+                .unwrap_or_else(PoisonError::into_inner);
+            drop(admin);
+            if timeout.timed_out() {
+                // Deadlines must not depend on another thread. A failure shows in the result.
+                let _ = self.process_admin_completions();
+            }
+            return Ok(());
+        }
+        let waiter = match waiter {
+            Some(waiter) => waiter,
+            none => none.insert(Waiter::new()?),
+        };
+        let sources: Vec<_> = self.admin_event_source().into_iter().collect();
+        // Without a descriptor (name resolution) a short nap has to do.
+        let nap = if sources.is_empty() { Duration::from_millis(2) } else { Duration::from_millis(10) };
+        waiter.wait(&sources, nap)?;
+        Ok(())
+    }
+}

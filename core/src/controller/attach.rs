@@ -1,0 +1,389 @@
+//! Attaching: runs the initialisation machine against a transport, without blocking.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::admin::RemoveCallback;
+use super::{Admin, AdminPending, Controller, Info, check_connect, connect_command};
+use crate::dma::DmaPool;
+use crate::driver::AdminThread;
+use crate::error::{Error, Result};
+use crate::host::HostIdentity;
+use crate::options::ControllerOptions;
+use crate::proto::Tracker;
+use crate::proto::controller_init::{Action, ControllerInit, InitConfig, InitResult, Next, Outcome};
+use crate::proto::keep_alive::KeepAlive;
+use crate::qpair::engine::{Connecting, Engine};
+use crate::spec::fabrics::{self, PropertySize};
+use crate::spec::registers::PropertyOffset;
+use crate::spec::{Cqe, Status};
+use crate::transport::{QpairSetup, Registers, Transport, TransportQpair};
+use crate::transport_id::TransportId;
+
+/// Admin operations that may be outstanding, those waiting for a slot included.
+const ADMIN_OPS: u32 = 256;
+
+/// What every controller of a driver shares.
+pub(crate) struct Environment {
+    pub(crate) pool: DmaPool,
+    pub(crate) host: HostIdentity,
+    pub(crate) thread: Arc<AdminThread>,
+}
+
+/// A controller being attached.
+pub(crate) struct Attach {
+    controller: Controller,
+    machine: ControllerInit,
+    runner: Runner,
+    deadline: Instant,
+}
+
+impl Attach {
+    pub(crate) fn start(
+        transport: &dyn Transport,
+        trid: &TransportId,
+        options: &ControllerOptions,
+        environment: Environment,
+        now: Instant,
+    ) -> Result<Self> {
+        let context = |error: Error| error.doing("attaching the controller").peer(trid);
+        let made = transport.ctrlr_construct(trid, options).map_err(context)?;
+        let capabilities = made.capabilities();
+        let config = InitConfig {
+            fabrics: capabilities.fabrics,
+            discovery: capabilities.fabrics && trid.subnqn().is_none_or(|nqn| nqn.is_discovery()),
+            admin_timeout: options.admin_timeout,
+            num_io_queues: options.num_io_queues,
+            keep_alive_timeout: options.keep_alive_timeout,
+            read_ana_log: !options.disable_read_ana_log_page,
+            host_id: environment.host.id.to_bytes(),
+            max_transfer: capabilities.max_transfer,
+        };
+        let controller = Controller::new(
+            trid.clone(),
+            options.clone(),
+            environment.host,
+            environment.pool,
+            made,
+            InitResult::blank(config.discovery),
+            environment.thread,
+        );
+        Ok(Self {
+            controller,
+            machine: ControllerInit::new(config, now),
+            runner: Runner::Idle,
+            deadline: now + options.attach_timeout,
+        })
+    }
+
+    pub(crate) fn trid(&self) -> &TransportId {
+        self.controller.trid()
+    }
+
+    /// One step. `Some` once the controller is ready.
+    pub(crate) fn poll(&mut self, now: Instant) -> Result<Option<Controller>> {
+        match self.step(now) {
+            Ok(false) => Ok(None),
+            Ok(true) => Ok(Some(self.controller.clone())),
+            Err(error) => {
+                self.controller.close();
+                // A lost queue says more than the machine's own state does.
+                Err(error.doing(self.machine.state()).peer(self.controller.trid()))
+            }
+        }
+    }
+
+    fn step(&mut self, now: Instant) -> Result<bool> {
+        loop {
+            let machine = &mut self.machine;
+            if !self.runner.poll(&self.controller, now, &mut |outcome| machine.complete(outcome, now))? {
+                if now >= self.deadline {
+                    let limit = self.controller.options().attach_timeout;
+                    return Err(Error::timed_out(self.machine.state(), limit));
+                }
+                // The machine knows how long its state may take.
+                return self.machine.next(now).map(|_| false);
+            }
+            match self.machine.next(now)? {
+                Next::Do(action) => self.runner.begin(action, &self.controller)?,
+                Next::Wait(_) if now >= self.deadline => {
+                    let limit = self.controller.options().attach_timeout;
+                    return Err(Error::timed_out(self.machine.state(), limit));
+                }
+                Next::Wait(_) => return Ok(false),
+                Next::Ready => {
+                    self.finish(now)?;
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, now: Instant) -> Result<()> {
+        let result = self.machine.result().clone();
+        let mut admin = self.controller.lock();
+        admin.transport.identified(&result.identify)?;
+        admin.keep_alive = KeepAlive::new(result.keep_alive_timeout, now);
+        if result.async_events != 0 {
+            admin.want_aers(result.identify.aerl_z);
+        }
+        admin.abort_limit = result.identify.abort_limit();
+        admin.set_qids(result.num_io_queues);
+        let info = Info::new(result, &*admin.transport);
+        drop(admin);
+        self.controller.set_info(info);
+        Ok(())
+    }
+
+    /// What to sleep on while nothing can be done.
+    pub(crate) fn event_source(&self) -> Option<(RawFd, bool)> {
+        self.controller.admin_event_source()
+    }
+}
+
+impl Controller {
+    /// Hands a ready controller over to its life: removal callback, background thread.
+    pub(crate) fn start_life(&self, remove: Option<RemoveCallback>) {
+        self.lock().remove = remove;
+        if self.0.options.background_admin {
+            self.0.background.store(true, Ordering::Release);
+            self.0.thread.add(&self.0);
+        }
+    }
+
+    /// Lets go of everything without reporting a removal.
+    pub(crate) fn close(&self) {
+        let mut admin = self.lock();
+        admin.closed = true;
+        drop(admin);
+        self.fail();
+    }
+
+    /// Reads the list of namespaces and their geometry again. Waits.
+    ///
+    /// # Errors
+    /// When the controller fails a command, a deadline passes, or the admin queue is lost.
+    pub fn rescan_namespaces(&self) -> Result<()> {
+        let info = self.info();
+        let config = InitConfig {
+            fabrics: self.lock().transport.capabilities().fabrics,
+            discovery: info.init.discovery,
+            admin_timeout: self.0.options.admin_timeout,
+            num_io_queues: self.0.options.num_io_queues,
+            keep_alive_timeout: self.0.options.keep_alive_timeout,
+            read_ana_log: !self.0.options.disable_read_ana_log_page,
+            host_id: self.0.host.id.to_bytes(),
+            max_transfer: info.max_transfer,
+        };
+        if info.init.discovery {
+            return Ok(());
+        }
+        let mut machine = ControllerInit::rescan(config, info.init.clone(), Instant::now());
+        let mut runner = Runner::Idle;
+        let mut waiter = None;
+        let result = loop {
+            let seen = self.arrivals();
+            let now = Instant::now();
+            if runner.poll(self, now, &mut |outcome| machine.complete(outcome, now))? {
+                match machine.next(now)? {
+                    Next::Do(action) => runner.begin(action, self)?,
+                    Next::Wait(time) => std::thread::sleep(time.saturating_duration_since(now)),
+                    Next::Ready => break machine.result().clone(),
+                }
+            } else {
+                machine.next(now)?;
+                self.wait_arrival(seen, &mut waiter)?;
+            }
+        };
+        let info = Info::new(result, &*self.lock().transport);
+        self.set_info(info);
+        Ok(())
+    }
+
+    /// Drives the connection of the admin queue. `Some` with the controller identifier once connected.
+    fn poll_admin_connect(&self, now: Instant) -> Result<Option<Option<u16>>> {
+        let mut admin = self.lock();
+        if admin.engine.is_none() {
+            let engine = self.make_admin_engine(&mut admin, now)?;
+            admin.engine = Some(engine);
+        }
+        let Some(engine) = &mut admin.engine else { return Ok(None) };
+        match engine.poll_connect(now)? {
+            Connecting::Pending => Ok(None),
+            Connecting::Ready(None) => Ok(Some(None)),
+            Connecting::Ready(Some(cqe)) => check_connect(&cqe, &self.0.host).map(|r| Some(Some(r.cntlid))),
+            Connecting::Admin(_) => {
+                Err(Error::api_misuse("the transport asks for an admin command to create the admin queue"))
+            }
+        }
+    }
+
+    fn make_admin_engine(&self, admin: &mut Admin, now: Instant) -> Result<Engine<Box<dyn TransportQpair>>> {
+        let inner = &*self.0;
+        let capabilities = admin.transport.capabilities();
+        let entries = inner.options.admin_queue_size.clamp(capabilities.min_admin_entries.max(2), 4096);
+        let setup = QpairSetup {
+            qid: 0,
+            entries,
+            slots: entries - 1,
+            deadline: now + inner.options.connect_timeout,
+            priority: 0,
+        };
+        let transport = admin.transport.create_qpair(&setup)?;
+        let connect = if capabilities.fabrics {
+            let kato = u32::try_from(inner.options.keep_alive_timeout.as_millis()).unwrap_or(u32::MAX);
+            let cntlid = fabrics::CNTLID_DYNAMIC;
+            Some(connect_command(
+                &inner.trid,
+                &inner.options,
+                &inner.host,
+                &inner.pool,
+                &setup,
+                cntlid,
+                kato,
+            )?)
+        } else {
+            None
+        };
+        let tracker = Tracker::new(setup.slots, ADMIN_OPS, inner.options.cid_generations);
+        Ok(Engine::new(transport, tracker, ADMIN_OPS, connect, inner.options.connect_timeout, now))
+    }
+
+    /// Runs `f` on the registers, where there are any.
+    fn with_registers<T>(&self, f: impl FnOnce(&mut dyn Registers) -> Result<T>) -> Option<Result<T>> {
+        self.lock().transport.registers().map(f)
+    }
+}
+
+/// Does what a machine asks for, one action at a time.
+pub(super) enum Runner {
+    Idle,
+    Connect,
+    Get(AdminPending, PropertySize),
+    Set(AdminPending),
+    Admin(AdminPending),
+    /// Already done, to be reported at the next poll.
+    Value(u64),
+    Done,
+}
+
+impl Runner {
+    /// Starts an action.
+    pub(super) fn begin(&mut self, action: Action, controller: &Controller) -> Result<()> {
+        *self = match action {
+            Action::ConnectAdminQueue => Self::Connect,
+            Action::PropertyGet(offset, size) => {
+                let read = |registers: &mut dyn Registers| match size {
+                    PropertySize::Dword => registers.read32(offset.0).map(u64::from),
+                    PropertySize::Qword => registers.read64(offset.0),
+                };
+                match controller.with_registers(read) {
+                    Some(value) => Self::Value(value?),
+                    None => {
+                        let command = controller.admin(fabrics::property_get(offset.0, size));
+                        Self::Get(command.name(property_name("Property Get", offset)).submit()?, size)
+                    }
+                }
+            }
+            Action::PropertySet(offset, size, value) => {
+                let write = |registers: &mut dyn Registers| match size {
+                    PropertySize::Dword => registers.write32(offset.0, value as u32),
+                    PropertySize::Qword => registers.write64(offset.0, value),
+                };
+                match controller.with_registers(write) {
+                    Some(result) => {
+                        result?;
+                        Self::Done
+                    }
+                    None => {
+                        let command = controller.admin(fabrics::property_set(offset.0, size, value));
+                        Self::Set(command.name(property_name("Property Set", offset)).submit()?)
+                    }
+                }
+            }
+            Action::SetAdminQueue => {
+                let queue = controller
+                    .lock()
+                    .transport
+                    .admin_queue()
+                    .ok_or_else(|| Error::api_misuse("the transport has no admin queue registers"))?;
+                let write = |registers: &mut dyn Registers| {
+                    registers.write32(PropertyOffset::AQA.0, queue.aqa)?;
+                    registers.write64(PropertyOffset::ASQ.0, queue.asq)?;
+                    registers.write64(PropertyOffset::ACQ.0, queue.acq)
+                };
+                controller
+                    .with_registers(write)
+                    .unwrap_or_else(|| Err(Error::api_misuse("the transport has no registers")))?;
+                Self::Done
+            }
+            Action::Admin(command) => {
+                let admin = controller
+                    .admin(command.sqe)
+                    .name(command.name)
+                    .data_in(command.data_in as usize)
+                    .data_out(command.data_out);
+                Self::Admin(admin.submit()?)
+            }
+        };
+        Ok(())
+    }
+
+    /// Reports the outcome of the action in progress, if there is one. Returns whether the runner is idle now.
+    pub(super) fn poll(
+        &mut self,
+        controller: &Controller,
+        now: Instant,
+        complete: &mut dyn FnMut(Outcome<'_>) -> Result<()>,
+    ) -> Result<bool> {
+        match self {
+            Self::Idle => return Ok(true),
+            Self::Connect => match controller.poll_admin_connect(now)? {
+                None => return Ok(false),
+                Some(cntlid) => complete(Outcome::Connected { cntlid })?,
+            },
+            Self::Get(pending, size) => match pending.poll_result() {
+                None => return Ok(false),
+                Some(result) => {
+                    let value = result?.value;
+                    complete(Outcome::Property(match size {
+                        PropertySize::Dword => value & u64::from(u32::MAX),
+                        PropertySize::Qword => value,
+                    }))?;
+                }
+            },
+            Self::Set(pending) => match pending.poll_result() {
+                None => return Ok(false),
+                Some(result) => {
+                    result?;
+                    complete(Outcome::Done)?;
+                }
+            },
+            Self::Admin(pending) => match pending.poll_result() {
+                None => return Ok(false),
+                Some(Ok(result)) => {
+                    let cqe = Cqe::new(0, 0, Status(0)).with_result64(result.value);
+                    complete(Outcome::Admin(&cqe, &result.data))?;
+                }
+                Some(Err(error)) => match error.status() {
+                    // What a refusal means is the machine's business.
+                    Some(status) => complete(Outcome::Admin(&Cqe::new(0, 0, status), &[]))?,
+                    None => return Err(error),
+                },
+            },
+            Self::Value(value) => complete(Outcome::Property(*value))?,
+            Self::Done => complete(Outcome::Done)?,
+        }
+        *self = Self::Idle;
+        Ok(true)
+    }
+}
+
+fn property_name(what: &'static str, offset: PropertyOffset) -> String {
+    format!("{what} ({})", offset.name().unwrap_or("property"))
+}
+
+/// A pause between polls of things that have no descriptor.
+pub(crate) const NAP: Duration = Duration::from_millis(2);

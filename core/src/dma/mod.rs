@@ -1,0 +1,15 @@
+//! Memory a controller may read and write: pinned regions, unique buffers cut from them, and a pool.
+//!
+//! A [`DmaBuf`] is owned by exactly one party at any time: the caller, or the command slot it was
+//! submitted with. It comes back with the completion, never earlier (see `docs/safety.md`).
+
+mod pool;
+// UNSAFETY: mmap, and slices over memory that only this module's ownership rules keep exclusive.
+#[expect(unsafe_code, reason = "the crate's only owner of raw memory")]
+mod region;
+
+pub use pool::{DmaBuf, DmaPool, IoBuf, PoolStats};
+pub use region::{DmaRegion, Extent, RegionId};
+
+/// Granularity of DMA memory, bytes: every buffer starts on such a boundary.
+pub const DMA_PAGE: usize = 4096;

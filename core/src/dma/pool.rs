@@ -1,0 +1,389 @@
+//! A pool of DMA buffers in size classes.
+
+use std::fmt;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::DMA_PAGE;
+use super::region::{DmaRegion, Extent};
+
+/// Number of size classes: 4 KiB, 8 KiB, … 2 MiB.
+const CLASSES: usize = 10;
+/// Length of the regions the classes are cut from, bytes; the largest class.
+const CHUNK: usize = DMA_PAGE << (CLASSES - 1);
+
+/// A pool of DMA memory, cheap to clone and to share between threads.
+///
+/// Buffers up to 2 MiB are cut from 2 MiB regions and come back to the pool when dropped; larger ones get a
+/// region of their own, unmapped when dropped. Memory grows with use and is returned when the pool and all its
+/// buffers are gone.
+#[derive(Clone)]
+pub struct DmaPool(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    free: [Vec<Extent>; CLASSES],
+    stats: PoolStats,
+}
+
+/// What a pool holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Bytes mapped for size classes.
+    pub mapped_bytes: usize,
+    /// Buffers handed out and not yet returned, of any size.
+    pub outstanding: usize,
+}
+
+impl DmaPool {
+    /// An empty pool; memory is mapped at the first allocation.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Shared { state: Mutex::default() }))
+    }
+
+    /// A zeroed buffer of `len` bytes, page aligned. A length of zero gives an empty buffer.
+    ///
+    /// # Errors
+    /// What the operating system reports when memory cannot be mapped.
+    pub fn alloc(&self, len: usize) -> io::Result<DmaBuf> {
+        let class = class_of(len);
+        let mut extent = match class {
+            Some(class) => self.take(class)?,
+            None => DmaRegion::allocate(len)?,
+        };
+        extent.as_mut_slice()[..len].fill(0);
+        self.lock().stats.outstanding += 1;
+        Ok(DmaBuf { extent: Some(extent), len, home: Arc::clone(&self.0) })
+    }
+
+    /// A buffer holding a copy of `bytes`.
+    ///
+    /// # Errors
+    /// As [`DmaPool::alloc`].
+    pub fn copy_from(&self, bytes: &[u8]) -> io::Result<DmaBuf> {
+        let mut buf = self.alloc(bytes.len())?;
+        buf.copy_from_slice(bytes);
+        Ok(buf)
+    }
+
+    /// Wraps memory registered by the caller ([`DmaRegion::register`]) as a buffer of `len` bytes. When dropped, the
+    /// memory is released to its owner instead of being pooled.
+    #[must_use]
+    pub fn adopt(&self, extent: Extent) -> DmaBuf {
+        self.lock().stats.outstanding += 1;
+        DmaBuf { len: extent.len(), extent: Some(extent), home: Arc::clone(&self.0) }
+    }
+
+    /// What the pool holds now.
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        self.lock().stats
+    }
+
+    fn take(&self, class: usize) -> io::Result<Extent> {
+        let mut state = self.lock();
+        if let Some(extent) = state.free[class].pop() {
+            return Ok(extent);
+        }
+        // Cut a region into pieces of this class; all but one go to the free list.
+        let mut rest = DmaRegion::allocate(CHUNK)?;
+        state.stats.mapped_bytes += CHUNK;
+        let size = DMA_PAGE << class;
+        while rest.len() > size {
+            match rest.split_at(size) {
+                Ok((piece, tail)) => {
+                    state.free[class].push(piece);
+                    rest = tail;
+                }
+                Err(whole) => return Ok(whole),
+            }
+        }
+        Ok(rest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+}
+
+impl Default for DmaPool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for DmaPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DmaPool").field(&self.stats()).finish()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing in this module panics while holding the lock; a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The class whose pieces hold `len` bytes, `None` above the largest.
+fn class_of(len: usize) -> Option<usize> {
+    (0..CLASSES).find(|class| len <= DMA_PAGE << class)
+}
+
+/// A buffer in DMA memory: unique, not clonable, page aligned.
+///
+/// It dereferences to its bytes. Submitting an I/O moves it into the command's slot; the completion moves it out
+/// again, and until then no code in this process can reach it.
+pub struct DmaBuf {
+    /// Always present but while being dropped.
+    extent: Option<Extent>,
+    len: usize,
+    home: Arc<Shared>,
+}
+
+impl DmaBuf {
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The length it can grow to without a new allocation, bytes.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.extent.as_ref().map_or(0, Extent::len)
+    }
+
+    /// Sets the length.
+    ///
+    /// # Panics
+    /// When `len` is above [`DmaBuf::capacity`].
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity(), "length {len} above the buffer's capacity {}", self.capacity());
+        self.len = len;
+    }
+
+    /// The piece of registered memory behind the buffer, for transports that hand addresses to a device.
+    #[must_use]
+    pub fn extent(&self) -> Option<&Extent> {
+        self.extent.as_ref()
+    }
+
+    /// Gives the memory up for good: it stays mapped until the process ends. For buffers a device may still write.
+    pub fn leak(mut self) {
+        if let Some(extent) = self.extent.take() {
+            extent.region().leak();
+        }
+    }
+}
+
+impl Deref for DmaBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.extent.as_ref().map_or(&[], |extent| &extent.as_slice()[..self.len])
+    }
+}
+
+impl DerefMut for DmaBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let len = self.len;
+        self.extent.as_mut().map_or(&mut [], |extent| &mut extent.as_mut_slice()[..len])
+    }
+}
+
+impl fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaBuf({} bytes)", self.len)
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        let mut state = self.home.lock();
+        state.stats.outstanding -= 1;
+        let Some(extent) = self.extent.take() else { return };
+        // Pieces of a class go back; whole regions of other sizes and foreign memory are released.
+        let pooled = extent.region().len() == CHUNK && extent.region().file().is_some();
+        if pooled && let Some(class) = class_of(extent.len()) {
+            state.free[class].push(extent);
+        } else {
+            drop(state);
+            drop(extent);
+        }
+    }
+}
+
+/// The data of one I/O: nothing, one buffer, or several in order (vectored I/O).
+#[derive(Debug, Default)]
+pub enum IoBuf {
+    /// No data.
+    #[default]
+    None,
+    /// One buffer.
+    One(DmaBuf),
+    /// Several buffers, transferred in order as if they were one.
+    Many(Vec<DmaBuf>),
+}
+
+impl IoBuf {
+    /// Total length, bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(buf) => buf.len(),
+            Self::Many(bufs) => bufs.iter().map(DmaBuf::len).sum(),
+        }
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The single buffer, if it is one.
+    #[must_use]
+    pub fn into_one(self) -> Option<DmaBuf> {
+        match self {
+            Self::One(buf) => Some(buf),
+            Self::None | Self::Many(_) => None,
+        }
+    }
+
+    /// The buffers, in order.
+    #[must_use]
+    pub fn into_vec(self) -> Vec<DmaBuf> {
+        match self {
+            Self::None => Vec::new(),
+            Self::One(buf) => vec![buf],
+            Self::Many(bufs) => bufs,
+        }
+    }
+
+    /// The buffers, in order.
+    pub fn bufs(&self) -> &[DmaBuf] {
+        match self {
+            Self::None => &[],
+            Self::One(buf) => std::slice::from_ref(buf),
+            Self::Many(bufs) => bufs,
+        }
+    }
+
+    /// The bytes from `offset` to the end of the buffer that holds them; empty at or past the end.
+    #[must_use]
+    pub fn chunk(&self, mut offset: usize) -> &[u8] {
+        for buf in self.bufs() {
+            if offset < buf.len() {
+                return &buf[offset..];
+            }
+            offset -= buf.len();
+        }
+        &[]
+    }
+
+    /// The writable bytes from `offset` to the end of the buffer that holds them; empty at or past the end.
+    #[must_use]
+    pub fn chunk_mut(&mut self, mut offset: usize) -> &mut [u8] {
+        let bufs: &mut [DmaBuf] = match self {
+            Self::None => &mut [],
+            Self::One(buf) => std::slice::from_mut(buf),
+            Self::Many(bufs) => bufs,
+        };
+        for buf in bufs {
+            if offset < buf.len() {
+                return &mut buf[offset..];
+            }
+            offset -= buf.len();
+        }
+        &mut []
+    }
+
+    /// Gives all memory up for good; see [`DmaBuf::leak`].
+    pub fn leak(self) {
+        for buf in self.into_vec() {
+            buf.leak();
+        }
+    }
+}
+
+impl From<DmaBuf> for IoBuf {
+    fn from(buf: DmaBuf) -> Self {
+        Self::One(buf)
+    }
+}
+
+impl From<Vec<DmaBuf>> for IoBuf {
+    fn from(bufs: Vec<DmaBuf>) -> Self {
+        Self::Many(bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_come_back_to_their_class_and_are_zeroed_again() {
+        let pool = DmaPool::new();
+        let mut a = pool.alloc(5000).unwrap();
+        assert_eq!((a.len(), a.capacity()), (5000, 8192));
+        a.fill(7);
+        let place = a.as_ptr();
+        drop(a);
+        let b = pool.alloc(8192).unwrap();
+        assert_eq!(b.as_ptr(), place);
+        assert!(b.iter().all(|&x| x == 0));
+        assert_eq!(pool.stats(), PoolStats { mapped_bytes: CHUNK, outstanding: 1 });
+    }
+
+    #[test]
+    fn distinct_buffers_do_not_share_bytes() {
+        let pool = DmaPool::new();
+        let mut bufs: Vec<DmaBuf> = (0..1000).map(|i| pool.alloc(100 + i * 37).unwrap()).collect();
+        for (i, buf) in bufs.iter_mut().enumerate() {
+            buf.fill(i as u8);
+        }
+        for (i, buf) in bufs.iter().enumerate() {
+            assert!(buf.iter().all(|&x| x == i as u8), "buffer {i} was overwritten");
+        }
+    }
+
+    #[test]
+    fn large_buffers_have_a_region_of_their_own() {
+        let pool = DmaPool::new();
+        let a = pool.alloc(CHUNK + 1).unwrap();
+        assert_eq!(pool.stats().mapped_bytes, 0);
+        drop(a);
+        assert_eq!(pool.stats().outstanding, 0);
+    }
+
+    #[test]
+    fn chunks_of_a_vectored_buffer_follow_one_another() {
+        let pool = DmaPool::new();
+        let mut io = IoBuf::from(vec![
+            pool.copy_from(b"abc").unwrap(),
+            pool.alloc(0).unwrap(),
+            pool.copy_from(b"defg").unwrap(),
+        ]);
+        assert_eq!(io.len(), 7);
+        assert_eq!(io.chunk(1), b"bc");
+        assert_eq!(io.chunk(3), b"defg");
+        assert_eq!(io.chunk(7), b"");
+        io.chunk_mut(4)[0] = b'E';
+        assert_eq!(io.chunk(3), b"dEfg");
+    }
+}

@@ -1,0 +1,293 @@
+// UNSAFETY: this module maps memory and turns parts of it into slices. Its safety rests on two rules,
+// both enforced by the types below: a mapping lives as long as anything that points into it (`Arc`), and
+// two `Extent`s never overlap (an `Extent` is only made from a whole region, once, or by consuming
+// another one). See docs/safety.md, invariants M1 and M2.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::DMA_PAGE;
+
+/// Names a region for as long as the process lives; transports key their own mappings by it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct RegionId(pub u64);
+
+/// A mapping of pinned, shareable memory (a memfd, so that another process can map it as well).
+#[derive(Clone)]
+pub struct DmaRegion(Arc<Mapping>);
+
+struct Mapping {
+    id: RegionId,
+    base: NonNull<u8>,
+    len: usize,
+    memory: Memory,
+}
+
+enum Memory {
+    /// Mapped by this module, shareable through the file.
+    Memfd(File),
+    /// Caller's memory; the owner is dropped after the last user.
+    Foreign(#[expect(dead_code, reason = "held for its Drop only")] Box<dyn std::any::Any + Send + Sync>),
+}
+
+// SAFETY: a Mapping is an address range and a file; it has no thread affinity. Exclusive access to the
+// bytes is the business of Extent.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; no method of Mapping touches the bytes.
+unsafe impl Sync for Mapping {}
+
+static NEXT_REGION: AtomicU64 = AtomicU64::new(1);
+
+impl DmaRegion {
+    /// Maps a new region of at least `len` bytes (rounded up to whole pages), zeroed, and returns it as one
+    /// unique extent.
+    ///
+    /// # Errors
+    /// What memfd_create, ftruncate or mmap report; `InvalidInput` when `len` is zero.
+    pub fn allocate(len: usize) -> io::Result<Extent> {
+        if len == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a DMA region of zero bytes was asked for",
+            ));
+        }
+        let len = len.checked_next_multiple_of(DMA_PAGE).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "a DMA region larger than the address space")
+        })?;
+        // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
+        let fd = unsafe { libc::memfd_create(c"nvmf-dma".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: fd was just returned by memfd_create and is owned by nobody else.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len as u64)?;
+        // SAFETY: a fresh shared mapping of our own file at an address the kernel chooses; nothing else is affected.
+        let ptr = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                fd,
+                0,
+            )
+        };
+        if ptr == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base =
+            NonNull::new(ptr.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned address zero"))?;
+        Ok(Self::whole(base, len, Memory::Memfd(file)))
+    }
+
+    /// Registers memory the caller owns, so that buffers cut from it can be used for I/O without a copy.
+    ///
+    /// `owner` is dropped once the last buffer cut from the region is gone.
+    ///
+    /// # Safety
+    /// `base` must point to `len` bytes, readable and writable, aligned to [`DMA_PAGE`], that stay mapped
+    /// until `owner` is dropped and are accessed by nobody but through the returned extent until then.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the address or the length is not a multiple of [`DMA_PAGE`], or is zero.
+    pub unsafe fn register(
+        base: NonNull<u8>,
+        len: usize,
+        owner: Box<dyn std::any::Any + Send + Sync>,
+    ) -> io::Result<Extent> {
+        if len == 0 || !len.is_multiple_of(DMA_PAGE) || !base.addr().get().is_multiple_of(DMA_PAGE) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("memory at {base:p}, {len} bytes, is not made of whole {DMA_PAGE}-byte pages"),
+            ));
+        }
+        Ok(Self::whole(base, len, Memory::Foreign(owner)))
+    }
+
+    fn whole(base: NonNull<u8>, len: usize, memory: Memory) -> Extent {
+        let id = RegionId(NEXT_REGION.fetch_add(1, Ordering::Relaxed));
+        Extent { region: Self(Arc::new(Mapping { id, base, len, memory })), offset: 0, len }
+    }
+
+    /// The region's name.
+    #[must_use]
+    pub fn id(&self) -> RegionId {
+        self.0.id
+    }
+
+    /// Length in bytes, a multiple of [`DMA_PAGE`].
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Never true: a region holds at least one page.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Address of the first byte in this process, for registration with a device.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.0.base.addr().get()
+    }
+
+    /// The file behind the region, for passing to another process; none for registered memory.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0.memory {
+            Memory::Memfd(file) => Some(file.as_fd()),
+            Memory::Foreign(_) => None,
+        }
+    }
+
+    /// Leaks the mapping: it stays mapped until the process ends. For memory a device may still write
+    /// because its queue could not be quiesced.
+    pub fn leak(&self) {
+        std::mem::forget(Arc::clone(&self.0));
+    }
+}
+
+impl fmt::Debug for DmaRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaRegion({}, {:p}, {} bytes)", self.0.id.0, self.0.base, self.0.len)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if matches!(self.memory, Memory::Memfd(_)) {
+            // SAFETY: base and len are what mmap returned for this mapping; no Extent is left, each holds an Arc.
+            unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        }
+    }
+}
+
+/// A unique piece of a region: no other extent overlaps it.
+pub struct Extent {
+    region: DmaRegion,
+    offset: usize,
+    len: usize,
+}
+
+impl Extent {
+    /// The region it is a piece of.
+    #[must_use]
+    pub fn region(&self) -> &DmaRegion {
+        &self.region
+    }
+
+    /// Where it starts in the region, bytes.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Cuts it in two, the first `mid` bytes and the rest. `None` and nothing lost but the extent's name when
+    /// `mid` is past the end.
+    ///
+    /// # Errors
+    /// The extent itself when `mid` is greater than its length.
+    pub fn split_at(self, mid: usize) -> Result<(Self, Self), Self> {
+        if mid > self.len {
+            return Err(self);
+        }
+        let right = Self { region: self.region.clone(), offset: self.offset + mid, len: self.len - mid };
+        let left = Self { region: self.region, offset: self.offset, len: mid };
+        Ok((left, right))
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: offset + len lie inside the mapping (by construction and split_at) and the Arc in `region`
+        // keeps it mapped. The extent is unique (M2), so a shared borrow of it excludes writers in this process.
+        unsafe { std::slice::from_raw_parts(self.region.0.base.as_ptr().wrapping_add(self.offset), self.len) }
+    }
+
+    /// The bytes, writable.
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in as_slice; `&mut self` of a unique extent excludes every other access in this process.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.region.0.base.as_ptr().wrapping_add(self.offset), self.len)
+        }
+    }
+}
+
+impl fmt::Debug for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Extent({:?} + {:#x}, {} bytes)", self.region, self.offset, self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_of_a_region_do_not_overlap_and_keep_it_mapped() {
+        let whole = DmaRegion::allocate(3 * DMA_PAGE - 1).unwrap();
+        assert_eq!(whole.len(), 3 * DMA_PAGE);
+        let (mut a, b) = whole.split_at(DMA_PAGE).unwrap();
+        a.as_mut_slice().fill(0xaa);
+        assert!(b.as_slice().iter().all(|&x| x == 0));
+        let region = a.region().clone();
+        drop(a);
+        drop(b);
+        assert_eq!(region.len(), 3 * DMA_PAGE);
+        assert!(region.file().is_some());
+    }
+
+    #[test]
+    fn split_past_the_end_returns_the_extent() {
+        let e = DmaRegion::allocate(1).unwrap();
+        let e = e.split_at(DMA_PAGE + 1).unwrap_err();
+        assert_eq!(e.len(), DMA_PAGE);
+    }
+
+    #[test]
+    fn registered_memory_drops_its_owner_last() {
+        struct Owner(Box<[u8]>, Arc<AtomicU64>);
+        impl Drop for Owner {
+            fn drop(&mut self) {
+                self.1.store(self.0.len() as u64, Ordering::SeqCst);
+            }
+        }
+        let dropped = Arc::new(AtomicU64::new(0));
+        let mut memory = vec![0u8; 3 * DMA_PAGE].into_boxed_slice();
+        let skip = memory.as_ptr().align_offset(DMA_PAGE);
+        let base = NonNull::new(memory.as_mut_ptr().wrapping_add(skip)).unwrap();
+        let owner = Owner(memory, Arc::clone(&dropped));
+        // SAFETY: two whole pages inside a box that the owner keeps; nothing else touches it.
+        let extent = unsafe { DmaRegion::register(base, 2 * DMA_PAGE, Box::new(owner)) }.unwrap();
+        assert!(extent.region().file().is_none());
+        assert_eq!(dropped.load(Ordering::SeqCst), 0);
+        drop(extent);
+        assert_eq!(dropped.load(Ordering::SeqCst), 3 * DMA_PAGE as u64);
+    }
+
+    #[test]
+    fn zero_length_is_refused() {
+        assert_eq!(DmaRegion::allocate(0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}

@@ -1,0 +1,230 @@
+//! The driver: registered transports, attached controllers, probe and connect.
+
+mod admin_thread;
+mod probe;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Instant;
+
+pub(crate) use admin_thread::AdminThread;
+pub use probe::{Callbacks, ProbeContext};
+
+use crate::controller::{Attach, Controller, Environment, Inner};
+use crate::dma::DmaPool;
+use crate::error::{Error, Result};
+use crate::host::HostIdentity;
+use crate::nqn::{HostId, Nqn};
+use crate::options::ControllerOptions;
+use crate::transport::{Transport, not_registered};
+use crate::transport_id::{TransportId, TransportType};
+
+/// The entry point: knows the transports of this program and the controllers it attached. Cheap to clone.
+#[derive(Clone)]
+pub struct Driver(Arc<Shared>);
+
+struct Shared {
+    transports: Vec<Arc<dyn Transport>>,
+    pool: DmaPool,
+    attached: Mutex<Vec<Weak<Inner>>>,
+    host: OnceLock<HostIdentity>,
+    thread: Arc<AdminThread>,
+}
+
+/// Collects what a [`Driver`] is made of.
+#[derive(Default)]
+#[must_use]
+pub struct DriverBuilder {
+    transports: Vec<Arc<dyn Transport>>,
+    host: Option<HostIdentity>,
+}
+
+impl DriverBuilder {
+    /// Registers a transport. Of several for the same type, the last one counts.
+    pub fn transport(mut self, transport: impl Transport + 'static) -> Self {
+        self.transports.retain(|known| known.trtype() != transport.trtype());
+        self.transports.push(Arc::new(transport));
+        self
+    }
+
+    /// Sets who we are, for controllers whose options do not say. Otherwise [`HostIdentity::load`].
+    pub fn host(mut self, host: HostIdentity) -> Self {
+        self.host = Some(host);
+        self
+    }
+
+    /// The driver.
+    #[must_use]
+    pub fn build(self) -> Driver {
+        let host = OnceLock::new();
+        if let Some(identity) = self.host {
+            let _ = host.set(identity);
+        }
+        Driver(Arc::new(Shared {
+            transports: self.transports,
+            pool: DmaPool::new(),
+            attached: Mutex::default(),
+            host,
+            thread: Arc::new(AdminThread::default()),
+        }))
+    }
+}
+
+impl Driver {
+    /// Starts a builder.
+    pub fn builder() -> DriverBuilder {
+        DriverBuilder::default()
+    }
+
+    /// The pool of DMA memory its controllers use.
+    #[must_use]
+    pub fn pool(&self) -> &DmaPool {
+        &self.0.pool
+    }
+
+    /// Controllers attached and not yet detached.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<Controller> {
+        let mut attached = self.attached();
+        attached.retain(|weak| weak.strong_count() > 0);
+        attached
+            .iter()
+            .filter_map(Weak::upgrade)
+            .map(Controller)
+            .filter(|ctrlr| !ctrlr.is_detached())
+            .collect()
+    }
+
+    /// Finds controllers and attaches those the probe callback agrees to; waits until each is attached or has failed.
+    ///
+    /// * `None` scans the local bus of every registered local transport.
+    /// * A fabrics identifier without a subsystem NQN, or with the discovery NQN, names a discovery controller: its log
+    ///   is read, and every NVM subsystem in it is offered.
+    /// * Any other identifier is offered as it is.
+    ///
+    /// # Errors
+    /// When looking for controllers failed. That one of them could not be attached is told to the attach-fail callback.
+    pub fn probe(&self, trid: Option<&TransportId>, callbacks: Callbacks<'_>) -> Result<()> {
+        self.probe_async(trid, callbacks)?.finish()
+    }
+
+    /// As [`Driver::probe`], driven by [`ProbeContext::poll`]; never blocks.
+    ///
+    /// # Errors
+    /// When the identifier's transport is not registered, or the local bus cannot be scanned.
+    pub fn probe_async<'a>(
+        &self,
+        trid: Option<&TransportId>,
+        callbacks: Callbacks<'a>,
+    ) -> Result<ProbeContext<'a>> {
+        ProbeContext::probe(self.clone(), trid, callbacks)
+    }
+
+    /// Attaches the controller at `trid` directly, without discovery. Waits. The discovery NQN, or none, attaches the
+    /// discovery controller itself.
+    ///
+    /// # Errors
+    /// When the controller cannot be attached: what was attempted, where, and why it failed.
+    pub fn connect(&self, trid: &TransportId, options: &ControllerOptions) -> Result<Controller> {
+        let mut outcome = None;
+        self.connect_async(trid, options, |result| outcome = Some(result))?.finish()?;
+        outcome.unwrap_or_else(|| Err(Error::disconnected("attaching ended without a result").peer(trid)))
+    }
+
+    /// As [`Driver::connect`], driven by [`ProbeContext::poll`]; `done` gets the outcome.
+    ///
+    /// # Errors
+    /// When the identifier's transport is not registered.
+    pub fn connect_async<'a>(
+        &self,
+        trid: &TransportId,
+        options: &ControllerOptions,
+        done: impl FnOnce(Result<Controller>) + 'a,
+    ) -> Result<ProbeContext<'a>> {
+        ProbeContext::connect(self.clone(), trid, options, Box::new(done))
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Vec<Weak<Inner>>> {
+        self.0.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn register(&self, controller: &Controller) {
+        let mut attached = self.attached();
+        attached.retain(|weak| weak.strong_count() > 0);
+        attached.push(Arc::downgrade(&controller.0));
+    }
+
+    /// The controller attached already under this identifier by the same host, counted once more.
+    fn find_attached(&self, trid: &TransportId, host: &HostIdentity) -> Option<Controller> {
+        let found = self.controllers().into_iter().find(|c| c.trid() == trid && c.host() == host)?;
+        found.reference().then_some(found)
+    }
+
+    fn transport(&self, trid: &TransportId) -> Result<&Arc<dyn Transport>> {
+        self.0
+            .transports
+            .iter()
+            .find(|transport| transport.trtype() == trid.trtype())
+            .ok_or_else(|| not_registered(trid, &self.0.transports))
+    }
+
+    fn has_transport(&self, trtype: TransportType) -> bool {
+        self.0.transports.iter().any(|transport| transport.trtype() == trtype)
+    }
+
+    /// Who we are to the controller at `trid`: its own `hostnqn`, else the options', else the driver's.
+    fn host_for(&self, trid: &TransportId, options: &ControllerOptions) -> HostIdentity {
+        let base = options.host.clone().unwrap_or_else(|| self.default_host());
+        match trid.hostnqn() {
+            Some(nqn) if *nqn != base.nqn => HostIdentity { id: host_id_of(nqn, base.id), nqn: nqn.clone() },
+            _ => base,
+        }
+    }
+
+    fn default_host(&self) -> HostIdentity {
+        let load = || {
+            HostIdentity::load().or_else(|error| {
+                tracing::warn!(%error, "no host identity; one is made up for this process");
+                HostIdentity::random()
+            })
+        };
+        self.0
+            .host
+            .get_or_init(|| {
+                load().unwrap_or_else(|error| {
+                    // Without a source of randomness there is still the process to tell hosts apart.
+                    tracing::error!(%error, "no random host identity");
+                    let mut id = [0x5a; 16];
+                    id[12..].copy_from_slice(&std::process::id().to_be_bytes());
+                    HostIdentity::from_uuid(crate::nqn::Uuid::from_bytes(id))
+                })
+            })
+            .clone()
+    }
+
+    fn start(&self, trid: &TransportId, options: &ControllerOptions) -> Result<Attach> {
+        let transport = self.transport(trid)?;
+        let environment = Environment {
+            pool: self.0.pool.clone(),
+            host: self.host_for(trid, options),
+            thread: Arc::clone(&self.0.thread),
+        };
+        Attach::start(&**transport, trid, options, environment, Instant::now())
+    }
+}
+
+/// The host identifier that goes with a host NQN given by name: its UUID if it has one, for the same NQN must
+/// always come with the same identifier.
+fn host_id_of(nqn: &Nqn, fallback: HostId) -> HostId {
+    nqn.uuid().map_or(fallback, |uuid| HostId::from_bytes(uuid.to_bytes()))
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let transports: Vec<String> = self.0.transports.iter().map(|t| t.trtype().to_string()).collect();
+        f.debug_struct("Driver")
+            .field("transports", &transports)
+            .field("controllers", &self.controllers())
+            .finish()
+    }
+}

@@ -1,0 +1,132 @@
+//! Options of controllers and I/O queue pairs. Defaults are SPDK's unless a reason is given.
+
+use std::time::Duration;
+
+use crate::host::HostIdentity;
+
+/// How a controller is connected and run.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ControllerOptions {
+    /// Who we are: host NQN and host identifier. `None`: one per process, from `/etc/nvme` if present
+    /// ([`HostIdentity::load`]). SPDK generates a random one; targets with access lists need the machine's own.
+    pub host: Option<HostIdentity>,
+    /// I/O queues to ask for (1..=65535); the controller may grant fewer. 1024.
+    pub num_io_queues: u16,
+    /// Entries of an I/O queue (2..=65536 but at most MQES), unless a queue pair's own options say otherwise. 256.
+    pub io_queue_size: u16,
+    /// I/O operations a queue pair accepts before it answers "queue full", unless its own options say otherwise. 512.
+    pub io_queue_requests: u32,
+    /// Entries of the admin queue (2..=4096). 32.
+    pub admin_queue_size: u16,
+    /// Keep alive timeout asked for; zero is off. 10 s. Keep alives are sent every half of it. Discovery controllers that are read
+    /// once use none.
+    pub keep_alive_timeout: Duration,
+    /// Deadline of one admin command. 30 s.
+    pub admin_timeout: Duration,
+    /// Deadline from submission to completion of an I/O command; when it passes, the queue pair is given up and every
+    /// command on it fails. `None` is never. 30 s, as in the Linux kernel (SPDK has none): a target that stops answering
+    /// must not hold a caller for ever.
+    pub io_timeout: Option<Duration>,
+    /// Deadline for opening one connection: name resolution, transport connect, ICReq or RDMA CM, Fabrics Connect.
+    /// 5 s. SPDK's 0.5 s for the Connect command is a frequent cause of trouble on busy targets.
+    pub connect_timeout: Duration,
+    /// Deadline for attaching as a whole, however many commands it takes. 120 s.
+    pub attach_timeout: Duration,
+    /// Ask for a digest over PDU headers (NVMe/TCP).
+    pub header_digest: bool,
+    /// Ask for a digest over PDU data (NVMe/TCP).
+    pub data_digest: bool,
+    /// Ask to go without SQ flow control (Connect CATTR bit 2).
+    pub disable_sq_flow_control: bool,
+    /// Local address to connect from.
+    pub src_addr: Option<String>,
+    /// Local port to connect from.
+    pub src_svcid: Option<String>,
+    /// Local interface to connect through (SO_BINDTODEVICE), e.g. `eth0`.
+    pub host_iface: Option<String>,
+    /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged before the connection is given up. `None` is the
+    /// operating system's choice.
+    pub transport_ack_timeout: Option<Duration>,
+    /// Type of service of the connection's packets (IP_TOS, IPV6_TCLASS); 0 leaves it alone.
+    pub transport_tos: u8,
+    /// Skip CC.SHN at detach.
+    pub no_shn_notification: bool,
+    /// Do not read the ANA log page.
+    pub disable_read_ana_log_page: bool,
+    /// Do not read the changed namespace list when the controller reports a change; rescan everything.
+    pub disable_read_changed_ns_list_log_page: bool,
+    /// Let a thread of the driver process the admin queue: keep alives, asynchronous events, completions. On. When off, call
+    /// [`crate::Controller::process_admin_completions`] at least every half keep alive timeout.
+    pub background_admin: bool,
+    /// Use generations in command identifiers, which tell late completions from new ones. On; off for controllers
+    /// that only take small identifiers.
+    pub cid_generations: bool,
+}
+
+impl Default for ControllerOptions {
+    fn default() -> Self {
+        Self {
+            host: None,
+            num_io_queues: 1024,
+            io_queue_size: 256,
+            io_queue_requests: 512,
+            admin_queue_size: 32,
+            keep_alive_timeout: Duration::from_secs(10),
+            admin_timeout: Duration::from_secs(30),
+            io_timeout: Some(Duration::from_secs(30)),
+            connect_timeout: Duration::from_secs(5),
+            attach_timeout: Duration::from_secs(120),
+            header_digest: false,
+            data_digest: false,
+            disable_sq_flow_control: false,
+            src_addr: None,
+            src_svcid: None,
+            host_iface: None,
+            transport_ack_timeout: None,
+            transport_tos: 0,
+            no_shn_notification: false,
+            disable_read_ana_log_page: false,
+            disable_read_changed_ns_list_log_page: false,
+            background_admin: true,
+            cid_generations: true,
+        }
+    }
+}
+
+/// How an I/O queue pair is made. `None` takes the controller's value.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct IoQpairOptions {
+    /// Queue priority for weighted round robin arbitration: 0 urgent (default), 1 high, 2 medium, 3 low.
+    pub priority: u8,
+    /// Entries of the queue.
+    pub io_queue_size: Option<u16>,
+    /// Operations accepted before "queue full".
+    pub io_queue_requests: Option<u32>,
+    /// Collect commands until [`crate::IoQpair::flush`] or [`crate::IoQpair::process_completions`] instead of sending each at once.
+    pub delay_cmd_submit: bool,
+}
+
+impl IoQpairOptions {
+    /// Sets the entries of the queue.
+    #[must_use]
+    pub fn queue_size(mut self, entries: u16) -> Self {
+        self.io_queue_size = Some(entries);
+        self
+    }
+
+    /// Sets the operations accepted before "queue full".
+    #[must_use]
+    pub fn queue_requests(mut self, requests: u32) -> Self {
+        self.io_queue_requests = Some(requests);
+        self
+    }
+
+    /// Collects commands until flushed or polled.
+    #[must_use]
+    pub fn delay_submit(mut self, delay: bool) -> Self {
+        self.delay_cmd_submit = delay;
+        self
+    }
+}

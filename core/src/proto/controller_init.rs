@@ -1,0 +1,828 @@
+//! Controller initialisation as a machine without I/O: NVMe Base 2.1 §3.5 (memory- and message-based controllers).
+//!
+//! The caller asks [`ControllerInit::next`] what to do, does it, and reports with [`ControllerInit::complete`]. One thing
+//! is asked for at a time. Time is an argument; every state has a deadline.
+
+use std::time::{Duration, Instant};
+
+use zerocopy::{FromBytes, FromZeros};
+
+use crate::error::{Error, Result};
+use crate::spec::fabrics::PropertySize;
+use crate::spec::features::FeatureId;
+use crate::spec::identify::{
+    Cns, ControllerType, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceNvm,
+    NamespaceDescriptor, NamespaceDescriptors, NamespaceList, ctratt,
+};
+use crate::spec::log_page::{AnaLog, AnaState, LogPageId};
+use crate::spec::registers::{Cap, ControllerConfig, ControllerStatus, Css, PropertyOffset, Version};
+use crate::spec::{AdminOpcode, Cqe, Sqe};
+
+/// Host memory page size used, as CC.MPS encodes it: 2^(12 + 0) bytes.
+const MPS: u8 = 0;
+/// First and longest pause between two looks at CSTS.
+const CSTS_POLL: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(10));
+/// Most namespaces taken notice of; 4 KiB of Identify data are kept for each.
+pub const MAX_NAMESPACES: usize = 16_384;
+/// Most bytes of an ANA log page read.
+const MAX_ANA_LOG: u32 = 1 << 20;
+
+/// What the machine has to know beforehand.
+#[derive(Clone, Debug)]
+pub struct InitConfig {
+    /// Registers are properties, reached by commands.
+    pub fabrics: bool,
+    /// The subsystem asked for is a discovery subsystem.
+    pub discovery: bool,
+    /// Deadline of one admin command.
+    pub admin_timeout: Duration,
+    /// I/O queues to ask for.
+    pub num_io_queues: u16,
+    /// Keep alive timeout requested in Connect; zero is off.
+    pub keep_alive_timeout: Duration,
+    /// Read the ANA log page.
+    pub read_ana_log: bool,
+    /// Host identifier to set on controllers that did not get it with Connect.
+    pub host_id: [u8; 16],
+    /// Largest transfer of one admin command, bytes.
+    pub max_transfer: u32,
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub enum Next {
+    /// Do this and report the outcome.
+    Do(Action),
+    /// Nothing to do before this time.
+    Wait(Instant),
+    /// Initialisation is done: take the result.
+    Ready,
+}
+
+/// Something only the outside can do.
+#[derive(Debug)]
+pub enum Action {
+    /// Connect the admin queue, Fabrics Connect included.
+    ConnectAdminQueue,
+    /// Read a register or property.
+    PropertyGet(PropertyOffset, PropertySize),
+    /// Write a register or property.
+    PropertySet(PropertyOffset, PropertySize, u64),
+    /// Write AQA, ASQ and ACQ for the admin queue (memory-based controllers).
+    SetAdminQueue,
+    /// Send an admin command.
+    Admin(InitCommand),
+}
+
+/// An admin command of the initialisation.
+#[derive(Debug)]
+pub struct InitCommand {
+    /// In words, for messages.
+    pub name: &'static str,
+    /// The command.
+    pub sqe: Sqe,
+    /// Bytes the controller returns.
+    pub data_in: u32,
+    /// Bytes sent with it.
+    pub data_out: Vec<u8>,
+}
+
+/// What came of an [`Action`].
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// [`Action::ConnectAdminQueue`]: the controller identifier.
+    Connected {
+        /// CNTLID from the Connect response; none for memory-based controllers.
+        cntlid: Option<u16>,
+    },
+    /// [`Action::PropertyGet`]: the value.
+    Property(u64),
+    /// [`Action::PropertySet`], [`Action::SetAdminQueue`]: done.
+    Done,
+    /// [`Action::Admin`]: the completion and the data returned.
+    Admin(&'a Cqe, &'a [u8]),
+}
+
+/// States, in order. SPDK's `WAIT_FOR_*` states are one flag here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    ConnectAdminQueue,
+    ReadVs,
+    ReadCap,
+    CheckEn,
+    DisableWaitReady1,
+    SetEn0,
+    DisableWaitReady0,
+    SetAdminQueue,
+    Enable,
+    EnableWaitReady1,
+    Identify,
+    ConfigureAer,
+    KeepAliveTimeout,
+    IdentifyControllerNvm,
+    SetNumQueues,
+    ActiveNamespaces,
+    IdentifyNamespace,
+    NamespaceDescriptors,
+    NamespaceNvm,
+    AnaLog,
+    HostBehavior,
+    HostId,
+    Ready,
+}
+
+impl State {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::ConnectAdminQueue => "connecting the admin queue",
+            Self::ReadVs => "reading the version (VS)",
+            Self::ReadCap => "reading the capabilities (CAP)",
+            Self::CheckEn => "reading the configuration (CC)",
+            Self::DisableWaitReady1 => "waiting for CSTS.RDY=1 before disabling the controller",
+            Self::SetEn0 => "disabling the controller (CC.EN=0)",
+            Self::DisableWaitReady0 => "waiting for CSTS.RDY=0",
+            Self::SetAdminQueue => "setting up the admin queue registers",
+            Self::Enable => "enabling the controller (CC.EN=1)",
+            Self::EnableWaitReady1 => "waiting for CSTS.RDY=1",
+            Self::Identify => "identifying the controller",
+            Self::ConfigureAer => "configuring asynchronous events",
+            Self::KeepAliveTimeout => "reading the keep alive timeout",
+            Self::IdentifyControllerNvm => "reading the NVM command set's controller data",
+            Self::SetNumQueues => "setting the number of queues",
+            Self::ActiveNamespaces => "listing the active namespaces",
+            Self::IdentifyNamespace => "identifying a namespace",
+            Self::NamespaceDescriptors => "reading a namespace's identification descriptors",
+            Self::NamespaceNvm => "reading a namespace's NVM command set data",
+            Self::AnaLog => "reading the ANA log page",
+            Self::HostBehavior => "setting host behavior support",
+            Self::HostId => "setting the host identifier",
+            Self::Ready => "ready",
+        }
+    }
+}
+
+/// A namespace as initialisation found it.
+#[derive(Clone, Debug)]
+pub struct NamespaceInfo {
+    /// Namespace identifier.
+    pub nsid: u32,
+    /// Identify Namespace (CNS 00h).
+    pub identify: Box<IdentifyNamespace>,
+    /// UUID from the descriptors.
+    pub uuid: Option<[u8; 16]>,
+    /// NGUID, from the descriptors or Identify Namespace; none when zero.
+    pub nguid: Option<[u8; 16]>,
+    /// EUI-64, from the descriptors or Identify Namespace; none when zero.
+    pub eui64: Option<[u8; 8]>,
+    /// Command set identifier; 0 is NVM.
+    pub csi: u8,
+    /// NVM command set specific data (CNS 05h), where the controller has it.
+    pub nvm: Option<Box<IdentifyNamespaceNvm>>,
+}
+
+/// ANA state of a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AnaGroup {
+    /// Group identifier.
+    pub id: u32,
+    /// State of this controller's path to the group's namespaces.
+    pub state: AnaState,
+}
+
+/// What initialisation found out.
+#[derive(Clone, Debug)]
+pub struct InitResult {
+    /// Controller identifier.
+    pub cntlid: u16,
+    /// Version.
+    pub version: Version,
+    /// Capabilities.
+    pub cap: Cap,
+    /// Identify Controller (CNS 01h).
+    pub identify: Box<IdentifyController>,
+    /// NVM command set limits (CNS 06h), where the controller has them.
+    pub identify_nvm: Option<IdentifyControllerNvm>,
+    /// Whether it is a discovery controller.
+    pub discovery: bool,
+    /// Asynchronous events enabled, as in feature 0Bh.
+    pub async_events: u32,
+    /// Keep alive timeout in force; zero is off.
+    pub keep_alive_timeout: Duration,
+    /// I/O queues granted.
+    pub num_io_queues: u16,
+    /// Active namespaces, by identifier.
+    pub namespaces: Vec<NamespaceInfo>,
+    /// ANA groups, where the controller reports them.
+    pub ana_groups: Vec<AnaGroup>,
+}
+
+impl InitResult {
+    /// Nothing known yet.
+    #[must_use]
+    pub fn blank(discovery: bool) -> Self {
+        Self {
+            cntlid: 0,
+            version: Version(0),
+            cap: Cap(0),
+            identify: zeroed_box(),
+            identify_nvm: None,
+            discovery,
+            async_events: 0,
+            keep_alive_timeout: Duration::ZERO,
+            num_io_queues: 0,
+            namespaces: Vec::new(),
+            ana_groups: Vec::new(),
+        }
+    }
+}
+
+fn zeroed_box<T: FromZeros>() -> Box<T> {
+    Box::new(T::new_zeroed())
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct ControllerInit {
+    config: InitConfig,
+    state: State,
+    /// An action was handed out and its outcome not yet reported.
+    busy: bool,
+    deadline: Instant,
+    /// How long the current state may take, for the message.
+    limit: Duration,
+    not_before: Option<Instant>,
+    pause: Duration,
+    cc: ControllerConfig,
+    result: InitResult,
+    /// Index of the namespace being identified.
+    cursor: usize,
+    list_after: u32,
+    ana: Vec<u8>,
+    ana_len: u32,
+}
+
+impl ControllerInit {
+    /// A machine at its start.
+    #[must_use]
+    pub fn new(config: InitConfig, now: Instant) -> Self {
+        let limit = config.admin_timeout;
+        let discovery = config.discovery;
+        Self {
+            config,
+            state: State::ConnectAdminQueue,
+            busy: false,
+            deadline: now + limit,
+            limit,
+            not_before: None,
+            pause: CSTS_POLL.0,
+            cc: ControllerConfig(0),
+            result: InitResult::blank(discovery),
+            cursor: 0,
+            list_after: 0,
+            ana: Vec::new(),
+            ana_len: 0,
+        }
+    }
+
+    /// A machine that only reads the namespaces again, for a controller that is ready already.
+    #[must_use]
+    pub fn rescan(config: InitConfig, known: InitResult, now: Instant) -> Self {
+        let mut machine = Self::new(config, now);
+        machine.cc = ControllerConfig(0).with_css(known.cap.css().to_select());
+        machine.result = InitResult { namespaces: Vec::new(), ana_groups: Vec::new(), ..known };
+        machine.state = State::ActiveNamespaces;
+        machine
+    }
+
+    /// What is going on, in words.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        self.state.text()
+    }
+
+    /// When the current state's time is up.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// What to do next. While an action's outcome is outstanding, [`Next::Wait`] until its deadline.
+    ///
+    /// # Errors
+    /// When the current state's deadline has passed.
+    pub fn next(&mut self, now: Instant) -> Result<Next> {
+        if self.state == State::Ready {
+            return Ok(Next::Ready);
+        }
+        if now >= self.deadline {
+            return Err(Error::timed_out(self.state.text(), self.limit));
+        }
+        if self.busy {
+            return Ok(Next::Wait(self.deadline));
+        }
+        if let Some(time) = self.not_before.take_if(|time| now < *time) {
+            self.not_before = Some(time);
+            return Ok(Next::Wait(time.min(self.deadline)));
+        }
+        self.not_before = None;
+        self.busy = true;
+        Ok(Next::Do(self.action()))
+    }
+
+    /// What was found out so far; complete after [`Next::Ready`].
+    #[must_use]
+    pub fn result(&self) -> &InitResult {
+        &self.result
+    }
+
+    fn action(&self) -> Action {
+        use PropertySize::{Dword, Qword};
+        match self.state {
+            State::ConnectAdminQueue => Action::ConnectAdminQueue,
+            State::ReadVs => Action::PropertyGet(PropertyOffset::VS, Dword),
+            State::ReadCap => Action::PropertyGet(PropertyOffset::CAP, Qword),
+            State::CheckEn => Action::PropertyGet(PropertyOffset::CC, Dword),
+            State::DisableWaitReady1 | State::DisableWaitReady0 | State::EnableWaitReady1 => {
+                Action::PropertyGet(PropertyOffset::CSTS, Dword)
+            }
+            State::SetEn0 => {
+                Action::PropertySet(PropertyOffset::CC, Dword, u64::from(self.cc.with_en(false).0))
+            }
+            State::SetAdminQueue => Action::SetAdminQueue,
+            State::Enable => Action::PropertySet(PropertyOffset::CC, Dword, u64::from(self.cc.0)),
+            State::Identify => identify("Identify Controller", Cns::CONTROLLER, 0, 0),
+            State::ConfigureAer => set_feature(
+                "Set Features (asynchronous event configuration)",
+                FeatureId::ASYNC_EVENT_CONFIG,
+                self.wanted_events(),
+                Vec::new(),
+            ),
+            State::KeepAliveTimeout => Action::Admin(InitCommand {
+                name: "Get Features (keep alive timer)",
+                sqe: Sqe::admin(AdminOpcode::GET_FEATURES, 0)
+                    .with_cdw10(u32::from(FeatureId::KEEP_ALIVE_TIMER.0)),
+                data_in: 0,
+                data_out: Vec::new(),
+            }),
+            State::IdentifyControllerNvm => {
+                identify("Identify I/O Command Set specific Controller", Cns::CSI_CONTROLLER, 0, 0)
+            }
+            State::SetNumQueues => {
+                let n = u32::from(self.config.num_io_queues.max(1) - 1);
+                set_feature(
+                    "Set Features (number of queues)",
+                    FeatureId::NUMBER_OF_QUEUES,
+                    n | n << 16,
+                    Vec::new(),
+                )
+            }
+            State::ActiveNamespaces => {
+                identify("Identify Active Namespace ID list", Cns::ACTIVE_NAMESPACE_LIST, self.list_after, 0)
+            }
+            State::IdentifyNamespace => identify("Identify Namespace", Cns::NAMESPACE, self.nsid(), 0),
+            State::NamespaceDescriptors => identify(
+                "Identify Namespace Identification Descriptors",
+                Cns::NAMESPACE_DESCRIPTORS,
+                self.nsid(),
+                0,
+            ),
+            State::NamespaceNvm => identify(
+                "Identify I/O Command Set specific Namespace",
+                Cns::CSI_NAMESPACE,
+                self.nsid(),
+                u32::from(self.namespace().map_or(0, |ns| ns.csi)) << 24,
+            ),
+            State::AnaLog => {
+                let offset = self.ana.len() as u32;
+                let len = (self.ana_len - offset).min(self.config.max_transfer.max(4096)).min(64 * 1024);
+                Action::Admin(InitCommand {
+                    name: "Get Log Page (ANA)",
+                    sqe: get_log_page(LogPageId::ANA, 0, u64::from(offset), len, 0),
+                    data_in: len,
+                    data_out: Vec::new(),
+                })
+            }
+            State::HostBehavior => {
+                // Base 2.1 Figure 408: byte 2 LBAFEE, extended LBA formats are understood.
+                let mut data = vec![0u8; 512];
+                data[2] = 1;
+                set_feature("Set Features (host behavior support)", FeatureId::HOST_BEHAVIOR_SUPPORT, 0, data)
+            }
+            State::HostId => set_feature(
+                "Set Features (host identifier)",
+                FeatureId::HOST_IDENTIFIER,
+                1, // EXHID: 128 bits
+                self.config.host_id.to_vec(),
+            ),
+            State::Ready => unreachable!("a ready controller needs no action"),
+        }
+    }
+
+    /// Reports what came of the action handed out last.
+    ///
+    /// # Errors
+    /// When the controller cannot be used: fatal status, a command that must not fail did, data that makes no sense.
+    pub fn complete(&mut self, outcome: Outcome<'_>, now: Instant) -> Result<()> {
+        if !std::mem::replace(&mut self.busy, false) {
+            return Err(Error::api_misuse("an outcome was reported for which no action was outstanding"));
+        }
+        match outcome {
+            Outcome::Connected { cntlid } if self.state == State::ConnectAdminQueue => {
+                self.result.cntlid = cntlid.unwrap_or(0);
+                self.enter(State::ReadVs, now);
+            }
+            Outcome::Property(value) => self.property(value, now)?,
+            Outcome::Done => match self.state {
+                State::SetEn0 => self.enter_wait(State::DisableWaitReady0, now),
+                State::SetAdminQueue => self.enter(State::Enable, now),
+                State::Enable => self.enter_wait(State::EnableWaitReady1, now),
+                _ => return Err(self.mismatch()),
+            },
+            Outcome::Admin(cqe, data) => self.admin(cqe, data, now)?,
+            Outcome::Connected { .. } => return Err(self.mismatch()),
+        }
+        Ok(())
+    }
+
+    fn mismatch(&self) -> Error {
+        Error::api_misuse(format!("an outcome was reported that does not fit {}", self.state.text()))
+    }
+
+    fn property(&mut self, value: u64, now: Instant) -> Result<()> {
+        let csts = ControllerStatus(value as u32);
+        match self.state {
+            State::ReadVs => {
+                self.result.version = Version(value as u32);
+                self.enter(State::ReadCap, now);
+            }
+            State::ReadCap => {
+                self.result.cap = Cap(value);
+                if self.result.cap.mpsmin() > MPS {
+                    return Err(Error::unsupported(format!(
+                        "the controller's smallest page size is {} bytes (CAP.MPSMIN), above 4096",
+                        self.result.cap.min_page_size()
+                    )));
+                }
+                self.enter(State::CheckEn, now);
+            }
+            State::CheckEn => {
+                self.cc = ControllerConfig(value as u32);
+                // Base 2.1 §3.5.1: an enabled controller has to be disabled first, and that only once it is ready.
+                if self.cc.en() {
+                    self.enter_wait(State::DisableWaitReady1, now)
+                } else {
+                    self.enter_disabled(now)
+                }
+            }
+            State::DisableWaitReady1 if csts.rdy() || csts.cfs() => self.enter(State::SetEn0, now),
+            State::DisableWaitReady0 if !csts.rdy() => self.enter_disabled(now),
+            State::EnableWaitReady1 if csts.cfs() => {
+                return Err(Error::new(crate::error::ErrorKind::ControllerFatal));
+            }
+            State::EnableWaitReady1 if csts.rdy() => self.enter(State::Identify, now),
+            State::DisableWaitReady1 | State::DisableWaitReady0 | State::EnableWaitReady1 => {
+                self.not_before = Some(now + self.pause);
+                self.pause = (self.pause * 2).min(CSTS_POLL.1);
+            }
+            _ => return Err(self.mismatch()),
+        }
+        Ok(())
+    }
+
+    fn enter_disabled(&mut self, now: Instant) {
+        self.cc = ControllerConfig(0)
+            .with_en(true)
+            .with_css(self.result.cap.css().to_select())
+            .with_mps(MPS)
+            .with_iosqes(6)
+            .with_iocqes(4);
+        self.enter(if self.config.fabrics { State::Enable } else { State::SetAdminQueue }, now);
+    }
+
+    fn enter(&mut self, state: State, now: Instant) {
+        tracing::trace!(from = self.state.text(), to = state.text(), "controller initialisation");
+        self.state = state;
+        self.limit = self.config.admin_timeout;
+        self.deadline = now + self.limit;
+    }
+
+    /// Enters a state that polls CSTS; CAP.TO bounds it (Base 2.1 §3.1.4.1; units of 500 ms, at least one).
+    fn enter_wait(&mut self, state: State, now: Instant) {
+        self.enter(state, now);
+        self.limit = self.result.cap.ready_timeout().max(Duration::from_millis(500));
+        self.deadline = now + self.limit;
+        self.pause = CSTS_POLL.0;
+    }
+
+    fn wanted_events(&self) -> u32 {
+        // Bits 4:0: SMART / health critical warnings. The notices in bits 31:8 are those of OAES (Base 2.1 Figure 395).
+        const NOTICES: u32 = 1 << 8 | 1 << 9 | 1 << 11 | 1 << 31;
+        let health = if self.result.discovery { 0 } else { 0x1f };
+        self.result.identify.oaes.get() & NOTICES | health
+    }
+
+    fn admin(&mut self, cqe: &Cqe, data: &[u8], now: Instant) -> Result<()> {
+        let status = cqe.status();
+        let ok = status.is_success();
+        let fail = |name: &'static str| Err(Error::command(name, status));
+        match self.state {
+            State::Identify => {
+                if !ok {
+                    return fail("Identify Controller");
+                }
+                *self.result.identify = parse(data, "Identify Controller")?;
+                if self.result.identify.cntrltype == ControllerType::DISCOVERY {
+                    self.result.discovery = true;
+                }
+                self.enter(State::ConfigureAer, now);
+            }
+            State::ConfigureAer => {
+                if ok {
+                    self.result.async_events = self.wanted_events();
+                } else {
+                    tracing::debug!(%status, "asynchronous event configuration was refused");
+                }
+                let keep_alive = !self.config.keep_alive_timeout.is_zero()
+                    && (self.result.discovery || self.result.identify.kas.get() != 0);
+                if keep_alive { self.enter(State::KeepAliveTimeout, now) } else { self.after_keep_alive(now) }
+            }
+            State::KeepAliveTimeout => {
+                // A controller without the feature keeps the value of Connect.
+                let adopted = Duration::from_millis(u64::from(cqe.dw0.get()));
+                self.result.keep_alive_timeout =
+                    if ok && !adopted.is_zero() { adopted } else { self.config.keep_alive_timeout };
+                self.after_keep_alive(now);
+            }
+            State::IdentifyControllerNvm => {
+                if ok {
+                    self.result.identify_nvm =
+                        IdentifyControllerNvm::read_from_prefix(data).ok().map(|(nvm, _)| nvm);
+                }
+                self.enter(State::SetNumQueues, now);
+            }
+            State::SetNumQueues => {
+                if !ok {
+                    return fail("Set Features (number of queues)");
+                }
+                // DW0: granted submission queues 15:0 and completion queues 31:16, 0's based.
+                let granted = (cqe.dw0.get() & 0xffff).min(cqe.dw0.get() >> 16) + 1;
+                self.result.num_io_queues =
+                    granted.min(u32::from(self.config.num_io_queues)).min(65_535) as u16;
+                self.enter(State::ActiveNamespaces, now);
+            }
+            State::ActiveNamespaces => self.active_namespaces(ok, status, data, now)?,
+            State::IdentifyNamespace => {
+                if ok {
+                    let identify: IdentifyNamespace = parse(data, "Identify Namespace")?;
+                    if identify.nsze.get() == 0 {
+                        self.drop_namespace(now);
+                    } else {
+                        if let Some(ns) = self.result.namespaces.get_mut(self.cursor) {
+                            ns.nguid = identify.nguid();
+                            ns.eui64 = identify.eui64();
+                            *ns.identify = identify;
+                        }
+                        let descriptors = self.result.version >= Version::V1_3;
+                        if descriptors {
+                            self.enter(State::NamespaceDescriptors, now);
+                        } else {
+                            self.next_namespace(now);
+                        }
+                    }
+                } else {
+                    // It went away since it was listed, or belongs to a command set without this structure.
+                    tracing::debug!(nsid = self.nsid(), %status, "namespace left out");
+                    self.drop_namespace(now);
+                }
+            }
+            State::NamespaceDescriptors => {
+                if ok {
+                    self.descriptors(data);
+                }
+                if self.cc.css() == Css::ALL_SUPPORTED {
+                    self.enter(State::NamespaceNvm, now);
+                } else {
+                    self.next_namespace(now);
+                }
+            }
+            State::NamespaceNvm => {
+                if ok && let Some(ns) = self.result.namespaces.get_mut(self.cursor) {
+                    ns.nvm = IdentifyNamespaceNvm::read_from_prefix(data).ok().map(|(nvm, _)| Box::new(nvm));
+                }
+                self.next_namespace(now);
+            }
+            State::AnaLog => self.ana_log(ok, data, now),
+            State::HostBehavior => {
+                self.enter(if self.config.fabrics { State::Ready } else { State::HostId }, now);
+            }
+            State::HostId => self.enter(State::Ready, now),
+            _ => return Err(self.mismatch()),
+        }
+        Ok(())
+    }
+
+    fn after_keep_alive(&mut self, now: Instant) {
+        let next = if self.result.discovery {
+            // A discovery controller has no I/O queues and no namespaces.
+            State::Ready
+        } else if self.cc.css() == Css::ALL_SUPPORTED {
+            State::IdentifyControllerNvm
+        } else {
+            State::SetNumQueues
+        };
+        self.enter(next, now);
+    }
+
+    fn active_namespaces(
+        &mut self,
+        ok: bool,
+        status: crate::spec::Status,
+        data: &[u8],
+        now: Instant,
+    ) -> Result<()> {
+        let mut full = false;
+        if ok {
+            let before = self.result.namespaces.len();
+            for nsid in NamespaceList::new(data, self.list_after) {
+                let nsid = nsid.map_err(|e| Error::peer_misbehaved(e.to_string()))?;
+                if self.result.namespaces.len() == MAX_NAMESPACES {
+                    tracing::warn!(
+                        limit = MAX_NAMESPACES,
+                        "more active namespaces than can be kept; the rest are left out"
+                    );
+                    break;
+                }
+                self.list_after = nsid;
+                self.result.namespaces.push(NamespaceInfo::empty(nsid));
+            }
+            full = self.result.namespaces.len() - before == NamespaceList::CAPACITY
+                && self.result.namespaces.len() < MAX_NAMESPACES
+                && self.list_after < 0xffff_fffd;
+        } else if self.result.version < Version::V1_1 {
+            // Controllers of version 1.0 have no list: namespaces are 1..=NN.
+            let nn = self.result.identify.nn.get().min(MAX_NAMESPACES as u32);
+            self.result.namespaces = (1..=nn).map(NamespaceInfo::empty).collect();
+        } else {
+            return Err(Error::command("Identify Active Namespace ID list", status));
+        }
+        if full {
+            self.enter(State::ActiveNamespaces, now);
+        } else if self.result.namespaces.is_empty() {
+            self.after_namespaces(now);
+        } else {
+            self.cursor = 0;
+            self.enter(State::IdentifyNamespace, now);
+        }
+        Ok(())
+    }
+
+    fn namespace(&self) -> Option<&NamespaceInfo> {
+        self.result.namespaces.get(self.cursor)
+    }
+
+    fn nsid(&self) -> u32 {
+        self.namespace().map_or(0, |ns| ns.nsid)
+    }
+
+    fn drop_namespace(&mut self, now: Instant) {
+        if self.cursor < self.result.namespaces.len() {
+            self.result.namespaces.remove(self.cursor);
+        }
+        self.continue_namespaces(now);
+    }
+
+    fn next_namespace(&mut self, now: Instant) {
+        self.cursor += 1;
+        self.continue_namespaces(now);
+    }
+
+    fn continue_namespaces(&mut self, now: Instant) {
+        if self.cursor < self.result.namespaces.len() {
+            self.enter(State::IdentifyNamespace, now);
+        } else {
+            self.after_namespaces(now);
+        }
+    }
+
+    fn descriptors(&mut self, data: &[u8]) {
+        let Some(ns) = self.result.namespaces.get_mut(self.cursor) else { return };
+        for descriptor in NamespaceDescriptors::new(data) {
+            match descriptor {
+                Ok(NamespaceDescriptor::Eui64(id)) => ns.eui64 = nonzero(id).or(ns.eui64),
+                Ok(NamespaceDescriptor::Nguid(id)) => ns.nguid = nonzero(id).or(ns.nguid),
+                Ok(NamespaceDescriptor::Uuid(id)) => ns.uuid = nonzero(id),
+                Ok(NamespaceDescriptor::CommandSet(csi)) => ns.csi = csi.0,
+                Ok(_) => {}
+                Err(error) => {
+                    // Names are a convenience; a namespace without them can still be used.
+                    tracing::warn!(nsid = ns.nsid, %error, "namespace identification descriptors make no sense");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn after_namespaces(&mut self, now: Instant) {
+        let identify = &self.result.identify;
+        if self.config.read_ana_log && identify.reports_ana() {
+            // Header of 16 bytes, a descriptor of 32 per group, four bytes per namespace (Base 2.1 §5.1.12.1.13).
+            let namespaces = match identify.mnan.get() {
+                0 => identify.nn.get(),
+                mnan => mnan.min(identify.nn.get()),
+            };
+            let len = 16u64 + 32 * u64::from(identify.nanagrpid.get()) + 4 * u64::from(namespaces);
+            self.ana_len = len.min(u64::from(MAX_ANA_LOG)) as u32;
+            self.enter(State::AnaLog, now);
+        } else {
+            self.after_ana(now);
+        }
+    }
+
+    fn ana_log(&mut self, ok: bool, data: &[u8], now: Instant) {
+        if ok {
+            self.ana.extend_from_slice(data);
+            if (self.ana.len() as u32) < self.ana_len && !data.is_empty() {
+                return self.enter(State::AnaLog, now);
+            }
+            self.result.ana_groups = parse_ana(&self.ana);
+        }
+        self.after_ana(now);
+    }
+
+    fn after_ana(&mut self, now: Instant) {
+        let next = if self.result.identify.has_attribute(ctratt::EXTENDED_LBA_FORMATS) {
+            State::HostBehavior
+        } else if self.config.fabrics {
+            State::Ready
+        } else {
+            State::HostId
+        };
+        self.enter(next, now);
+    }
+}
+
+impl NamespaceInfo {
+    fn empty(nsid: u32) -> Self {
+        Self { nsid, identify: zeroed_box(), uuid: None, nguid: None, eui64: None, csi: 0, nvm: None }
+    }
+}
+
+/// Reads the groups of an ANA log page; a descriptor that makes no sense ends the list.
+#[must_use]
+pub fn parse_ana(log: &[u8]) -> Vec<AnaGroup> {
+    let mut groups = Vec::new();
+    match AnaLog::new(log) {
+        Ok(log) => {
+            for group in log.groups() {
+                match group {
+                    Ok(group) => groups.push(AnaGroup { id: group.id(), state: group.state() }),
+                    Err(error) => {
+                        tracing::warn!(%error, "the ANA log page is cut short");
+                        break;
+                    }
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the ANA log page makes no sense"),
+    }
+    groups
+}
+
+fn nonzero<const N: usize>(id: [u8; N]) -> Option<[u8; N]> {
+    (id != [0; N]).then_some(id)
+}
+
+fn parse<T: FromBytes>(data: &[u8], what: &str) -> Result<T> {
+    T::read_from_prefix(data)
+        .map(|(value, _)| value)
+        .map_err(|_| Error::peer_misbehaved(format!("{what} returned only {} bytes", data.len())))
+}
+
+fn identify(name: &'static str, cns: Cns, nsid: u32, cdw11: u32) -> Action {
+    Action::Admin(InitCommand {
+        name,
+        sqe: Sqe::admin(AdminOpcode::IDENTIFY, nsid).with_cdw10(u32::from(cns.0)).with_cdw11(cdw11),
+        data_in: 4096,
+        data_out: Vec::new(),
+    })
+}
+
+fn set_feature(name: &'static str, feature: FeatureId, cdw11: u32, data_out: Vec<u8>) -> Action {
+    Action::Admin(InitCommand {
+        name,
+        sqe: Sqe::admin(AdminOpcode::SET_FEATURES, 0).with_cdw10(u32::from(feature.0)).with_cdw11(cdw11),
+        data_in: 0,
+        data_out,
+    })
+}
+
+/// A Get Log Page command for `len` bytes (a multiple of 4, not 0) from `offset` (Base 2.1 §5.1.12).
+#[must_use]
+pub fn get_log_page(page: LogPageId, nsid: u32, offset: u64, len: u32, lsp: u8) -> Sqe {
+    let numd_z = (len / 4).max(1) - 1;
+    Sqe::admin(AdminOpcode::GET_LOG_PAGE, nsid)
+        .with_cdw10(u32::from(page.0) | u32::from(lsp & 0x7f) << 8 | (numd_z & 0xffff) << 16)
+        .with_cdw11(numd_z >> 16)
+        .with_cdw12(offset as u32)
+        .with_cdw13((offset >> 32) as u32)
+}

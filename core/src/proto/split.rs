@@ -1,0 +1,96 @@
+//! Cutting a transfer into commands: MDTS and transport limits, the 16-bit block count, and the namespace's optimal
+//! I/O boundary.
+
+/// Blocks an I/O covers, and what one command may cover.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// First logical block.
+    pub slba: u64,
+    /// Blocks in all; at least 1.
+    pub blocks: u64,
+    /// Bytes of data per block; 0 for commands that name blocks and carry no data.
+    pub block_bytes: u32,
+    /// Most blocks of one command (1..=65536).
+    pub max_blocks: u32,
+    /// No command crosses a multiple of this many blocks (NOIOB); 0 is no boundary.
+    pub boundary: u32,
+}
+
+/// The part of a [`Span`] that one command covers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// First logical block.
+    pub slba: u64,
+    /// Blocks, 1..=65536.
+    pub blocks: u32,
+    /// Where its data starts in the I/O's data, bytes.
+    pub offset: usize,
+    /// Length of its data, bytes.
+    pub len: u32,
+}
+
+impl Span {
+    /// The piece that starts after `done` blocks; `None` when all are done.
+    #[must_use]
+    pub fn piece(&self, done: u64) -> Option<Piece> {
+        let left = self.blocks.checked_sub(done).filter(|&left| left > 0)?;
+        let slba = self.slba.checked_add(done)?;
+        let mut blocks = left.min(u64::from(self.max_blocks.clamp(1, 65_536)));
+        if self.boundary > 0 {
+            let boundary = u64::from(self.boundary);
+            blocks = blocks.min(boundary - slba % boundary);
+        }
+        let block_bytes = u64::from(self.block_bytes);
+        Some(Piece {
+            slba,
+            blocks: u32::try_from(blocks).ok()?,
+            offset: usize::try_from(done.checked_mul(block_bytes)?).ok()?,
+            len: u32::try_from(blocks.checked_mul(block_bytes)?).ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pieces_cover_exactly_the_span(
+            slba in 0u64..1 << 40,
+            blocks in 1u64..3000,
+            block_bytes in prop_oneof![Just(0u32), Just(512), Just(520), Just(4096)],
+            max_blocks in 1u32..400,
+            boundary in prop_oneof![Just(0u32), 1u32..300],
+        ) {
+            let span = Span { slba, blocks, block_bytes, max_blocks, boundary };
+            let mut done = 0;
+            while let Some(piece) = span.piece(done) {
+                prop_assert!(piece.blocks >= 1 && piece.blocks <= max_blocks);
+                prop_assert_eq!(piece.slba, slba + done);
+                prop_assert_eq!(piece.offset as u64, done * u64::from(block_bytes));
+                prop_assert_eq!(piece.len, piece.blocks * block_bytes);
+                if boundary > 0 {
+                    let last = piece.slba + u64::from(piece.blocks) - 1;
+                    prop_assert_eq!(piece.slba / u64::from(boundary), last / u64::from(boundary));
+                }
+                done += u64::from(piece.blocks);
+            }
+            prop_assert_eq!(done, blocks);
+        }
+
+        #[test]
+        fn no_span_panics(slba: u64, blocks: u64, block_bytes: u32, max_blocks: u32, boundary: u32, done: u64) {
+            let _ = Span { slba, blocks, block_bytes, max_blocks, boundary }.piece(done);
+        }
+    }
+
+    #[test]
+    fn an_unlimited_span_is_one_piece() {
+        let span = Span { slba: 8, blocks: 256, block_bytes: 512, max_blocks: 65_536, boundary: 0 };
+        assert_eq!(span.piece(0), Some(Piece { slba: 8, blocks: 256, offset: 0, len: 131_072 }));
+        assert_eq!(span.piece(256), None);
+    }
+}

@@ -1,0 +1,661 @@
+//! What every queue pair does, admin and I/O alike: operations and the commands that serve them, waiting for slots,
+//! connecting, deadlines, and giving up in an orderly way.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use zerocopy::little_endian::{U16, U32};
+
+use super::{CommandError, CommandId, QpairStats};
+use crate::dma::IoBuf;
+use crate::error::{Error, Result};
+use crate::proto::Tracker;
+use crate::proto::split::Span;
+use crate::spec::command::DataDirection;
+use crate::spec::{Cqe, Sqe};
+use crate::transport::{ConnectProgress, Quiesce, TransportQpair};
+
+/// How often commands in flight are looked at for their deadline.
+const DEADLINE_SCAN: Duration = Duration::from_millis(100);
+/// How long dropping a queue pair waits for its transport to quiesce before the memory is given up.
+const DROP_QUIESCE: Duration = Duration::from_secs(2);
+/// Busy polls between two looks at the clock.
+const POLLS_PER_CLOCK: u32 = 256;
+
+/// One operation of the caller.
+struct Op {
+    generation: u32,
+    active: bool,
+    sqe: Sqe,
+    /// The blocks it covers; `None` for a command sent as it is.
+    span: Option<Span>,
+    /// Blocks (or the one command) already issued.
+    issued: u64,
+    /// Nothing more will be issued: everything is, or a piece failed.
+    all_issued: bool,
+    /// Commands in flight.
+    in_flight: u32,
+    user_data: u64,
+    /// Result so far: the first failure by offset, else the last completion's.
+    result: Result<u64, CommandError>,
+    failed_at: usize,
+    /// When a deadline scan first saw it.
+    seen: Option<Instant>,
+    timeout: Option<Duration>,
+}
+
+/// An operation to be submitted.
+pub(crate) struct Request {
+    pub(crate) sqe: Sqe,
+    pub(crate) span: Option<Span>,
+    pub(crate) buf: IoBuf,
+    pub(crate) user_data: u64,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// An operation that is done.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) id: CommandId,
+    pub(crate) user_data: u64,
+    pub(crate) result: Result<u64, CommandError>,
+    pub(crate) buf: IoBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// The transport is connecting.
+    Connecting,
+    /// The transport is connected, Fabrics Connect is on its way.
+    FabricsConnect,
+    Ready,
+    /// Given up; commands may still be accessed by the peer.
+    Quiescing,
+    /// Given up; nothing is outstanding.
+    Failed,
+}
+
+/// The Fabrics Connect command of a queue.
+pub(crate) struct FabricsConnect {
+    pub(crate) sqe: Sqe,
+    pub(crate) data: IoBuf,
+}
+
+/// How far connecting has come.
+#[derive(Debug)]
+pub(crate) enum Connecting {
+    Pending,
+    /// Send this on the admin queue, then call [`Engine::admin_completed`].
+    Admin(Sqe),
+    /// Done. The Connect completion, for fabrics.
+    Ready(Option<Cqe>),
+}
+
+pub(crate) struct Engine<Q: TransportQpair> {
+    transport: Q,
+    tracker: Tracker,
+    ops: Vec<Op>,
+    free_ops: Vec<u32>,
+    /// Operations with something left to issue, oldest first, with the generation they were queued under.
+    waiting: VecDeque<(u32, u32)>,
+    state: State,
+    failure: Option<Error>,
+    /// What an outstanding operation is completed with once the queue is quiesced.
+    failed_as: CommandError,
+    connect: Option<FabricsConnect>,
+    connect_op: Option<u32>,
+    connect_cqe: Option<Cqe>,
+    connect_deadline: Instant,
+    connect_timeout: Duration,
+    unflushed: bool,
+    delay_submit: bool,
+    polls_since_clock: u32,
+    last_scan: Instant,
+    stats: QpairStats,
+}
+
+impl<Q: TransportQpair> Engine<Q> {
+    pub(crate) fn new(
+        transport: Q,
+        tracker: Tracker,
+        ops: u32,
+        connect: Option<FabricsConnect>,
+        connect_timeout: Duration,
+        now: Instant,
+    ) -> Self {
+        let op = || Op {
+            generation: 0,
+            active: false,
+            sqe: Sqe::default(),
+            span: None,
+            issued: 0,
+            all_issued: true,
+            in_flight: 0,
+            user_data: 0,
+            result: Ok(0),
+            failed_at: 0,
+            seen: None,
+            timeout: None,
+        };
+        Self {
+            transport,
+            tracker,
+            ops: (0..ops).map(|_| op()).collect(),
+            free_ops: (0..ops).rev().collect(),
+            waiting: VecDeque::with_capacity(ops as usize),
+            state: State::Connecting,
+            failure: None,
+            failed_as: CommandError::Disconnected,
+            connect,
+            connect_op: None,
+            connect_cqe: None,
+            connect_deadline: now + connect_timeout,
+            connect_timeout,
+            unflushed: false,
+            delay_submit: false,
+            polls_since_clock: 0,
+            last_scan: now,
+            stats: QpairStats::default(),
+        }
+    }
+
+    pub(crate) fn set_delay_submit(&mut self, delay: bool) {
+        self.delay_submit = delay;
+    }
+
+    pub(crate) fn transport(&self) -> &Q {
+        &self.transport
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    pub(crate) fn is_connecting(&self) -> bool {
+        matches!(self.state, State::Connecting | State::FabricsConnect)
+    }
+
+    pub(crate) fn failure(&self) -> Option<&Error> {
+        self.failure.as_ref()
+    }
+
+    pub(crate) fn outstanding(&self) -> usize {
+        self.ops.len() - self.free_ops.len()
+    }
+
+    pub(crate) fn stats(&self) -> QpairStats {
+        QpairStats { transport: self.transport.stats(), ..self.stats }
+    }
+
+    /// Whether sleeping on the transport's event source may miss work that is already here.
+    pub(crate) fn has_local_work(&self) -> bool {
+        self.state == State::Quiescing || (self.state == State::Failed && self.outstanding() > 0)
+    }
+
+    // --- connecting --------------------------------------------------------------------------------------------
+
+    /// Drives connecting one step. Does not block.
+    pub(crate) fn poll_connect(&mut self, now: Instant) -> Result<Connecting> {
+        let step = self.connect_step(now);
+        if let Err(error) = &step {
+            self.fail(error.clone(), CommandError::Disconnected, now);
+        }
+        step
+    }
+
+    fn connect_step(&mut self, now: Instant) -> Result<Connecting> {
+        match self.state {
+            State::Ready => return Ok(Connecting::Ready(self.connect_cqe)),
+            State::Quiescing | State::Failed => return Err(self.failure_or_closed()),
+            State::Connecting => match self.transport.poll_connect(now)? {
+                ConnectProgress::Pending => {}
+                ConnectProgress::Admin(sqe) => return Ok(Connecting::Admin(sqe)),
+                ConnectProgress::Established => match self.connect.take() {
+                    None => {
+                        self.state = State::Ready;
+                        self.issue_waiting()?;
+                        return Ok(Connecting::Ready(None));
+                    }
+                    Some(connect) => self.send_connect(connect)?,
+                },
+            },
+            State::FabricsConnect => {
+                let polled = self.transport.poll(&mut self.tracker, usize::MAX);
+                self.drain(&mut |_| {})?;
+                polled?;
+                if let Some(cqe) = self.connect_cqe {
+                    self.state = State::Ready;
+                    if cqe.status().is_success() {
+                        self.issue_waiting()?;
+                    }
+                    return Ok(Connecting::Ready(Some(cqe)));
+                }
+            }
+        }
+        if now >= self.connect_deadline {
+            let state = match self.state {
+                State::FabricsConnect => "waiting for the response to Fabrics Connect",
+                _ => "waiting for the transport connection",
+            };
+            return Err(Error::timed_out(state, self.connect_timeout));
+        }
+        Ok(Connecting::Pending)
+    }
+
+    fn send_connect(&mut self, connect: FabricsConnect) -> Result<()> {
+        let op = self
+            .free_ops
+            .pop()
+            .ok_or_else(|| Error::exhausted("no operation is left for the Fabrics Connect command"))?;
+        self.state = State::FabricsConnect;
+        self.connect_op = Some(op);
+        self.activate(op, connect.sqe, None, 0, None);
+        self.tracker.put_buf(op, connect.data);
+        self.issue(op)?;
+        self.flush_transport()
+    }
+
+    /// The completion of a command asked for with [`Connecting::Admin`].
+    pub(crate) fn admin_completed(&mut self, cqe: &Cqe, now: Instant) -> Result<()> {
+        let result = self.transport.admin_completed(cqe);
+        if let Err(error) = &result {
+            self.fail(error.clone(), CommandError::Disconnected, now);
+        }
+        result
+    }
+
+    // --- submitting ----------------------------------------------------------------------------------------------
+
+    /// Takes an operation. While connecting it waits; with every slot in use it waits for one.
+    pub(crate) fn submit(&mut self, request: Request) -> Result<CommandId, (Error, IoBuf)> {
+        if matches!(self.state, State::Quiescing | State::Failed) {
+            return Err((self.failure_or_closed(), request.buf));
+        }
+        if request.sqe.direction() == DataDirection::Bidirectional && !request.buf.is_empty() {
+            let error = Error::unsupported("commands that transfer data both ways");
+            return Err((error, request.buf));
+        }
+        if u32::try_from(request.buf.len()).is_err() && request.span.is_none() {
+            let error = Error::api_misuse(format!("{} bytes do not fit into one command", request.buf.len()));
+            return Err((error, request.buf));
+        }
+        let Some(op) = self.free_ops.pop() else {
+            let error = Error::exhausted(format!(
+                "the queue is full: {} operations are outstanding; process completions first",
+                self.ops.len()
+            ));
+            return Err((error, request.buf));
+        };
+        self.activate(op, request.sqe, request.span, request.user_data, request.timeout);
+        self.tracker.put_buf(op, request.buf);
+        self.stats.submitted += 1;
+        let id = CommandId { op, generation: self.ops[op as usize].generation };
+        if self.state == State::Ready
+            && self.waiting.is_empty()
+            && let Err(error) = self.issue(op)
+        {
+            self.give_up(error);
+            return Ok(id);
+        }
+        if !self.ops[op as usize].all_issued {
+            self.waiting.push_back((op, id.generation));
+            self.stats.queued += 1;
+        }
+        if self.unflushed && !self.delay_submit {
+            self.flush();
+        }
+        Ok(id)
+    }
+
+    fn activate(
+        &mut self,
+        index: u32,
+        sqe: Sqe,
+        span: Option<Span>,
+        user_data: u64,
+        timeout: Option<Duration>,
+    ) {
+        let op = &mut self.ops[index as usize];
+        op.active = true;
+        (op.sqe, op.span, op.user_data, op.timeout) = (sqe, span, user_data, timeout);
+        (op.issued, op.all_issued, op.in_flight) = (0, false, 0);
+        (op.result, op.failed_at, op.seen) = (Ok(0), usize::MAX, None);
+    }
+
+    /// Issues as many commands of an operation as there are slots for.
+    fn issue(&mut self, index: u32) -> Result<()> {
+        loop {
+            let op = &mut self.ops[index as usize];
+            if op.all_issued {
+                return Ok(());
+            }
+            let mut sqe = op.sqe;
+            let direction = sqe.direction();
+            let (offset, len, blocks) = match op.span {
+                None => (0, self.tracker.buf(index).len() as u32, 1),
+                Some(span) => match span.piece(op.issued) {
+                    Some(piece) => {
+                        sqe = sqe.with_slba(piece.slba);
+                        sqe.cdw12 = U32::new(sqe.cdw12.get() & 0xffff_0000 | (piece.blocks - 1));
+                        if sqe.cdw12.get() & PRCHK_REFTAG != 0 {
+                            // The initial reference tag follows the LBA (NVM Command Set 1.1 §5.3).
+                            sqe.cdw14 = U32::new(sqe.cdw14.get().wrapping_add(op.issued as u32));
+                        }
+                        (piece.offset, piece.len, u64::from(piece.blocks))
+                    }
+                    None => {
+                        op.all_issued = true;
+                        return Ok(());
+                    }
+                },
+            };
+            let Some((slot, cid)) = self.tracker.begin(index, offset, len, direction) else { return Ok(()) };
+            op.issued += blocks;
+            op.in_flight += 1;
+            op.all_issued = op.span.is_none_or(|span| op.issued >= span.blocks);
+            sqe.cid = U16::new(cid);
+            self.unflushed = true;
+            self.stats.commands += 1;
+            self.transport.submit(slot, &sqe, &self.tracker)?;
+        }
+    }
+
+    /// Issues what waits, oldest first, as far as there are slots.
+    fn issue_waiting(&mut self) -> Result<()> {
+        while let Some(&(index, generation)) = self.waiting.front() {
+            let op = &self.ops[index as usize];
+            if op.active && op.generation == generation && !op.all_issued {
+                self.issue(index)?;
+                if !self.ops[index as usize].all_issued {
+                    break;
+                }
+            }
+            self.waiting.pop_front();
+        }
+        if self.unflushed { self.flush_transport() } else { Ok(()) }
+    }
+
+    /// Sends what was submitted. A failure shows at the next [`Engine::process`].
+    pub(crate) fn flush(&mut self) {
+        if self.state == State::Ready
+            && let Err(error) = self.flush_transport()
+        {
+            self.give_up(error);
+        }
+    }
+
+    fn flush_transport(&mut self) -> Result<()> {
+        self.unflushed = false;
+        self.transport.flush(&self.tracker)
+    }
+
+    /// Cancels an operation that has no command in flight. `false` when the controller may hold one.
+    pub(crate) fn cancel(&mut self, id: CommandId, mut f: impl FnMut(Done)) -> bool {
+        let Some(op) = self.live(id) else { return false };
+        if op.in_flight > 0 {
+            return false;
+        }
+        op.result = Err(CommandError::Aborted);
+        op.all_issued = true;
+        let done = self.retire(id.op);
+        f(done);
+        true
+    }
+
+    /// Stops issuing more commands of an operation and lists the identifiers of those in flight, for Abort.
+    pub(crate) fn abort_targets(&mut self, id: CommandId) -> Vec<u16> {
+        let Some(op) = self.live(id) else { return Vec::new() };
+        if !op.all_issued {
+            op.all_issued = true;
+            op.result = Err(CommandError::Aborted);
+        }
+        self.tracker
+            .outstanding()
+            .filter(|&(_, op)| op == id.op)
+            .map(|(slot, _)| self.tracker.cid(slot))
+            .collect()
+    }
+
+    fn live(&mut self, id: CommandId) -> Option<&mut Op> {
+        self.ops.get_mut(id.op as usize).filter(|op| op.active && op.generation == id.generation)
+    }
+
+    // --- completing ----------------------------------------------------------------------------------------------
+
+    /// Moves data, completes operations, issues waiting ones. Returns how many operations completed. Once the queue
+    /// pair is given up, first every outstanding operation is completed with an error, then this returns the reason.
+    pub(crate) fn process(&mut self, max: usize, f: &mut dyn FnMut(Done)) -> Result<usize> {
+        let budget = if max == 0 { usize::MAX } else { max };
+        let mut count = 0;
+        match self.state {
+            State::Connecting | State::FabricsConnect => return Ok(0),
+            State::Ready => {
+                self.stats.polls += 1;
+                let result = self.poll_transport(budget, &mut count, f);
+                if let Err(error) = result {
+                    self.give_up(error);
+                }
+                self.polls_since_clock += 1;
+                if count == 0 {
+                    self.stats.idle_polls += 1;
+                }
+                if count == 0 || self.polls_since_clock >= POLLS_PER_CLOCK {
+                    self.polls_since_clock = 0;
+                    if self.outstanding() > 0 {
+                        self.check_deadlines(Instant::now());
+                    }
+                }
+                if self.state == State::Ready || count > 0 {
+                    return Ok(count);
+                }
+            }
+            State::Quiescing | State::Failed => {}
+        }
+        if self.state == State::Quiescing {
+            match self.transport.disconnect(Instant::now()) {
+                Quiesce::Pending => return Ok(0),
+                Quiesce::Done => self.state = State::Failed,
+                Quiesce::Unconfirmed => self.leak_outstanding(),
+            }
+        }
+        count += self.complete_all(budget, f);
+        if count > 0 { Ok(count) } else { Err(self.failure_or_closed()) }
+    }
+
+    fn poll_transport(&mut self, budget: usize, count: &mut usize, f: &mut dyn FnMut(Done)) -> Result<()> {
+        if self.unflushed {
+            self.flush_transport()?;
+        }
+        let polled = self.transport.poll(&mut self.tracker, budget);
+        // Completions that arrived before a failure still count.
+        let drained = self.drain(&mut |done| {
+            *count += 1;
+            f(done);
+        });
+        polled?;
+        drained?;
+        if self.waiting.is_empty() { Ok(()) } else { self.issue_waiting() }
+    }
+
+    /// Takes the transport's completions.
+    fn drain(&mut self, f: &mut dyn FnMut(Done)) -> Result<()> {
+        for index in 0..self.tracker.completed() {
+            let Some((op_index, offset, len, cqe)) = self.tracker.take_completed(index) else { break };
+            if self.connect_op == Some(op_index) && self.state == State::FabricsConnect {
+                self.connect_cqe = Some(cqe);
+                self.ops[op_index as usize].in_flight = 0;
+                self.retire(op_index);
+                continue;
+            }
+            let op = &mut self.ops[op_index as usize];
+            op.in_flight -= 1;
+            let status = cqe.status();
+            if status.is_success() {
+                if let Ok(value) = &mut op.result {
+                    *value = cqe.result64();
+                }
+                self.stats.bytes += u64::from(len);
+            } else if op.result.is_ok() || offset < op.failed_at {
+                // The piece with the lowest offset speaks for the whole; nothing more is issued.
+                op.result = Err(CommandError::Status(status));
+                op.failed_at = offset;
+                op.all_issued = true;
+            }
+            if op.in_flight == 0 && op.all_issued {
+                let done = self.retire(op_index);
+                f(done);
+            }
+        }
+        self.tracker.clear_completed();
+        Ok(())
+    }
+
+    /// Frees a finished operation and gives its result and buffer out.
+    fn retire(&mut self, index: u32) -> Done {
+        let buf = self.tracker.take_buf(index);
+        let op = &mut self.ops[index as usize];
+        let id = CommandId { op: index, generation: op.generation };
+        op.active = false;
+        op.generation = op.generation.wrapping_add(1);
+        self.free_ops.push(index);
+        self.stats.completed += 1;
+        if op.result.is_err() {
+            self.stats.errors += 1;
+        }
+        Done { id, user_data: op.user_data, result: op.result, buf }
+    }
+
+    fn check_deadlines(&mut self, now: Instant) {
+        if now.duration_since(self.last_scan) < DEADLINE_SCAN {
+            return;
+        }
+        self.last_scan = now;
+        let mut expired = None;
+        for op in self.ops.iter_mut().filter(|op| op.active) {
+            let Some(timeout) = op.timeout else { continue };
+            // The clock is not read per command: time counts from the first scan that sees the operation.
+            let seen = *op.seen.get_or_insert(now);
+            if now.duration_since(seen) >= timeout {
+                expired = Some((op.sqe, timeout));
+                break;
+            }
+        }
+        if let Some((sqe, timeout)) = expired {
+            let error = Error::timed_out(
+                format!(
+                    "waiting for the completion of a command (opcode {:#04x}, nsid {:#x})",
+                    sqe.opcode, sqe.nsid
+                ),
+                timeout,
+            );
+            self.fail(error, CommandError::TimedOut, now);
+        }
+    }
+
+    // --- giving up -----------------------------------------------------------------------------------------------
+
+    fn give_up(&mut self, error: Error) {
+        self.fail(error, CommandError::Disconnected, Instant::now());
+    }
+
+    /// Gives the queue pair up. The first reason stays. Outstanding operations are completed by
+    /// [`Engine::process`], with `failed_as`, once the transport is quiesced.
+    pub(crate) fn fail(&mut self, error: Error, failed_as: CommandError, now: Instant) {
+        if matches!(self.state, State::Quiescing | State::Failed) {
+            return;
+        }
+        tracing::debug!(%error, outstanding = self.outstanding(), "queue pair given up");
+        self.failure = Some(error);
+        self.failed_as = failed_as;
+        self.state = State::Quiescing;
+        match self.transport.disconnect(now) {
+            Quiesce::Pending => {}
+            Quiesce::Done => self.state = State::Failed,
+            Quiesce::Unconfirmed => self.leak_outstanding(),
+        }
+    }
+
+    /// Completes every outstanding operation with an error; only when quiesced.
+    pub(crate) fn complete_all(&mut self, budget: usize, f: &mut dyn FnMut(Done)) -> usize {
+        if self.state != State::Failed {
+            return 0;
+        }
+        self.waiting.clear();
+        let mut count = 0;
+        // What completed before the failure still counts as completed.
+        let _ = self.drain(&mut |done| {
+            count += 1;
+            f(done);
+        });
+        if self.tracker.in_flight() > 0 {
+            let slots: Vec<u16> = self.tracker.outstanding().map(|(slot, _)| slot).collect();
+            slots.into_iter().for_each(|slot| self.tracker.release(slot));
+        }
+        for index in 0..self.ops.len() as u32 {
+            if count >= budget {
+                break;
+            }
+            let failed_as = self.failed_as;
+            let op = &mut self.ops[index as usize];
+            if !op.active {
+                continue;
+            }
+            op.in_flight = 0;
+            if op.result.is_ok() {
+                op.result = Err(failed_as);
+            }
+            let done = self.retire(index);
+            f(done);
+            count += 1;
+        }
+        count
+    }
+
+    /// The peer may write the outstanding commands' memory at any time from now on: give the memory up.
+    fn leak_outstanding(&mut self) {
+        let mut bytes = 0;
+        for index in 0..self.ops.len() as u32 {
+            let op = &self.ops[index as usize];
+            if op.active && op.in_flight > 0 {
+                let slots: Vec<u16> =
+                    self.tracker.outstanding().filter(|&(_, op)| op == index).map(|(slot, _)| slot).collect();
+                slots.into_iter().for_each(|slot| self.tracker.release(slot));
+                let buf = self.tracker.take_buf(index);
+                bytes += buf.len();
+                buf.leak();
+            }
+        }
+        if bytes > 0 {
+            tracing::error!(
+                bytes,
+                "queue pair could not be quiesced; the memory of its commands is given up"
+            );
+        }
+        self.state = State::Failed;
+    }
+
+    fn failure_or_closed(&self) -> Error {
+        self.failure.clone().unwrap_or_else(|| Error::disconnected("the queue pair is closed"))
+    }
+}
+
+/// PRINFO.PRCHK bit 0 in CDW12 (bit 26): check the reference tag.
+const PRCHK_REFTAG: u32 = 1 << 26;
+
+impl<Q: TransportQpair> Drop for Engine<Q> {
+    fn drop(&mut self) {
+        if self.tracker.in_flight() == 0 {
+            return;
+        }
+        // Buffers of commands in flight go back to the pool only once nobody can access them.
+        let deadline = Instant::now() + DROP_QUIESCE;
+        loop {
+            let now = Instant::now();
+            match self.transport.disconnect(now) {
+                Quiesce::Done => return,
+                Quiesce::Pending if now < deadline => std::thread::sleep(Duration::from_millis(1)),
+                Quiesce::Pending | Quiesce::Unconfirmed => return self.leak_outstanding(),
+            }
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! I/O queue pairs.
+
+mod command;
+pub(crate) mod engine;
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+pub use command::IoCommand;
+use engine::{Connecting, Done, Engine, Request};
+
+use crate::controller::Controller;
+use crate::dma::{DmaBuf, IoBuf};
+use crate::error::{Error, Result};
+use crate::namespace::Namespace;
+use crate::spec::Status;
+use crate::spec::command::DsmRange;
+use crate::transport::{TransportQpair, TransportStats};
+use crate::wait::{MAX_SLEEP, Waiter};
+
+/// Names an operation submitted on a queue pair until it completes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct CommandId {
+    pub(crate) op: u32,
+    pub(crate) generation: u32,
+}
+
+/// Why an operation did not succeed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// The controller completed it with an error status.
+    #[error("{0}")]
+    Status(Status),
+    /// The queue pair was lost. Whether the controller executed the command is not known.
+    #[error("the queue pair was lost; whether the command was executed is not known")]
+    Disconnected,
+    /// No completion came in time, and the queue pair was given up. Whether the command was executed is not known.
+    #[error("no completion came in time; whether the command was executed is not known")]
+    TimedOut,
+    /// It was cancelled before the controller had all of it.
+    #[error("the command was aborted")]
+    Aborted,
+}
+
+/// An operation that is done: exactly one of these is given out for each accepted submission.
+#[derive(Debug)]
+pub struct Completion {
+    /// The operation.
+    pub id: CommandId,
+    /// The value given at submission.
+    pub user_data: u64,
+    /// DW1:DW0 of the completion, or why it failed.
+    pub result: Result<u64, CommandError>,
+    /// The data, back with its owner.
+    pub buf: IoBuf,
+}
+
+/// A submission that was not accepted; the data comes back.
+#[derive(Debug)]
+pub struct SubmitError {
+    /// Why.
+    pub error: Error,
+    /// The data.
+    pub buf: IoBuf,
+}
+
+impl SubmitError {
+    /// Whether the queue pair has no room now but will after completions were processed.
+    #[must_use]
+    pub fn is_queue_full(&self) -> bool {
+        matches!(self.error.kind(), crate::ErrorKind::Exhausted(_))
+    }
+}
+
+impl fmt::Display for SubmitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for SubmitError {}
+
+impl From<SubmitError> for Error {
+    fn from(error: SubmitError) -> Self {
+        error.error
+    }
+}
+
+/// Counters of a queue pair.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub struct QpairStats {
+    /// Operations accepted.
+    pub submitted: u64,
+    /// Operations that had to wait for a free command slot.
+    pub queued: u64,
+    /// Commands issued; more than operations when I/Os were cut.
+    pub commands: u64,
+    /// Operations completed, well or not.
+    pub completed: u64,
+    /// Operations completed with an error.
+    pub errors: u64,
+    /// Bytes of data of the commands that succeeded.
+    pub bytes: u64,
+    /// Calls of `process_completions`.
+    pub polls: u64,
+    /// Of these, calls that completed nothing.
+    pub idle_polls: u64,
+    /// The transport's own counters.
+    pub transport: TransportStats,
+}
+
+/// An I/O queue pair. Belongs to one thread at a time (`Send`, no locks).
+///
+/// The ordinary type is `IoQpair`, over any transport. `IoQpair<T>` over a concrete transport's queue pair compiles
+/// the same code without dynamic dispatch.
+pub struct IoQpair<Q: TransportQpair = Box<dyn TransportQpair>> {
+    engine: Engine<Q>,
+    controller: Controller,
+    qid: u16,
+    io_timeout: Option<Duration>,
+    waiter: Option<Waiter>,
+}
+
+impl<Q: TransportQpair> IoQpair<Q> {
+    pub(crate) fn new(
+        engine: Engine<Q>,
+        controller: Controller,
+        qid: u16,
+        io_timeout: Option<Duration>,
+    ) -> Self {
+        Self { engine, controller, qid, io_timeout, waiter: None }
+    }
+
+    /// Queue identifier.
+    #[must_use]
+    pub fn qid(&self) -> u16 {
+        self.qid
+    }
+
+    /// The controller it belongs to.
+    #[must_use]
+    pub fn controller(&self) -> &Controller {
+        &self.controller
+    }
+
+    /// Operations accepted and not completed.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.engine.outstanding()
+    }
+
+    /// Whether it is connected.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.engine.is_ready()
+    }
+
+    /// Why it was given up, if it was.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Error> {
+        self.engine.failure()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> QpairStats {
+        self.engine.stats()
+    }
+
+    /// A zeroed buffer from the controller's pool.
+    ///
+    /// # Errors
+    /// When the operating system has no memory.
+    pub fn alloc(&self, len: usize) -> Result<DmaBuf> {
+        self.controller.alloc(len)
+    }
+
+    // --- connecting ------------------------------------------------------------------------------------------------
+
+    /// Drives connecting. Returns whether the queue pair is connected; never blocks. Only needed after
+    /// [`Controller::alloc_io_qpair_async`]; [`IoQpair::process_completions`] does the same.
+    ///
+    /// # Errors
+    /// When connecting failed for good, with what was attempted and against whom.
+    pub fn poll_connect(&mut self) -> Result<bool> {
+        let now = Instant::now();
+        loop {
+            let step = self.engine.poll_connect(now).map_err(|error| self.explain_connect(error))?;
+            match step {
+                Connecting::Pending => return Ok(false),
+                Connecting::Ready(None) => return Ok(true),
+                Connecting::Ready(Some(cqe)) => {
+                    if let Err(error) = self.controller.check_connect(&cqe) {
+                        let error = self.explain_connect(error);
+                        self.engine.fail(error.clone(), CommandError::Disconnected, now);
+                        return Err(error);
+                    }
+                    return Ok(true);
+                }
+                Connecting::Admin(sqe) => {
+                    let cqe = self.controller.admin(sqe).name("creating an I/O queue").wait_raw()?;
+                    self.engine.admin_completed(&cqe, now).map_err(|error| self.explain_connect(error))?;
+                }
+            }
+        }
+    }
+
+    fn explain_connect(&self, error: Error) -> Error {
+        error.doing(format!("connecting I/O queue {}", self.qid)).peer(self.controller.trid())
+    }
+
+    // --- submitting ------------------------------------------------------------------------------------------------
+
+    /// Submits a command. `user_data` comes back with its completion.
+    ///
+    /// The data moves into the queue pair and comes back with the [`Completion`], or at once with the error. I/Os
+    /// larger than the controller takes in one command are cut; there is one completion all the same.
+    ///
+    /// # Errors
+    /// When the queue pair has no room ([`SubmitError::is_queue_full`]), is given up, or the command makes no sense.
+    pub fn submit(&mut self, command: IoCommand, user_data: u64) -> Result<CommandId, SubmitError> {
+        let IoCommand { sqe, span, buf } = command;
+        let span = match span {
+            Ok(span) => span,
+            Err(why) => return Err(SubmitError { error: Error::api_misuse(why), buf }),
+        };
+        self.engine
+            .submit(Request { sqe, span, buf, user_data, timeout: self.io_timeout })
+            .map_err(|(error, buf)| SubmitError { error, buf })
+    }
+
+    /// Reads `buf.len()` bytes, a multiple of the namespace's block size, from logical block `slba`.
+    ///
+    /// # Errors
+    /// As [`IoQpair::submit`].
+    pub fn read(
+        &mut self,
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::read(ns, slba, buf), user_data)
+    }
+
+    /// Writes `buf` to the blocks from `slba` on.
+    ///
+    /// # Errors
+    /// As [`IoQpair::submit`].
+    pub fn write(
+        &mut self,
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::write(ns, slba, buf), user_data)
+    }
+
+    /// Compares `buf` with the blocks from `slba` on; completes with Compare Failure when they differ.
+    ///
+    /// # Errors
+    /// As [`IoQpair::submit`].
+    pub fn compare(
+        &mut self,
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::compare(ns, slba, buf), user_data)
+    }
+
+    /// Sets `blocks` blocks from `slba` on to zero.
+    ///
+    /// # Errors
+    /// As [`IoQpair::submit`].
+    pub fn write_zeroes(
+        &mut self,
+        ns: &Namespace,
+        slba: u64,
+        blocks: u64,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::write_zeroes(ns, slba, blocks), user_data)
+    }
+
+    /// Lets the controller check that `blocks` blocks from `slba` on can be read.
+    ///
+    /// # Errors
+    /// As [`IoQpair::submit`].
+    pub fn verify(
+        &mut self,
+        ns: &Namespace,
+        slba: u64,
+        blocks: u64,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::verify(ns, slba, blocks), user_data)
+    }
+
+    /// Makes everything completed before durable.
+    ///
+    /// # Errors
+    /// As [`IoQpair::submit`].
+    pub fn flush_namespace(&mut self, ns: &Namespace, user_data: u64) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::flush(ns), user_data)
+    }
+
+    /// Tells the controller about up to 256 ranges: no longer needed (`deallocate`), or soon read or written.
+    ///
+    /// # Errors
+    /// As [`IoQpair::submit`]; also when there are no ranges or more than 256.
+    pub fn dataset_management(
+        &mut self,
+        ns: &Namespace,
+        ranges: &[DsmRange],
+        deallocate: bool,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        let command = IoCommand::dataset_management(ns, ranges, deallocate, self.controller.pool())
+            .map_err(|error| SubmitError { error, buf: IoBuf::None })?;
+        self.submit(command, user_data)
+    }
+
+    /// Sends what was submitted with `delay_cmd_submit`.
+    pub fn flush(&mut self) {
+        self.engine.flush();
+    }
+
+    /// Asks the controller to abort an operation. It completes in any case, exactly once, as usual: with
+    /// [`CommandError::Aborted`] or the status Command Abort Requested, or as if nothing had been asked. Returns
+    /// whether it was found.
+    ///
+    /// # Errors
+    /// When the admin queue is lost.
+    pub fn abort(&mut self, id: CommandId, mut f: impl FnMut(Completion)) -> Result<bool> {
+        if self.engine.cancel(id, |done| f(done.into())) {
+            return Ok(true);
+        }
+        let targets = self.engine.abort_targets(id);
+        for &cid in &targets {
+            self.controller.abort(self.qid, cid)?;
+        }
+        Ok(!targets.is_empty())
+    }
+
+    // --- completing ------------------------------------------------------------------------------------------------
+
+    /// Moves data and hands at most `max` completions (0: no limit) to `f`. Never blocks; work is bounded by what is
+    /// outstanding. Returns how many there were.
+    ///
+    /// # Errors
+    /// When the queue pair is lost: after every outstanding operation was completed with an error. Details are in the error.
+    pub fn process_completions(&mut self, max: usize, mut f: impl FnMut(Completion)) -> Result<usize> {
+        // A failure to connect is told below, after what was submitted already.
+        if self.engine.is_connecting() && matches!(self.poll_connect(), Ok(false)) {
+            return Ok(0);
+        }
+        self.engine.process(max, &mut |done| f(done.into()))
+    }
+
+    /// Descriptor that becomes readable when [`IoQpair::process_completions`] has something to do, for an event loop of
+    /// one's own, and whether to watch it for writing too. `None` while there is none (name resolution).
+    #[must_use]
+    pub fn event_source(&self) -> Option<(RawFd, bool)> {
+        let transport = self.engine.transport();
+        Some((transport.event_fd()?, transport.wants_write() || self.engine.is_connecting()))
+    }
+
+    /// Whether waiting for the descriptor would miss work that is here already.
+    #[must_use]
+    pub fn has_local_work(&self) -> bool {
+        self.engine.has_local_work()
+    }
+
+    /// Sleeps until [`IoQpair::process_completions`] may have something to do, at most `timeout`. Returns whether
+    /// something woke it. Call it after a `process_completions` that returned 0.
+    ///
+    /// # Errors
+    /// When the operating system cannot wait.
+    pub fn wait(&mut self, timeout: Duration) -> Result<bool> {
+        if self.engine.has_local_work() {
+            return Ok(true);
+        }
+        let waiter = match &mut self.waiter {
+            Some(waiter) => waiter,
+            none => none.insert(Waiter::new()?),
+        };
+        let transport = self.engine.transport();
+        let write = transport.wants_write() || self.engine.is_connecting();
+        match transport.event_fd() {
+            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout)?),
+            None => Ok(waiter.wait(&[], timeout.min(Duration::from_millis(5)))?),
+        }
+    }
+
+    // --- blocking helpers --------------------------------------------------------------------------------------------
+
+    /// Submits one command and waits for it. For scripts, tests and examples; other operations' completions must not be
+    /// outstanding, they would have nowhere to go.
+    ///
+    /// # Errors
+    /// When the command fails or the queue pair is lost.
+    pub fn execute(&mut self, command: IoCommand) -> Result<(u64, IoBuf)> {
+        if self.outstanding() > 0 {
+            return Err(Error::api_misuse(
+                "a blocking call on a queue pair with operations outstanding; process their completions first",
+            ));
+        }
+        let what = command.name();
+        self.submit(command, 0)?;
+        let mut finished = None;
+        while finished.is_none() {
+            let n = self.process_completions(0, |completion| finished = Some(completion))?;
+            if n == 0 {
+                self.wait(MAX_SLEEP)?;
+            }
+        }
+        let Some(completion) = finished else { return Err(Error::disconnected("no completion")) };
+        match completion.result {
+            Ok(value) => Ok((value, completion.buf)),
+            Err(CommandError::Status(status)) => {
+                Err(Error::command(what, status).peer(self.controller.trid()))
+            }
+            Err(other) => Err(self
+                .failure()
+                .cloned()
+                .unwrap_or_else(|| Error::disconnected(other.to_string()))
+                .doing(what)),
+        }
+    }
+
+    /// Reads into `buf` and waits.
+    ///
+    /// # Errors
+    /// As [`IoQpair::execute`].
+    pub fn read_blocking(&mut self, ns: &Namespace, slba: u64, buf: DmaBuf) -> Result<DmaBuf> {
+        let (_, buf) = self.execute(IoCommand::read(ns, slba, buf))?;
+        buf.into_one().ok_or_else(|| Error::disconnected("the buffer was given up"))
+    }
+
+    /// Writes `buf` and waits.
+    ///
+    /// # Errors
+    /// As [`IoQpair::execute`].
+    pub fn write_blocking(&mut self, ns: &Namespace, slba: u64, buf: DmaBuf) -> Result<DmaBuf> {
+        let (_, buf) = self.execute(IoCommand::write(ns, slba, buf))?;
+        buf.into_one().ok_or_else(|| Error::disconnected("the buffer was given up"))
+    }
+
+    /// Makes completed writes durable and waits.
+    ///
+    /// # Errors
+    /// As [`IoQpair::execute`].
+    pub fn flush_blocking(&mut self, ns: &Namespace) -> Result<()> {
+        self.execute(IoCommand::flush(ns)).map(drop)
+    }
+}
+
+impl From<Done> for Completion {
+    fn from(done: Done) -> Self {
+        Self { id: done.id, user_data: done.user_data, result: done.result, buf: done.buf }
+    }
+}
+
+impl<Q: TransportQpair> Drop for IoQpair<Q> {
+    fn drop(&mut self) {
+        self.controller.free_qid(self.qid);
+    }
+}
+
+impl<Q: TransportQpair> fmt::Debug for IoQpair<Q> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoQpair")
+            .field("qid", &self.qid)
+            .field("outstanding", &self.outstanding())
+            .field("failure", &self.failure())
+            .finish_non_exhaustive()
+    }
+}

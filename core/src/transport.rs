@@ -1,0 +1,317 @@
+//! What a transport implements, and what it is lent.
+//!
+//! [`Transport`] finds and constructs controllers, [`TransportController`] creates queue pairs and gives access to
+//! registers where there are any, [`TransportQpair`] moves commands, data and completions. All three are object
+//! safe; a third party can register its own with [`crate::DriverBuilder::transport`].
+
+use std::any::Any;
+use std::fmt;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::options::ControllerOptions;
+use crate::proto::Tracker;
+use crate::spec::identify::IdentifyController;
+use crate::spec::{Cqe, Sqe};
+use crate::transport_id::{TransportId, TransportType};
+
+/// A kind of connection to controllers: PCIe, RDMA, TCP, or one's own.
+pub trait Transport: Send + Sync {
+    /// Which transport identifiers it serves.
+    fn trtype(&self) -> TransportType;
+
+    /// Whether controllers are found by scanning a local bus. Others are found through a discovery controller, which
+    /// the core does for them.
+    fn is_local(&self) -> bool {
+        false
+    }
+
+    /// Reports every controller on the local bus that `filter` (all when `None`) covers. Fabrics report none.
+    ///
+    /// # Errors
+    /// When the bus cannot be read.
+    fn scan(&self, filter: Option<&TransportId>, found: &mut dyn FnMut(TransportId)) -> Result<()> {
+        let _ = (filter, found);
+        Ok(())
+    }
+
+    /// Makes the transport's side of the controller at `trid`. Must not block: connecting is the queue pairs' work.
+    ///
+    /// # Errors
+    /// When the address makes no sense to this transport or a local device cannot be opened.
+    fn ctrlr_construct(
+        &self,
+        trid: &TransportId,
+        options: &ControllerOptions,
+    ) -> Result<Box<dyn TransportController>>;
+}
+
+/// The transport's side of one controller.
+pub trait TransportController: Send + Any {
+    /// What this transport can do for this controller. Asked again after [`TransportController::identified`].
+    fn capabilities(&self) -> Capabilities;
+
+    /// The controller's registers, where they are memory-mapped. `None` makes the core send Property commands.
+    fn registers(&mut self) -> Option<&mut dyn Registers> {
+        None
+    }
+
+    /// Values for AQA, ASQ and ACQ of the admin queue created last; memory-mapped controllers only.
+    fn admin_queue(&self) -> Option<AdminQueueRegisters> {
+        None
+    }
+
+    /// Starts a queue pair. Returns at once; [`TransportQpair::poll_connect`] drives it further.
+    ///
+    /// # Errors
+    /// When not even a start is possible: no socket, no memory, an address that cannot be used.
+    fn create_qpair(&mut self, setup: &QpairSetup) -> Result<Box<dyn TransportQpair>>;
+
+    /// Tells the transport what Identify Controller said (in-capsule data size, SGL support).
+    ///
+    /// # Errors
+    /// When the controller's limits cannot be worked with.
+    fn identified(&mut self, identify: &IdentifyController) -> Result<()>;
+
+    /// Upcast, for callers that want the concrete type.
+    fn as_any(&mut self) -> &mut dyn Any;
+}
+
+/// Memory-mapped controller registers. Offsets are those of NVMe Base 2.1 §3.1.4.
+pub trait Registers {
+    /// Reads a 32-bit register.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    fn read32(&mut self, offset: u32) -> Result<u32>;
+    /// Reads a 64-bit register.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    fn read64(&mut self, offset: u32) -> Result<u64>;
+    /// Writes a 32-bit register.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    fn write32(&mut self, offset: u32, value: u32) -> Result<()>;
+    /// Writes a 64-bit register.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    fn write64(&mut self, offset: u32, value: u64) -> Result<()>;
+}
+
+/// Values of the admin queue registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AdminQueueRegisters {
+    /// AQA: sizes, 0's based.
+    pub aqa: u32,
+    /// ASQ: bus address of the submission queue.
+    pub asq: u64,
+    /// ACQ: bus address of the completion queue.
+    pub acq: u64,
+}
+
+/// What a transport can do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Queues are opened with the Fabrics Connect command and registers are properties.
+    pub fabrics: bool,
+    /// Largest transfer of one command, bytes, before MDTS is applied.
+    pub max_transfer: u32,
+    /// Most buffers one command's data may be made of.
+    pub max_segments: u16,
+    /// Fewest entries an admin queue may have.
+    pub min_admin_entries: u16,
+}
+
+impl Capabilities {
+    /// Capabilities of a message-based transport with no limits of its own.
+    #[must_use]
+    pub fn fabrics() -> Self {
+        Self { fabrics: true, max_transfer: u32::MAX, max_segments: u16::MAX, min_admin_entries: 2 }
+    }
+
+    /// Sets the largest transfer, bytes.
+    #[must_use]
+    pub fn with_max_transfer(mut self, bytes: u32) -> Self {
+        self.max_transfer = bytes;
+        self
+    }
+
+    /// Sets the most buffers per command.
+    #[must_use]
+    pub fn with_max_segments(mut self, segments: u16) -> Self {
+        self.max_segments = segments;
+        self
+    }
+}
+
+/// What a queue pair is to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct QpairSetup {
+    /// Queue identifier, 0 for the admin queue.
+    pub qid: u16,
+    /// Queue entries (not 0's based); at most `entries - 1` commands are outstanding.
+    pub entries: u16,
+    /// Slots of the tracker the transport will be lent.
+    pub slots: u16,
+    /// When connecting has to be done.
+    pub deadline: Instant,
+    /// Queue priority for weighted round robin, 0 (urgent) to 3 (low).
+    pub priority: u8,
+}
+
+/// How far connecting a queue pair has come.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum ConnectProgress {
+    /// Call again, at once or when the event source is ready.
+    Pending,
+    /// Send this command on the admin queue and hand the completion to [`TransportQpair::admin_completed`].
+    Admin(Sqe),
+    /// Commands can be exchanged. For fabrics the core sends Connect now.
+    Established,
+}
+
+/// Whether the peer can still reach the memory of the commands that were in flight.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Quiesce {
+    /// No further access is possible: buffers may go back to their owners.
+    Done,
+    /// Not yet; poll again.
+    Pending,
+    /// It cannot be confirmed; buffers are leaked.
+    Unconfirmed,
+}
+
+/// One queue pair of a transport. The hot path.
+///
+/// The core lends its [`Tracker`] to every call that may touch data. The transport keeps no pointer into a buffer
+/// between calls unless its hardware does, and then only until the command completes or the queue is quiesced.
+pub trait TransportQpair: Send {
+    /// Drives connecting.
+    ///
+    /// # Errors
+    /// When connecting failed for good; names what was attempted. The deadline is the caller's business as well.
+    fn poll_connect(&mut self, now: Instant) -> Result<ConnectProgress>;
+
+    /// The completion of a command asked for with [`ConnectProgress::Admin`].
+    ///
+    /// # Errors
+    /// When the completion's status means that the queue cannot be created.
+    fn admin_completed(&mut self, cqe: &Cqe) -> Result<()> {
+        let _ = cqe;
+        Ok(())
+    }
+
+    /// Takes a command. `sqe` has its command identifier set; the transport sets data pointer and flags from what the
+    /// tracker says about `slot`. Nothing needs to be sent before [`TransportQpair::flush`]. There is always room:
+    /// never more commands are outstanding than the set-up's slots.
+    ///
+    /// # Errors
+    /// When the queue pair is broken; the command is then treated as outstanding until the queue is quiesced.
+    fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()>;
+
+    /// Sends what was submitted, as far as that is possible without blocking.
+    ///
+    /// # Errors
+    /// When the queue pair is broken.
+    fn flush(&mut self, tracker: &Tracker) -> Result<()>;
+
+    /// Moves data and reports completions with [`Tracker::complete`], until nothing is left to do without blocking or the
+    /// tracker holds `budget` completions. Also continues sending.
+    ///
+    /// # Errors
+    /// When the queue pair is broken. Completions reported before still count.
+    fn poll(&mut self, tracker: &mut Tracker, budget: usize) -> Result<()>;
+
+    /// Gives the queue pair up. After `Done` no memory of any command is accessed again.
+    fn disconnect(&mut self, now: Instant) -> Quiesce;
+
+    /// File descriptor that becomes readable when [`TransportQpair::poll`] has something to do; `None` before there is one.
+    fn event_fd(&self) -> Option<RawFd>;
+
+    /// Whether the event source should be watched for writing as well, because data is waiting to be sent.
+    fn wants_write(&self) -> bool {
+        false
+    }
+
+    /// Counters of the transport, for statistics and performance work.
+    fn stats(&self) -> TransportStats {
+        TransportStats::default()
+    }
+}
+
+/// Counters of a queue pair's transport.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub struct TransportStats {
+    /// Bytes sent.
+    pub bytes_sent: u64,
+    /// Bytes received.
+    pub bytes_received: u64,
+    /// System calls or doorbell writes to send.
+    pub sends: u64,
+    /// System calls to receive that brought something.
+    pub receives: u64,
+    /// System calls to receive that brought nothing.
+    pub empty_receives: u64,
+}
+
+impl<T: TransportQpair + ?Sized> TransportQpair for Box<T> {
+    fn poll_connect(&mut self, now: Instant) -> Result<ConnectProgress> {
+        (**self).poll_connect(now)
+    }
+
+    fn admin_completed(&mut self, cqe: &Cqe) -> Result<()> {
+        (**self).admin_completed(cqe)
+    }
+
+    fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
+        (**self).submit(slot, sqe, tracker)
+    }
+
+    fn flush(&mut self, tracker: &Tracker) -> Result<()> {
+        (**self).flush(tracker)
+    }
+
+    fn poll(&mut self, tracker: &mut Tracker, budget: usize) -> Result<()> {
+        (**self).poll(tracker, budget)
+    }
+
+    fn disconnect(&mut self, now: Instant) -> Quiesce {
+        (**self).disconnect(now)
+    }
+
+    fn event_fd(&self) -> Option<RawFd> {
+        (**self).event_fd()
+    }
+
+    fn wants_write(&self) -> bool {
+        (**self).wants_write()
+    }
+
+    fn stats(&self) -> TransportStats {
+        (**self).stats()
+    }
+}
+
+impl fmt::Debug for dyn Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Transport({})", self.trtype())
+    }
+}
+
+/// The error of an address whose transport was not registered with the driver.
+pub(crate) fn not_registered(trid: &TransportId, registered: &[std::sync::Arc<dyn Transport>]) -> Error {
+    let known: Vec<String> = registered.iter().map(|t| t.trtype().to_string()).collect();
+    Error::unsupported(format!(
+        "no transport of type {} is registered with this driver (registered: {})",
+        trid.trtype(),
+        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+    ))
+    .peer(trid)
+}
