@@ -1,0 +1,6 @@
+//! Test harness: a conformance suite that is one body of code for every transport, and a workload that knows what
+//! every block must hold.
+
+pub mod conformance;
+pub mod rng;
+pub mod workload;

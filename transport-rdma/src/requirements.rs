@@ -1,0 +1,155 @@
+//! What RDMA needs on a machine.
+
+use std::fs;
+use std::path::Path;
+
+/// Where the dynamic loader looks for libraries that are installed the ordinary way.
+const LIBRARY_DIRS: [&str; 8] = [
+    "lib",
+    "lib64",
+    "usr/lib",
+    "usr/lib64",
+    "usr/local/lib",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+    "lib/x86_64-linux-gnu",
+];
+
+/// Something RDMA needs that is not there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Missing {
+    /// The verbs library.
+    #[error("libibverbs.so.1 is not installed")]
+    Verbs,
+    /// The connection manager library.
+    #[error("librdmacm.so.1 is not installed")]
+    ConnectionManager,
+    /// Kernel support for verbs in user space.
+    #[error("the kernel offers no verbs (ib_uverbs is not loaded)")]
+    KernelVerbs,
+    /// Kernel support for the connection manager in user space.
+    #[error("the kernel offers no RDMA connection manager (rdma_ucm is not loaded)")]
+    KernelConnectionManager,
+    /// A device.
+    #[error("there is no RDMA device")]
+    Device,
+}
+
+impl Missing {
+    /// How to get it.
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::Verbs => "install libibverbs1 and ibverbs-providers (Debian) or rdma-core",
+            Self::ConnectionManager => "install librdmacm1 (Debian) or rdma-core",
+            Self::KernelVerbs => "modprobe ib_uverbs",
+            Self::KernelConnectionManager => "modprobe rdma_ucm",
+            Self::Device => {
+                "for soft-RoCE over an Ethernet interface: modprobe rdma_rxe; rdma link add rxe0 type rxe netdev eth0"
+            }
+        }
+    }
+}
+
+/// What a machine has and lacks for RDMA.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub struct Requirements {
+    /// RDMA devices.
+    pub devices: Vec<String>,
+    /// What is missing, in the order in which to get it.
+    pub missing: Vec<Missing>,
+}
+
+impl Requirements {
+    /// Looks below `root`.
+    pub(crate) fn of(root: &Path) -> Self {
+        let mut missing = Vec::new();
+        let library = |name: &str| LIBRARY_DIRS.iter().any(|dir| root.join(dir).join(name).exists());
+        if !library("libibverbs.so.1") {
+            missing.push(Missing::Verbs);
+        }
+        if !library("librdmacm.so.1") {
+            missing.push(Missing::ConnectionManager);
+        }
+        if !root.join("sys/class/infiniband_verbs/abi_version").exists() {
+            missing.push(Missing::KernelVerbs);
+        }
+        if !root.join("dev/infiniband/rdma_cm").exists() {
+            missing.push(Missing::KernelConnectionManager);
+        }
+        let mut devices: Vec<String> = fs::read_dir(root.join("sys/class/infiniband"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        devices.sort();
+        if devices.is_empty() {
+            missing.push(Missing::Device);
+        }
+        Self { devices, missing }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nvmf_core::{ControllerOptions, Driver};
+
+    use super::*;
+    use crate::RdmaTransport;
+
+    struct Root(std::path::PathBuf);
+
+    impl Root {
+        fn new(name: &str) -> Self {
+            let root = std::env::temp_dir().join(format!("nvmf-rdma-{name}-{}", std::process::id()));
+            fs::create_dir_all(&root).unwrap();
+            Self(root)
+        }
+
+        fn add(&self, file: &str) {
+            let path = self.0.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+    }
+
+    impl Drop for Root {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_in_order() {
+        let root = Root::new("order");
+        let all = [
+            Missing::Verbs,
+            Missing::ConnectionManager,
+            Missing::KernelVerbs,
+            Missing::KernelConnectionManager,
+            Missing::Device,
+        ];
+        assert_eq!(Requirements::of(&root.0).missing, all);
+        root.add("usr/lib/x86_64-linux-gnu/libibverbs.so.1");
+        root.add("usr/lib/librdmacm.so.1");
+        root.add("sys/class/infiniband_verbs/abi_version");
+        root.add("dev/infiniband/rdma_cm");
+        assert_eq!(Requirements::of(&root.0).missing, [Missing::Device]);
+        root.add("sys/class/infiniband/rxe0/node_type");
+        assert_eq!(Requirements::of(&root.0), Requirements { devices: vec!["rxe0".into()], missing: vec![] });
+    }
+
+    #[test]
+    fn attaching_says_what_is_missing_and_how_to_get_it() {
+        let root = Root::new("attach");
+        let driver = Driver::builder().transport(RdmaTransport::with_root(&root.0)).build();
+        let trid =
+            "trtype:rdma traddr:192.0.2.1 trsvcid:4420 subnqn:nqn.2024-01.com.example:x".parse().unwrap();
+        let error = driver.connect(&trid, &ControllerOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("libibverbs.so.1 is not installed"), "{error}");
+        assert!(error.contains("install libibverbs1"), "{error}");
+    }
+}
