@@ -34,7 +34,7 @@ pub mod transport;
 pub mod transport_id;
 mod wait;
 
-pub use controller::{AdminCommand, AdminPending, AdminResult, AsyncEvent, Controller, Detach};
+pub use controller::{AdminCommand, AdminPending, AdminResult, Controller, Detach};
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
 pub use driver::{Callbacks, Driver, DriverBuilder, ProbeContext};
 pub use error::{Error, ErrorKind, Result};
@@ -44,5 +44,6 @@ pub use nqn::{HostId, Nqn};
 pub use options::{ControllerOptions, IoQpairOptions};
 pub use poll_group::{GroupKey, PollGroup};
 pub use qpair::{CommandError, CommandId, Completion, IoCommand, IoQpair, QpairStats, SubmitError};
+pub use spec::log_page::AsyncEvent;
 pub use transport::{Capabilities, Transport, TransportController, TransportQpair};
 pub use transport_id::{TransportId, TransportType};

@@ -28,10 +28,10 @@ struct Inner {
 /// Limits that a controller puts on commands to its namespaces.
 pub(crate) struct Limits {
     pub(crate) max_transfer: u32,
-    /// WZSL, bytes; 0 is no limit.
-    pub(crate) write_zeroes: u64,
-    /// VSL, bytes; 0 is no limit.
-    pub(crate) verify: u64,
+    /// WZSL, bytes.
+    pub(crate) write_zeroes: Option<u64>,
+    /// VSL, bytes.
+    pub(crate) verify: Option<u64>,
 }
 
 impl Namespace {
@@ -39,9 +39,8 @@ impl Namespace {
     pub(crate) fn new(info: NamespaceInfo, limits: &Limits, ana_state: Option<AnaState>) -> Option<Self> {
         let format = info.identify.lba_format()?;
         let block_size = format.block_size()?;
-        let blocks = |bytes: u64| match bytes / u64::from(block_size) {
-            0 => 65_536,
-            n => n.min(65_536) as u32,
+        let blocks = |limit: Option<u64>| {
+            limit.map_or(65_536, |bytes| (bytes / u64::from(block_size)).clamp(1, 65_536) as u32)
         };
         let inner = Inner {
             block_size,

@@ -239,6 +239,12 @@ pub trait TransportQpair: Send {
         false
     }
 
+    /// Whether [`TransportQpair::poll`] could go on at once although the event source stays silent, because it stopped
+    /// at its budget with something already received.
+    fn has_local_work(&self) -> bool {
+        false
+    }
+
     /// Counters of the transport, for statistics and performance work.
     fn stats(&self) -> TransportStats {
         TransportStats::default()
@@ -292,6 +298,10 @@ impl<T: TransportQpair + ?Sized> TransportQpair for Box<T> {
 
     fn wants_write(&self) -> bool {
         (**self).wants_write()
+    }
+
+    fn has_local_work(&self) -> bool {
+        (**self).has_local_work()
     }
 
     fn stats(&self) -> TransportStats {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::AsyncEvent;
 use crate::dma::IoBuf;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::proto::keep_alive::{KeepAlive, KeepAliveStep};
 use crate::qpair::engine::{Done, Engine, Request};
 use crate::qpair::{CommandError, CommandId};
+use crate::spec::log_page::AsyncEvent;
 use crate::spec::{AdminOpcode, Sqe};
 use crate::transport::{TransportController, TransportQpair};
 use crate::transport_id::TransportId;
@@ -77,6 +77,7 @@ pub(super) struct Admin {
     pub(super) remove: Option<RemoveCallback>,
     /// One bit per I/O queue identifier in use; index 0 is the admin queue.
     qids: Vec<bool>,
+    last_qid: u16,
     /// Completions that arrived for somebody, ever.
     pub(super) arrivals: u64,
     /// Detached on purpose: no removal is reported.
@@ -98,6 +99,7 @@ impl Admin {
             events: VecDeque::new(),
             remove: None,
             qids: Vec::new(),
+            last_qid: 0,
             arrivals: 0,
             closed: false,
         }
@@ -109,10 +111,14 @@ impl Admin {
         self.qids = vec![false; usize::from(io_queues) + 1];
     }
 
+    /// A free queue identifier, the one unused for longest: a target may take a moment to notice that a queue is gone,
+    /// and refuses its identifier until then.
     pub(super) fn take_qid(&mut self) -> Option<u16> {
-        let free = self.qids.iter().skip(1).position(|used| !used)? + 1;
+        let queues = self.qids.len().checked_sub(1).filter(|&queues| queues > 0)?;
+        let free = (0..queues).map(|i| (usize::from(self.last_qid) + i) % queues + 1).find(|&qid| !self.qids[qid])?;
         self.qids[free] = true;
-        u16::try_from(free).ok()
+        self.last_qid = free as u16;
+        Some(self.last_qid)
     }
 
     pub(super) fn free_qid(&mut self, qid: u16) {
@@ -216,8 +222,10 @@ impl Admin {
             (Ok(_), Some(error)) => Err(error),
             (Err(error), _) => Err(error),
         };
-        if let Err(error) = &result {
-            self.lost(error, now, notices);
+        // A queue that was given up while it was processed is reported to whom it concerns right away.
+        let failure = self.engine.as_ref().and_then(|engine| engine.failure().cloned());
+        if let Some(error) = result.as_ref().err().cloned().or(failure) {
+            self.lost(&error, now, notices);
         }
         result
     }
@@ -227,15 +235,13 @@ impl Admin {
         if !self.engine.as_ref().is_some_and(Engine::is_ready) {
             return Ok(());
         }
-        while self.aers < self.aers_wanted {
-            self.submit_for(Sink::Aer, Sqe::admin(AdminOpcode::ASYNC_EVENT_REQUEST, 0), IoBuf::None, None)?;
+        while self.aers < self.aers_wanted && self.submit_own(Sink::Aer, AdminOpcode::ASYNC_EVENT_REQUEST)? {
             self.aers += 1;
         }
         match self.keep_alive.as_ref().map(|timer| (timer.poll(now), timer.timeout())) {
             Some((KeepAliveStep::Send, _)) => {
-                // Its own deadline is the keep alive timer's.
-                self.submit_for(Sink::KeepAlive, Sqe::admin(AdminOpcode::KEEP_ALIVE, 0), IoBuf::None, None)?;
-                if let Some(timer) = &mut self.keep_alive {
+                let sent = self.submit_own(Sink::KeepAlive, AdminOpcode::KEEP_ALIVE)?;
+                if let Some(timer) = self.keep_alive.as_mut().filter(|_| sent) {
                     timer.sent(now);
                 }
             }
@@ -245,6 +251,16 @@ impl Admin {
             Some((KeepAliveStep::Idle(_), _)) | None => {}
         }
         Ok(())
+    }
+
+    /// Sends a command of our own, without a deadline: Keep Alive has its timer's. `false` when callers have filled the
+    /// queue; there will be room once their commands complete.
+    fn submit_own(&mut self, sink: Sink, opcode: AdminOpcode) -> Result<bool> {
+        match self.submit_for(sink, Sqe::admin(opcode, 0), IoBuf::None, None) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::Exhausted(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn dispatch(&mut self, done: Done, notices: &mut Notices) -> Result<()> {

@@ -10,11 +10,10 @@ use std::time::Duration;
 use super::{AdminResult, Controller, admin_error};
 use crate::dma::IoBuf;
 use crate::error::{Error, Result};
-use crate::proto::controller_init::get_log_page;
 use crate::qpair::CommandId;
 use crate::spec::features::FeatureId;
 use crate::spec::identify::Cns;
-use crate::spec::log_page::LogPageId;
+use crate::spec::log_page::{GetLogPage, LogPageId};
 use crate::spec::{AdminOpcode, Cqe, Sqe, Status};
 use crate::wait::{MAX_SLEEP, Waiter};
 
@@ -220,15 +219,17 @@ impl Controller {
     /// # Errors
     /// When `len` is not a multiple of 4, the controller fails a command or is lost.
     pub fn log_page(&self, page: LogPageId, nsid: u32, len: usize) -> Result<Vec<u8>> {
+        let misuse =
+            || Error::api_misuse(format!("a log page is read in multiples of 4 bytes, not {len}"));
         if len == 0 || !len.is_multiple_of(4) {
-            return Err(Error::api_misuse(format!("a log page is read in multiples of 4 bytes, not {len}")));
+            return Err(misuse());
         }
         let chunk = self.log_chunk() as usize;
         let mut data = Vec::with_capacity(len.min(1 << 20));
         while data.len() < len {
             let n = (len - data.len()).min(chunk);
-            let sqe = get_log_page(page, nsid, data.len() as u64, n as u32, 0);
-            data.extend_from_slice(&self.admin(sqe).data_in(n).wait()?.data);
+            let Some(read) = GetLogPage::new(page, data.len() as u64, n as u64) else { return Err(misuse()) };
+            data.extend_from_slice(&self.admin(read.to_sqe(nsid)).data_in(n).wait()?.data);
         }
         Ok(data)
     }

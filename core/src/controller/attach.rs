@@ -12,7 +12,6 @@ use crate::driver::AdminThread;
 use crate::error::{Error, Result};
 use crate::host::HostIdentity;
 use crate::options::ControllerOptions;
-use crate::proto::Tracker;
 use crate::proto::controller_init::{Action, ControllerInit, InitConfig, InitResult, Next, Outcome};
 use crate::proto::keep_alive::KeepAlive;
 use crate::qpair::engine::{Connecting, Engine};
@@ -247,8 +246,8 @@ impl Controller {
         } else {
             None
         };
-        let tracker = Tracker::new(setup.slots, ADMIN_OPS, inner.options.cid_generations);
-        Ok(Engine::new(transport, tracker, ADMIN_OPS, connect, inner.options.connect_timeout, now))
+        let (generations, timeout) = (inner.options.cid_generations, inner.options.connect_timeout);
+        Ok(Engine::new(transport, setup.slots, ADMIN_OPS, generations, connect, timeout, now))
     }
 
     /// Runs `f` on the registers, where there are any.

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use super::{AdminPending, Controller};
 use crate::error::{Error, Result};
-use crate::proto::controller_init::get_log_page;
 use crate::proto::discovery_log::{
     DiscoveryLog, DiscoveryLogError, DiscoveryLogLimits, DiscoveryLogReader, Step,
 };
-use crate::spec::log_page::LogPageId;
+use crate::spec::log_page::{GetLogPage, LogPageId};
 
 /// A discovery log being read, without blocking.
 pub(crate) struct DiscoveryRead {
@@ -44,7 +43,10 @@ impl DiscoveryRead {
             }
             match reader.next() {
                 Step::Read { offset, len } => {
-                    let sqe = get_log_page(LogPageId::DISCOVERY, 0, offset, len, 0);
+                    let read = GetLogPage::new(LogPageId::DISCOVERY, offset, u64::from(len));
+                    let sqe = read
+                        .ok_or_else(|| Error::api_misuse(format!("{len} bytes at {offset} of a log page")))?
+                        .to_sqe(0);
                     let command =
                         controller.admin(sqe).data_in(len as usize).name("Get Log Page (discovery)");
                     self.pending = Some(command.submit()?);

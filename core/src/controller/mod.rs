@@ -5,7 +5,6 @@ mod admin_command;
 mod attach;
 mod detach;
 mod discovery;
-mod event;
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -20,7 +19,6 @@ pub use admin_command::{AdminCommand, AdminPending};
 pub(crate) use attach::{Attach, Environment, NAP};
 pub use detach::Detach;
 pub(crate) use discovery::DiscoveryRead;
-pub use event::AsyncEvent;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 
@@ -31,7 +29,6 @@ use crate::host::HostIdentity;
 use crate::namespace::{Limits, Namespace};
 use crate::nqn::Nqn;
 use crate::options::{ControllerOptions, IoQpairOptions};
-use crate::proto::Tracker;
 use crate::proto::controller_init::{AnaGroup, InitResult};
 use crate::proto::tracker::MAX_SLOTS;
 use crate::qpair::engine::{Engine, FabricsConnect};
@@ -40,6 +37,7 @@ use crate::spec::fabrics::{
     self, CATTR_DISABLE_SQ_FLOW_CONTROL, ConnectData, ConnectResponse, InvalidParameter,
 };
 use crate::spec::identify::IdentifyController;
+use crate::spec::log_page::AsyncEvent;
 use crate::spec::registers::{Cap, Version};
 use crate::spec::status::Status;
 use crate::spec::{Cqe, Sqe};
@@ -80,19 +78,13 @@ impl Info {
     pub(crate) fn new(init: InitResult, transport: &dyn TransportController) -> Self {
         let page = init.cap.min_page_size();
         let mut max_transfer = transport.capabilities().max_transfer;
-        if init.identify.mdts != 0 {
-            // MDTS: a power of two, in units of the smallest page (Base 2.1 Figure 312).
-            let mdts = page.checked_shl(u32::from(init.identify.mdts)).unwrap_or(u64::MAX);
+        if let Some(mdts) = init.identify.max_transfer_size(page) {
             max_transfer = max_transfer.min(u32::try_from(mdts).unwrap_or(u32::MAX));
         }
-        let shifted = |power: u8| match power {
-            0 => 0,
-            n => page.checked_shl(u32::from(n)).unwrap_or(0),
-        };
         let limits = Limits {
             max_transfer,
-            write_zeroes: init.identify_nvm.as_ref().map_or(0, |nvm| shifted(nvm.wzsl)),
-            verify: init.identify_nvm.as_ref().map_or(0, |nvm| shifted(nvm.vsl)),
+            write_zeroes: init.identify_nvm.as_ref().and_then(|nvm| nvm.write_zeroes_limit(page)),
+            verify: init.identify_nvm.as_ref().and_then(|nvm| nvm.verify_limit(page)),
         };
         let namespaces = init
             .namespaces
@@ -347,12 +339,18 @@ impl Controller {
         let _ = self.process_admin_completions();
         let admin = self.lock();
         let engine = admin.engine.as_ref()?;
+        const SHORT: Duration = Duration::from_millis(1);
         if engine.failure().is_some() {
-            return None;
+            // Its commands complete once the transport is quiesced.
+            return engine.has_local_work().then_some((None, SHORT));
         }
         let mut sleep = if admin.busy() { Duration::from_millis(100) } else { Duration::from_secs(1) };
         if let Some(deadline) = admin.next_deadline(now) {
-            sleep = sleep.min(deadline.saturating_duration_since(now));
+            // A keep alive that found no room is due all the time.
+            sleep = sleep.min(deadline.saturating_duration_since(now).max(SHORT));
+        }
+        if engine.has_local_work() {
+            sleep = Duration::ZERO;
         }
         let transport = engine.transport();
         let source = transport.event_fd().map(|fd| (fd, transport.wants_write()));
@@ -384,6 +382,22 @@ impl Controller {
     /// # Errors
     /// When the controller grants no more queues, is lost, or the connection fails.
     pub fn alloc_io_qpair(&self, options: &IoQpairOptions) -> Result<IoQpair> {
+        let deadline = Instant::now() + self.0.options.connect_timeout;
+        loop {
+            match self.connect_io_qpair(options) {
+                // The identifier was used before and the target has not noticed yet that the old queue is gone.
+                Err(error)
+                    if error.status().is_some_and(|s| s.is(Status::COMMAND_SEQUENCE_ERROR)) && Instant::now() < deadline =>
+                {
+                    tracing::debug!(%error, "trying again");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn connect_io_qpair(&self, options: &IoQpairOptions) -> Result<IoQpair> {
         let mut qpair = self.alloc_io_qpair_async(options)?;
         while !qpair.poll_connect()? {
             qpair.wait(Duration::from_millis(20))?;
@@ -452,9 +466,8 @@ impl Controller {
             let fabrics = admin.transport.capabilities().fabrics;
             let connect =
                 if fabrics { Some(inner.connect_command(&setup, info.init.cntlid, 0)?) } else { None };
-            // One more operation than the caller may use: Fabrics Connect.
-            let tracker = Tracker::new(slots, ops + 1, inner.options.cid_generations);
-            Ok(Engine::new(transport, tracker, ops + 1, connect, inner.options.connect_timeout, now))
+            let generations = inner.options.cid_generations;
+            Ok(Engine::new(transport, slots, ops, generations, connect, inner.options.connect_timeout, now))
         });
         match made {
             Ok(mut engine) => {

@@ -215,9 +215,12 @@ impl Drop for DmaBuf {
         let mut state = self.home.lock();
         state.stats.outstanding -= 1;
         let Some(extent) = self.extent.take() else { return };
-        // Pieces of a class go back; whole regions of other sizes and foreign memory are released.
+        // Pieces of a class go back; other pieces, whole regions of other sizes and foreign memory are released.
         let pooled = extent.region().len() == CHUNK && extent.region().file().is_some();
-        if pooled && let Some(class) = class_of(extent.len()) {
+        if pooled
+            && let Some(class) = class_of(extent.len())
+            && extent.len() == DMA_PAGE << class
+        {
             state.free[class].push(extent);
         } else {
             drop(state);
@@ -360,6 +363,14 @@ mod tests {
         for (i, buf) in bufs.iter().enumerate() {
             assert!(buf.iter().all(|&x| x == i as u8), "buffer {i} was overwritten");
         }
+    }
+
+    #[test]
+    fn an_adopted_piece_of_odd_size_is_not_handed_out_as_a_whole_one() {
+        let pool = DmaPool::new();
+        let Ok((odd, _rest)) = DmaRegion::allocate(CHUNK).unwrap().split_at(5000) else { panic!("5000 < CHUNK") };
+        drop(pool.adopt(odd));
+        assert_eq!(pool.alloc(8192).unwrap().len(), 8192);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Probing: scans and discovery, and any number of controllers attaching side by side.
 
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -326,7 +327,8 @@ fn trid_of_entry(entry: &DiscoveryLogEntry, parent: &TransportId) -> Result<Tran
         trid = trid.with_hostnqn(nqn.clone());
     }
     if trtype == parent.trtype() {
-        if let Some(address) = parent.host_traddr() {
+        // An address of ours reaches only targets of its own family; for others the system chooses.
+        if let Some(address) = parent.host_traddr().filter(|address| may_reach(address, &trid)) {
             trid = trid.with_host_traddr(address)?;
         }
         if let Some(iface) = parent.host_iface() {
@@ -337,4 +339,15 @@ fn trid_of_entry(entry: &DiscoveryLogEntry, parent: &TransportId) -> Result<Tran
         }
     }
     Ok(trid)
+}
+
+/// Whether the local address may be the source of a connection to `trid`: unless both are known to be of different
+/// families.
+fn may_reach(local: &str, trid: &TransportId) -> bool {
+    let bare = local.split_once('%').map_or(local, |(address, _scope)| address);
+    match (bare.parse::<IpAddr>(), trid.adrfam()) {
+        (Ok(IpAddr::V4(_)), Some(family)) => family == AddressFamily::Ipv4,
+        (Ok(IpAddr::V6(_)), Some(family)) => family == AddressFamily::Ipv6,
+        _ => true,
+    }
 }

@@ -11,12 +11,15 @@ use crate::error::{Error, Result};
 use crate::spec::fabrics::PropertySize;
 use crate::spec::features::FeatureId;
 use crate::spec::identify::{
-    Cns, ControllerType, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceNvm,
+    Cns, ControllerType, Csi, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceNvm,
     NamespaceDescriptor, NamespaceDescriptors, NamespaceList, ctratt,
 };
-use crate::spec::log_page::{AnaLog, AnaState, LogPageId};
+use crate::spec::log_page::{AnaLog, AnaState, GetLogPage, LogPageId};
 use crate::spec::registers::{Cap, ControllerConfig, ControllerStatus, Css, PropertyOffset, Version};
 use crate::spec::{AdminOpcode, Cqe, Sqe};
+
+#[cfg(test)]
+mod tests;
 
 /// Host memory page size used, as CC.MPS encodes it: 2^(12 + 0) bytes.
 const MPS: u8 = 0;
@@ -44,7 +47,7 @@ pub struct InitConfig {
     pub read_ana_log: bool,
     /// Host identifier to set on controllers that did not get it with Connect.
     pub host_id: [u8; 16],
-    /// Largest transfer of one admin command, bytes.
+    /// Largest transfer of one command of the transport, bytes; the controller's own limit is applied on top.
     pub max_transfer: u32,
 }
 
@@ -259,6 +262,8 @@ pub struct ControllerInit {
     list_after: u32,
     ana: Vec<u8>,
     ana_len: u32,
+    /// Only the namespaces are read again; what was set stays set.
+    rescan: bool,
 }
 
 impl ControllerInit {
@@ -281,6 +286,7 @@ impl ControllerInit {
             list_after: 0,
             ana: Vec::new(),
             ana_len: 0,
+            rescan: false,
         }
     }
 
@@ -291,6 +297,7 @@ impl ControllerInit {
         machine.cc = ControllerConfig(0).with_css(known.cap.css().to_select());
         machine.result = InitResult { namespaces: Vec::new(), ana_groups: Vec::new(), ..known };
         machine.state = State::ActiveNamespaces;
+        machine.rescan = true;
         machine
     }
 
@@ -314,19 +321,27 @@ impl ControllerInit {
         if self.state == State::Ready {
             return Ok(Next::Ready);
         }
-        if now >= self.deadline {
-            return Err(Error::timed_out(self.state.text(), self.limit));
+        // Between two looks at CSTS, one that falls due at the deadline is still taken: the status may have changed
+        // since, and the caller may have been asleep.
+        let last_look = self.not_before.is_some() && !self.busy;
+        if now >= self.deadline && !last_look {
+            return Err(self.timed_out());
         }
         if self.busy {
             return Ok(Next::Wait(self.deadline));
         }
-        if let Some(time) = self.not_before.take_if(|time| now < *time) {
-            self.not_before = Some(time);
-            return Ok(Next::Wait(time.min(self.deadline)));
+        if let Some(time) = self.not_before.map(|time| time.min(self.deadline))
+            && now < time
+        {
+            return Ok(Next::Wait(time));
         }
         self.not_before = None;
         self.busy = true;
         Ok(Next::Do(self.action()))
+    }
+
+    fn timed_out(&self) -> Error {
+        Error::timed_out(self.state.text(), self.limit)
     }
 
     /// What was found out so far; complete after [`Next::Ready`].
@@ -390,14 +405,22 @@ impl ControllerInit {
                 "Identify I/O Command Set specific Namespace",
                 Cns::CSI_NAMESPACE,
                 self.nsid(),
-                u32::from(self.namespace().map_or(0, |ns| ns.csi)) << 24,
+                u32::from(Csi::NVM.0) << 24,
             ),
             State::AnaLog => {
                 let offset = self.ana.len() as u32;
-                let len = (self.ana_len - offset).min(self.config.max_transfer.max(4096)).min(64 * 1024);
+                let len = (self.ana_len - offset).min(self.log_chunk());
+                let read = GetLogPage {
+                    lid: LogPageId::ANA,
+                    lsp: 0,
+                    retain_event: false,
+                    lsi: 0,
+                    numd_z: len / 4 - 1,
+                    offset: u64::from(offset),
+                };
                 Action::Admin(InitCommand {
                     name: "Get Log Page (ANA)",
-                    sqe: get_log_page(LogPageId::ANA, 0, u64::from(offset), len, 0),
+                    sqe: read.to_sqe(0),
                     data_in: len,
                     data_out: Vec::new(),
                 })
@@ -467,12 +490,10 @@ impl ControllerInit {
             }
             State::CheckEn => {
                 self.cc = ControllerConfig(value as u32);
-                // Base 2.1 §3.5.1: an enabled controller has to be disabled first, and that only once it is ready.
-                if self.cc.en() {
-                    self.enter_wait(State::DisableWaitReady1, now)
-                } else {
-                    self.enter_disabled(now)
-                }
+                // Base 2.1 §3.5.1: an enabled controller has to be disabled first, and that only once it is ready. A
+                // disabled one may still be busy with an earlier reset.
+                let wait = if self.cc.en() { State::DisableWaitReady1 } else { State::DisableWaitReady0 };
+                self.enter_wait(wait, now);
             }
             State::DisableWaitReady1 if csts.rdy() || csts.cfs() => self.enter(State::SetEn0, now),
             State::DisableWaitReady0 if !csts.rdy() => self.enter_disabled(now),
@@ -481,6 +502,9 @@ impl ControllerInit {
             }
             State::EnableWaitReady1 if csts.rdy() => self.enter(State::Identify, now),
             State::DisableWaitReady1 | State::DisableWaitReady0 | State::EnableWaitReady1 => {
+                if now >= self.deadline {
+                    return Err(self.timed_out());
+                }
                 self.not_before = Some(now + self.pause);
                 self.pause = (self.pause * 2).min(CSTS_POLL.1);
             }
@@ -599,7 +623,9 @@ impl ControllerInit {
                 if ok {
                     self.descriptors(data);
                 }
-                if self.cc.css() == Css::ALL_SUPPORTED {
+                // What CNS 05h returns for another command set has another layout.
+                let nvm = self.namespace().is_some_and(|ns| Csi(ns.csi) == Csi::NVM);
+                if nvm && self.cc.css() == Css::ALL_SUPPORTED {
                     self.enter(State::NamespaceNvm, now);
                 } else {
                     self.next_namespace(now);
@@ -715,8 +741,7 @@ impl ControllerInit {
                 Ok(_) => {}
                 Err(error) => {
                     // Names are a convenience; a namespace without them can still be used.
-                    tracing::warn!(nsid = ns.nsid, %error, "namespace identification descriptors make no sense");
-                    return;
+                    tracing::warn!(nsid = ns.nsid, %error, "namespace identification descriptor left out");
                 }
             }
         }
@@ -739,18 +764,32 @@ impl ControllerInit {
     }
 
     fn ana_log(&mut self, ok: bool, data: &[u8], now: Instant) {
-        if ok {
+        // The page may end before the length estimated; a controller then refuses what lies beyond.
+        if ok && data.len().is_multiple_of(4) {
             self.ana.extend_from_slice(data);
-            if (self.ana.len() as u32) < self.ana_len && !data.is_empty() {
+            let more = (self.ana.len() as u32) < self.ana_len && !data.is_empty();
+            if more && !is_whole_ana_log(&self.ana) {
                 return self.enter(State::AnaLog, now);
             }
+        }
+        if !self.ana.is_empty() {
             self.result.ana_groups = parse_ana(&self.ana);
         }
         self.after_ana(now);
     }
 
+    /// Bytes of a log page asked for at once, a multiple of 4.
+    fn log_chunk(&self) -> u32 {
+        let page = self.result.cap.min_page_size();
+        let mdts = self.result.identify.max_transfer_size(page).unwrap_or(u64::MAX);
+        let limit = u64::from(self.config.max_transfer).min(mdts).clamp(4096, 64 * 1024);
+        limit as u32 & !3
+    }
+
     fn after_ana(&mut self, now: Instant) {
-        let next = if self.result.identify.has_attribute(ctratt::EXTENDED_LBA_FORMATS) {
+        let next = if self.rescan {
+            State::Ready
+        } else if self.result.identify.has_attribute(ctratt::EXTENDED_LBA_FORMATS) {
             State::HostBehavior
         } else if self.config.fabrics {
             State::Ready
@@ -788,6 +827,11 @@ pub fn parse_ana(log: &[u8]) -> Vec<AnaGroup> {
     groups
 }
 
+/// Whether every group that the header of an ANA log page announces is there.
+fn is_whole_ana_log(log: &[u8]) -> bool {
+    AnaLog::new(log).is_ok_and(|log| log.groups().all(|group| group.is_ok()))
+}
+
 fn nonzero<const N: usize>(id: [u8; N]) -> Option<[u8; N]> {
     (id != [0; N]).then_some(id)
 }
@@ -814,15 +858,4 @@ fn set_feature(name: &'static str, feature: FeatureId, cdw11: u32, data_out: Vec
         data_in: 0,
         data_out,
     })
-}
-
-/// A Get Log Page command for `len` bytes (a multiple of 4, not 0) from `offset` (Base 2.1 §5.1.12).
-#[must_use]
-pub fn get_log_page(page: LogPageId, nsid: u32, offset: u64, len: u32, lsp: u8) -> Sqe {
-    let numd_z = (len / 4).max(1) - 1;
-    Sqe::admin(AdminOpcode::GET_LOG_PAGE, nsid)
-        .with_cdw10(u32::from(page.0) | u32::from(lsp & 0x7f) << 8 | (numd_z & 0xffff) << 16)
-        .with_cdw11(numd_z >> 16)
-        .with_cdw12(offset as u32)
-        .with_cdw13((offset >> 32) as u32)
 }

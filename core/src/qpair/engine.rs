@@ -1,10 +1,13 @@
 //! What every queue pair does, admin and I/O alike: operations and the commands that serve them, waiting for slots,
 //! connecting, deadlines, and giving up in an orderly way.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use zerocopy::little_endian::{U16, U32};
+
+#[cfg(test)]
+mod tests;
 
 use super::{CommandError, CommandId, QpairStats};
 use crate::dma::IoBuf;
@@ -19,6 +22,8 @@ use crate::transport::{ConnectProgress, Quiesce, TransportQpair};
 const DEADLINE_SCAN: Duration = Duration::from_millis(100);
 /// How long dropping a queue pair waits for its transport to quiesce before the memory is given up.
 const DROP_QUIESCE: Duration = Duration::from_secs(2);
+/// How long a queue pair that is given up waits for its transport to quiesce before the memory is given up.
+const QUIESCE: Duration = Duration::from_secs(30);
 /// Busy polls between two looks at the clock.
 const POLLS_PER_CLOCK: u32 = 256;
 
@@ -103,10 +108,12 @@ pub(crate) struct Engine<Q: TransportQpair> {
     /// What an outstanding operation is completed with once the queue is quiesced.
     failed_as: CommandError,
     connect: Option<FabricsConnect>,
-    connect_op: Option<u32>,
     connect_cqe: Option<Cqe>,
     connect_deadline: Instant,
     connect_timeout: Duration,
+    quiesce_deadline: Instant,
+    /// Where deadlines get the time from; it is read at most once per idle poll.
+    clock: fn() -> Instant,
     unflushed: bool,
     delay_submit: bool,
     polls_since_clock: u32,
@@ -115,10 +122,13 @@ pub(crate) struct Engine<Q: TransportQpair> {
 }
 
 impl<Q: TransportQpair> Engine<Q> {
+    /// An engine that issues at most `slots` commands and accepts `ops` operations. The Fabrics Connect command has
+    /// an operation of its own, the last one, so that callers may use all of theirs while connecting.
     pub(crate) fn new(
         transport: Q,
-        tracker: Tracker,
+        slots: u16,
         ops: u32,
+        generations: bool,
         connect: Option<FabricsConnect>,
         connect_timeout: Duration,
         now: Instant,
@@ -139,18 +149,19 @@ impl<Q: TransportQpair> Engine<Q> {
         };
         Self {
             transport,
-            tracker,
-            ops: (0..ops).map(|_| op()).collect(),
+            tracker: Tracker::new(slots, ops + 1, generations),
+            ops: (0..=ops).map(|_| op()).collect(),
             free_ops: (0..ops).rev().collect(),
             waiting: VecDeque::with_capacity(ops as usize),
             state: State::Connecting,
             failure: None,
             failed_as: CommandError::Disconnected,
             connect,
-            connect_op: None,
             connect_cqe: None,
             connect_deadline: now + connect_timeout,
             connect_timeout,
+            quiesce_deadline: now + QUIESCE,
+            clock: Instant::now,
             unflushed: false,
             delay_submit: false,
             polls_since_clock: 0,
@@ -179,8 +190,14 @@ impl<Q: TransportQpair> Engine<Q> {
         self.failure.as_ref()
     }
 
+    /// Operations accepted and not completed. Fabrics Connect is none of the caller's.
     pub(crate) fn outstanding(&self) -> usize {
-        self.ops.len() - self.free_ops.len()
+        self.connect_op() as usize - self.free_ops.len()
+    }
+
+    /// The operation of the Fabrics Connect command.
+    fn connect_op(&self) -> u32 {
+        self.ops.len() as u32 - 1
     }
 
     pub(crate) fn stats(&self) -> QpairStats {
@@ -189,7 +206,11 @@ impl<Q: TransportQpair> Engine<Q> {
 
     /// Whether sleeping on the transport's event source may miss work that is already here.
     pub(crate) fn has_local_work(&self) -> bool {
-        self.state == State::Quiescing || (self.state == State::Failed && self.outstanding() > 0)
+        match self.state {
+            State::Quiescing => true,
+            State::Failed => self.outstanding() > 0,
+            State::Connecting | State::FabricsConnect | State::Ready => self.transport.has_local_work(),
+        }
     }
 
     // --- connecting --------------------------------------------------------------------------------------------
@@ -243,15 +264,16 @@ impl<Q: TransportQpair> Engine<Q> {
     }
 
     fn send_connect(&mut self, connect: FabricsConnect) -> Result<()> {
-        let op = self
-            .free_ops
-            .pop()
-            .ok_or_else(|| Error::exhausted("no operation is left for the Fabrics Connect command"))?;
+        let op = self.connect_op();
         self.state = State::FabricsConnect;
-        self.connect_op = Some(op);
-        self.activate(op, connect.sqe, None, 0, None);
+        let (len, direction) = (connect.data.len() as u32, connect.sqe.direction());
         self.tracker.put_buf(op, connect.data);
-        self.issue(op)?;
+        let Some((slot, cid)) = self.tracker.begin(op, 0, len, direction) else {
+            return Err(Error::exhausted("no slot is left for the Fabrics Connect command"));
+        };
+        let mut sqe = connect.sqe;
+        sqe.cid = U16::new(cid);
+        self.transport.submit(slot, &sqe, &self.tracker)?;
         self.flush_transport()
     }
 
@@ -282,7 +304,7 @@ impl<Q: TransportQpair> Engine<Q> {
         let Some(op) = self.free_ops.pop() else {
             let error = Error::exhausted(format!(
                 "the queue is full: {} operations are outstanding; process completions first",
-                self.ops.len()
+                self.outstanding()
             ));
             return Err((error, request.buf));
         };
@@ -442,7 +464,7 @@ impl<Q: TransportQpair> Engine<Q> {
                 if count == 0 || self.polls_since_clock >= POLLS_PER_CLOCK {
                     self.polls_since_clock = 0;
                     if self.outstanding() > 0 {
-                        self.check_deadlines(Instant::now());
+                        self.check_deadlines((self.clock)());
                     }
                 }
                 if self.state == State::Ready || count > 0 {
@@ -452,10 +474,11 @@ impl<Q: TransportQpair> Engine<Q> {
             State::Quiescing | State::Failed => {}
         }
         if self.state == State::Quiescing {
-            match self.transport.disconnect(Instant::now()) {
-                Quiesce::Pending => return Ok(0),
+            let now = (self.clock)();
+            match self.transport.disconnect(now) {
+                Quiesce::Pending if now < self.quiesce_deadline => return Ok(0),
                 Quiesce::Done => self.state = State::Failed,
-                Quiesce::Unconfirmed => self.leak_outstanding(),
+                Quiesce::Pending | Quiesce::Unconfirmed => self.leak_outstanding(),
             }
         }
         count += self.complete_all(budget, f);
@@ -481,10 +504,9 @@ impl<Q: TransportQpair> Engine<Q> {
     fn drain(&mut self, f: &mut dyn FnMut(Done)) -> Result<()> {
         for index in 0..self.tracker.completed() {
             let Some((op_index, offset, len, cqe)) = self.tracker.take_completed(index) else { break };
-            if self.connect_op == Some(op_index) && self.state == State::FabricsConnect {
+            if op_index == self.connect_op() {
                 self.connect_cqe = Some(cqe);
-                self.ops[op_index as usize].in_flight = 0;
-                self.retire(op_index);
+                drop(self.tracker.take_buf(op_index));
                 continue;
             }
             let op = &mut self.ops[op_index as usize];
@@ -555,7 +577,7 @@ impl<Q: TransportQpair> Engine<Q> {
     // --- giving up -----------------------------------------------------------------------------------------------
 
     fn give_up(&mut self, error: Error) {
-        self.fail(error, CommandError::Disconnected, Instant::now());
+        self.fail(error, CommandError::Disconnected, (self.clock)());
     }
 
     /// Gives the queue pair up. The first reason stays. Outstanding operations are completed by
@@ -568,10 +590,28 @@ impl<Q: TransportQpair> Engine<Q> {
         self.failure = Some(error);
         self.failed_as = failed_as;
         self.state = State::Quiescing;
+        self.quiesce_deadline = now + QUIESCE;
         match self.transport.disconnect(now) {
             Quiesce::Pending => {}
             Quiesce::Done => self.state = State::Failed,
             Quiesce::Unconfirmed => self.leak_outstanding(),
+        }
+    }
+
+    /// Gives the queue pair up and waits, a short time, until its transport is quiesced.
+    pub(crate) fn shut_down(&mut self) {
+        let mut now = Instant::now();
+        let deadline = now + DROP_QUIESCE;
+        self.fail(Error::disconnected("the queue pair was closed"), CommandError::Disconnected, now);
+        while self.state == State::Quiescing {
+            match self.transport.disconnect(now) {
+                Quiesce::Done => self.state = State::Failed,
+                Quiesce::Pending if now < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    now = Instant::now();
+                }
+                Quiesce::Pending | Quiesce::Unconfirmed => self.leak_outstanding(),
+            }
         }
     }
 
@@ -591,7 +631,8 @@ impl<Q: TransportQpair> Engine<Q> {
             let slots: Vec<u16> = self.tracker.outstanding().map(|(slot, _)| slot).collect();
             slots.into_iter().for_each(|slot| self.tracker.release(slot));
         }
-        for index in 0..self.ops.len() as u32 {
+        drop(self.tracker.take_buf(self.connect_op()));
+        for index in 0..self.connect_op() {
             if count >= budget {
                 break;
             }
@@ -614,16 +655,12 @@ impl<Q: TransportQpair> Engine<Q> {
     /// The peer may write the outstanding commands' memory at any time from now on: give the memory up.
     fn leak_outstanding(&mut self) {
         let mut bytes = 0;
-        for index in 0..self.ops.len() as u32 {
-            let op = &self.ops[index as usize];
-            if op.active && op.in_flight > 0 {
-                let slots: Vec<u16> =
-                    self.tracker.outstanding().filter(|&(_, op)| op == index).map(|(slot, _)| slot).collect();
-                slots.into_iter().for_each(|slot| self.tracker.release(slot));
-                let buf = self.tracker.take_buf(index);
-                bytes += buf.len();
-                buf.leak();
-            }
+        let (slots, ops): (Vec<u16>, BTreeSet<u32>) = self.tracker.outstanding().unzip();
+        slots.into_iter().for_each(|slot| self.tracker.release(slot));
+        for op in ops {
+            let buf = self.tracker.take_buf(op);
+            bytes += buf.len();
+            buf.leak();
         }
         if bytes > 0 {
             tracing::error!(
@@ -644,18 +681,7 @@ const PRCHK_REFTAG: u32 = 1 << 26;
 
 impl<Q: TransportQpair> Drop for Engine<Q> {
     fn drop(&mut self) {
-        if self.tracker.in_flight() == 0 {
-            return;
-        }
         // Buffers of commands in flight go back to the pool only once nobody can access them.
-        let deadline = Instant::now() + DROP_QUIESCE;
-        loop {
-            let now = Instant::now();
-            match self.transport.disconnect(now) {
-                Quiesce::Done => return,
-                Quiesce::Pending if now < deadline => std::thread::sleep(Duration::from_millis(1)),
-                Quiesce::Pending | Quiesce::Unconfirmed => return self.leak_outstanding(),
-            }
-        }
+        self.shut_down();
     }
 }

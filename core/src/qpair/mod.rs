@@ -469,6 +469,8 @@ impl From<Done> for Completion {
 
 impl<Q: TransportQpair> Drop for IoQpair<Q> {
     fn drop(&mut self) {
+        // The controller knows the queue by its identifier until it is disconnected.
+        self.engine.shut_down();
         self.controller.free_qid(self.qid);
     }
 }

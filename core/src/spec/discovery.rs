@@ -11,9 +11,6 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use super::identify::text::{lossy_text, trimmed};
 
-/// The NQN every discovery subsystem answers to (Base 2.1 §3.1.3.3).
-pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
-
 /// Size of the header, and of each entry.
 pub const RECORD_SIZE: usize = 1024;
 

@@ -7,6 +7,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::command::{AdminOpcode, Sqe};
 use super::identify::text::lossy_text;
 use super::identify::{Csi, NamespaceList};
 use super::status::Status;
@@ -156,6 +157,17 @@ impl GetLogPage {
             self.offset as u32,
             (self.offset >> 32) as u32,
         ]
+    }
+
+    /// The command, for log pages of `nsid`; 0 or FFFFFFFFh for those of the controller.
+    #[must_use]
+    pub fn to_sqe(&self, nsid: u32) -> Sqe {
+        let [cdw10, cdw11, cdw12, cdw13] = self.to_cdw10_13();
+        Sqe::admin(AdminOpcode::GET_LOG_PAGE, nsid)
+            .with_cdw10(cdw10)
+            .with_cdw11(cdw11)
+            .with_cdw12(cdw12)
+            .with_cdw13(cdw13)
     }
 
     /// The fields as the controller role reads them from CDW10 to CDW13. The offset is whatever the host sent.

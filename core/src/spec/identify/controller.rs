@@ -791,4 +791,13 @@ impl IdentifyControllerNvm {
         }
         Some(min_page_size << self.wzsl)
     }
+
+    /// The largest Verify in bytes, given the size of CAP.MPSMIN pages; `None` is no limit.
+    #[must_use]
+    pub const fn verify_limit(&self, min_page_size: u64) -> Option<u64> {
+        if self.vsl == 0 || self.vsl as u32 > min_page_size.leading_zeros() {
+            return None;
+        }
+        Some(min_page_size << self.vsl)
+    }
 }

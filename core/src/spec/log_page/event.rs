@@ -138,6 +138,24 @@ impl AsyncEvent {
             _ => None,
         }
     }
+
+    /// Whether namespaces were added, removed or changed.
+    #[must_use]
+    pub fn is_namespace_change(self) -> bool {
+        self.as_notice() == Some(NoticeEvent::NAMESPACE_ATTRIBUTE_CHANGED)
+    }
+
+    /// Whether ANA states changed.
+    #[must_use]
+    pub fn is_ana_change(self) -> bool {
+        self.as_notice() == Some(NoticeEvent::ANA_CHANGE)
+    }
+
+    /// Whether the discovery log changed.
+    #[must_use]
+    pub fn is_discovery_log_change(self) -> bool {
+        self.as_notice() == Some(NoticeEvent::DISCOVERY_LOG_CHANGE)
+    }
 }
 
 impl fmt::Display for AsyncEvent {

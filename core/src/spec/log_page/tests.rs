@@ -71,6 +71,11 @@ fn async_events() {
     // What a discovery controller sends; known from udev rules as AEN 0x70f002.
     let event = AsyncEvent::from_dw0(0x0070_f002);
     assert_eq!(event.as_notice(), Some(NoticeEvent::DISCOVERY_LOG_CHANGE));
+    assert!(event.is_discovery_log_change() && !event.is_namespace_change() && !event.is_ana_change());
+    assert!(AsyncEvent::from_dw0(0x0004_0002).is_namespace_change());
+    assert!(AsyncEvent::from_dw0(0x000c_0302).is_ana_change());
+    // The same information in another type of event is something else.
+    assert!(!AsyncEvent::from_dw0(0x0070_f001).is_discovery_log_change());
     assert_eq!(event.log_page, LogPageId::DISCOVERY);
     assert_eq!(event.to_string(), "notice: discovery log page change (log page 0x70)");
     assert_eq!(event.to_dw0(), 0x0070_f002);
