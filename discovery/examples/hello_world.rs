@@ -15,7 +15,10 @@ fn main() -> Result<()> {
         Some(trid) => trid.parse()?,
         None => {
             let loopback = target.insert(
-                Loopback::builder().namespace(Namespace::memory(16 << 20)).listen_tcp("127.0.0.1:0").build()?,
+                Loopback::builder()
+                    .namespace(Namespace::memory(16 << 20))
+                    .listen_tcp("127.0.0.1:0")
+                    .build()?,
             );
             let driver = Driver::builder().transport(TcpTransport::new()).build();
             let discovery = loopback.discovery_trid().context("the target does not listen")?;

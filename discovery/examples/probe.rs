@@ -35,7 +35,11 @@ fn main() -> Result<()> {
     drop(probe);
     for controller in attached {
         let names: Vec<u32> = controller.namespaces().iter().map(nvmf_core::Namespace::nsid).collect();
-        println!("attached {} (controller {}), namespaces {names:?}", controller.subnqn(), controller.cntlid());
+        println!(
+            "attached {} (controller {}), namespaces {names:?}",
+            controller.subnqn(),
+            controller.cntlid()
+        );
         controller.detach()?;
     }
     Ok(())

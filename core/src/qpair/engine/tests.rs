@@ -1,0 +1,1055 @@
+//! The engine against a transport that does what the test says.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ErrorKind;
+use crate::dma::{DmaBuf, DmaPool};
+use crate::spec::Status;
+use crate::spec::command::NvmOpcode;
+use crate::spec::fabrics;
+
+const BLOCK: u32 = 512;
+
+thread_local! {
+    static NOW: Cell<Instant> = Cell::new(Instant::now());
+}
+
+/// The engine's clock in these tests; it stands still unless the test moves it.
+fn clock() -> Instant {
+    NOW.get()
+}
+
+/// What the fake transport was given and what it is to do.
+struct Wire {
+    connect: ConnectProgress,
+    /// Commands taken and not completed, in order.
+    held: Vec<(u16, Sqe)>,
+    /// Every command ever taken.
+    taken: Vec<Sqe>,
+    /// Taken and not yet flushed.
+    unflushed: usize,
+    /// Completions for the next polls.
+    completions: VecDeque<Cqe>,
+    /// Completions that named no command in flight.
+    strays: usize,
+    fail_submit: bool,
+    fail_flush: bool,
+    fail_poll: bool,
+    quiesce: Quiesce,
+    disconnects: usize,
+    /// Buffers out of the pool when the first disconnect came.
+    out_at_disconnect: usize,
+    pool: DmaPool,
+}
+
+#[derive(Clone)]
+struct Fake(Arc<Mutex<Wire>>);
+
+impl Fake {
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        self.0.lock().unwrap()
+    }
+}
+
+fn broken() -> Error {
+    Error::disconnected("the wire was cut")
+}
+
+impl TransportQpair for Fake {
+    fn poll_connect(&mut self, _now: Instant) -> Result<ConnectProgress> {
+        let wire = self.wire();
+        if wire.fail_poll { Err(broken()) } else { Ok(wire.connect) }
+    }
+
+    fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
+        assert_eq!(tracker.lookup(sqe.cid.get()), Some(slot));
+        let mut wire = self.wire();
+        assert_eq!(wire.connect, ConnectProgress::Established, "a command before the connection");
+        assert_eq!(wire.disconnects, 0, "a command after the queue pair was given up");
+        if wire.fail_submit {
+            return Err(broken());
+        }
+        let clash = wire.held.iter().any(|(held, other)| *held == slot || other.cid == sqe.cid);
+        assert!(!clash, "slot or identifier in use");
+        wire.held.push((slot, *sqe));
+        wire.taken.push(*sqe);
+        wire.unflushed += 1;
+        Ok(())
+    }
+
+    fn flush(&mut self, _tracker: &Tracker) -> Result<()> {
+        let mut wire = self.wire();
+        wire.unflushed = 0;
+        if wire.fail_flush { Err(broken()) } else { Ok(()) }
+    }
+
+    fn poll(&mut self, tracker: &mut Tracker, budget: usize) -> Result<()> {
+        let mut wire = self.wire();
+        while tracker.completed() < budget
+            && let Some(cqe) = wire.completions.pop_front()
+        {
+            let Some(slot) = tracker.lookup(cqe.cid.get()) else {
+                wire.strays += 1;
+                continue;
+            };
+            let index = wire.held.iter().position(|(held, _)| *held == slot).expect("held");
+            let (_, sqe) = wire.held.remove(index);
+            if tracker.direction(slot) == DataDirection::ControllerToHost {
+                // Every block says which one it is.
+                for (i, offset) in (0..tracker.data_len(slot)).step_by(BLOCK as usize).enumerate() {
+                    let block = [(sqe.slba() + i as u64) as u8; BLOCK as usize];
+                    assert!(tracker.write(slot, offset, &block));
+                }
+            }
+            tracker.complete(slot, cqe);
+        }
+        if wire.fail_poll { Err(broken()) } else { Ok(()) }
+    }
+
+    fn disconnect(&mut self, _now: Instant) -> Quiesce {
+        let mut wire = self.wire();
+        if wire.disconnects == 0 {
+            wire.out_at_disconnect = wire.pool.stats().outstanding;
+        }
+        wire.disconnects += 1;
+        wire.quiesce
+    }
+
+    fn event_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+struct Bench {
+    engine: Engine<Fake>,
+    fake: Fake,
+    pool: DmaPool,
+}
+
+impl Bench {
+    /// A connected queue pair without Fabrics Connect.
+    fn new(slots: u16, ops: u32) -> Self {
+        let mut bench = Self::connecting(slots, ops, None);
+        bench.fake.wire().connect = ConnectProgress::Established;
+        assert!(matches!(bench.engine.poll_connect(clock()), Ok(Connecting::Ready(None))));
+        bench
+    }
+
+    fn connecting(slots: u16, ops: u32, connect: Option<FabricsConnect>) -> Self {
+        let pool = DmaPool::new();
+        let fake = Fake(Arc::new(Mutex::new(Wire {
+            connect: ConnectProgress::Pending,
+            held: Vec::new(),
+            taken: Vec::new(),
+            unflushed: 0,
+            completions: VecDeque::new(),
+            strays: 0,
+            fail_submit: false,
+            fail_flush: false,
+            fail_poll: false,
+            quiesce: Quiesce::Done,
+            disconnects: 0,
+            out_at_disconnect: 0,
+            pool: pool.clone(),
+        })));
+        let timeout = Duration::from_secs(5);
+        let mut engine = Engine::new(fake.clone(), slots, ops, true, connect, timeout, clock());
+        engine.clock = clock;
+        Self { engine, fake, pool }
+    }
+
+    fn fabrics(slots: u16, ops: u32) -> Self {
+        let mut bench = Self::connecting(slots, ops, None);
+        let data = IoBuf::One(bench.pool.alloc(1024).unwrap());
+        bench.engine.connect = Some(FabricsConnect { sqe: fabrics::connect(1, 31, 0, 0), data });
+        bench
+    }
+
+    fn connect(&mut self) -> Result<Connecting> {
+        self.engine.poll_connect(clock())
+    }
+
+    /// A read or write of `blocks` from `slba` in pieces of at most `max_blocks`.
+    fn request(&self, opcode: NvmOpcode, slba: u64, blocks: u64, max_blocks: u32, user_data: u64) -> Request {
+        let span = Span { slba, blocks, block_bytes: BLOCK, max_blocks, boundary: 0 };
+        let buf = self.pool.alloc(blocks as usize * BLOCK as usize).unwrap();
+        Request { sqe: Sqe::nvm(opcode, 1), span: Some(span), buf: buf.into(), user_data, timeout: None }
+    }
+
+    fn submit(&mut self, request: Request) -> CommandId {
+        self.engine.submit(request).map_err(|(error, _)| error).expect("accepted")
+    }
+
+    fn read(&mut self, slba: u64, blocks: u64, max_blocks: u32, user_data: u64) -> CommandId {
+        let request = self.request(NvmOpcode::READ, slba, blocks, max_blocks, user_data);
+        self.submit(request)
+    }
+
+    /// Completes the `index`-th command held.
+    fn answer(&self, index: usize, status: Status) {
+        let mut wire = self.fake.wire();
+        let cid = wire.held[index].1.cid.get();
+        let cqe = Cqe::new(cid, 0, status).with_result64(0x0123_4567_89ab_cdef);
+        wire.completions.push_back(cqe);
+    }
+
+    fn answer_all(&self) {
+        let count = self.held();
+        (0..count).for_each(|index| self.answer(index, Status::SUCCESS));
+    }
+
+    fn held(&self) -> usize {
+        self.fake.wire().held.len()
+    }
+
+    /// First block and number of blocks of the commands held.
+    fn pieces(&self) -> Vec<(u64, u32)> {
+        let wire = self.fake.wire();
+        wire.held.iter().map(|(_, sqe)| (sqe.slba(), (sqe.cdw12.get() & 0xffff) + 1)).collect()
+    }
+
+    fn poll(&mut self) -> Vec<Done> {
+        let mut done = Vec::new();
+        self.engine.process(0, &mut |d| done.push(d)).expect("the queue pair is alive");
+        done
+    }
+
+    /// Processes until the failure is reported.
+    fn drain(&mut self) -> (Vec<Done>, Error) {
+        let mut done = Vec::new();
+        for _ in 0..1000 {
+            let before = done.len();
+            match self.engine.process(0, &mut |d| done.push(d)) {
+                Ok(n) => assert_eq!(n, done.len() - before),
+                Err(error) => {
+                    assert_eq!(done.len(), before, "completions come before the error");
+                    assert_eq!(self.engine.outstanding(), 0);
+                    return (done, error);
+                }
+            }
+        }
+        panic!("the failure is never reported");
+    }
+}
+
+fn one(buf: IoBuf) -> DmaBuf {
+    buf.into_one().expect("the buffer comes back")
+}
+
+fn user_data(done: &[Done]) -> Vec<u64> {
+    done.iter().map(|d| d.user_data).collect()
+}
+
+fn advance(by: Duration) {
+    NOW.set(NOW.get() + by);
+}
+
+// --- connecting ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn nothing_is_issued_before_the_connection_is_there() {
+    let mut bench = Bench::fabrics(4, 8);
+    assert!(matches!(bench.connect(), Ok(Connecting::Pending)));
+    bench.read(0, 1, 8, 1);
+    bench.read(8, 1, 8, 2);
+    assert!(bench.poll().is_empty());
+    bench.fake.wire().connect = ConnectProgress::Established;
+    assert!(matches!(bench.connect(), Ok(Connecting::Pending)));
+    {
+        let wire = bench.fake.wire();
+        assert_eq!((wire.taken.len(), wire.unflushed), (1, 0), "Connect and nothing else");
+        assert_eq!((wire.taken[0].opcode, wire.taken[0].fctype()), (0x7f, 1));
+    }
+    bench.read(16, 1, 8, 3);
+    bench.answer(0, Status::SUCCESS);
+    let Ok(Connecting::Ready(Some(cqe))) = bench.connect() else { panic!("connected") };
+    assert_eq!(cqe.result64(), 0x0123_4567_89ab_cdef);
+    assert_eq!(bench.pieces(), [(0, 1), (8, 1), (16, 1)], "in the order of submission");
+    assert_eq!(bench.fake.wire().unflushed, 0);
+    bench.answer_all();
+    assert_eq!(user_data(&bench.poll()), [1, 2, 3]);
+    assert!(matches!(bench.connect(), Ok(Connecting::Ready(Some(_)))), "asking again is harmless");
+    assert_eq!(bench.pool.stats().outstanding, 0, "the data of Connect as well");
+}
+
+#[test]
+fn a_full_queue_does_not_keep_it_from_connecting() {
+    let mut bench = Bench::fabrics(1, 4);
+    let mut accepted = 0;
+    while bench.engine.submit(bench.request(NvmOpcode::READ, accepted, 1, 8, accepted)).is_ok() {
+        accepted += 1;
+    }
+    assert_eq!((accepted, bench.engine.outstanding()), (4, 4));
+    bench.fake.wire().connect = ConnectProgress::Established;
+    assert!(matches!(bench.connect(), Ok(Connecting::Pending)));
+    bench.answer_all();
+    assert!(matches!(bench.connect(), Ok(Connecting::Ready(Some(_)))));
+    for expected in 0..4 {
+        bench.answer_all();
+        assert_eq!(user_data(&bench.poll()), [expected]);
+    }
+    assert_eq!(bench.engine.stats().completed, 4);
+    assert_eq!(bench.engine.stats().submitted, 4);
+    // Connecting took none of the room the caller has.
+    for accepted in 0..4 {
+        bench.read(accepted, 1, 8, accepted);
+    }
+    assert!(bench.engine.submit(bench.request(NvmOpcode::READ, 0, 1, 8, 0)).is_err());
+}
+
+#[test]
+fn a_refused_fabrics_connect_is_reported_and_issues_nothing() {
+    let mut bench = Bench::fabrics(4, 4);
+    bench.read(0, 1, 8, 7);
+    bench.fake.wire().connect = ConnectProgress::Established;
+    bench.connect().unwrap();
+    bench.answer(0, Status::CONNECT_INVALID_HOST);
+    let Ok(Connecting::Ready(Some(cqe))) = bench.connect() else { panic!("the completion is given out") };
+    assert_eq!(cqe.status(), Status::CONNECT_INVALID_HOST);
+    assert_eq!(bench.held(), 0);
+    // What the owner does with it: give up.
+    bench.engine.fail(broken(), CommandError::Disconnected, clock());
+    let (done, _) = bench.drain();
+    assert_eq!(user_data(&done), [7]);
+    assert_eq!(done[0].result, Err(CommandError::Disconnected));
+}
+
+#[test]
+fn connecting_that_takes_too_long_fails_and_completes_what_waited() {
+    for fabrics_connect in [false, true] {
+        let mut bench = Bench::fabrics(4, 4);
+        bench.read(0, 1, 8, 0);
+        if fabrics_connect {
+            bench.fake.wire().connect = ConnectProgress::Established;
+        }
+        assert!(matches!(bench.connect(), Ok(Connecting::Pending)));
+        advance(Duration::from_millis(4999));
+        assert!(matches!(bench.connect(), Ok(Connecting::Pending)));
+        advance(Duration::from_millis(1));
+        let error = bench.connect().unwrap_err();
+        let what = if fabrics_connect { "the response to Fabrics Connect" } else { "the transport connection" };
+        assert_eq!(error.to_string(), format!("no answer within 5s while waiting for {what}"));
+        assert_eq!(bench.fake.wire().disconnects, 1);
+        let (done, told) = bench.drain();
+        assert_eq!(done.len(), 1, "Connect itself is no operation of the caller's");
+        assert_eq!(told.to_string(), error.to_string());
+        drop(done);
+        assert_eq!(bench.pool.stats().outstanding, 0);
+    }
+}
+
+#[test]
+fn a_connection_that_fails_is_not_tried_again() {
+    let mut bench = Bench::connecting(4, 4, None);
+    bench.fake.wire().fail_poll = true;
+    assert_eq!(bench.connect().unwrap_err().to_string(), broken().to_string());
+    bench.fake.wire().fail_poll = false;
+    bench.fake.wire().connect = ConnectProgress::Established;
+    assert!(bench.connect().is_err());
+    assert!(bench.engine.submit(bench.request(NvmOpcode::READ, 0, 1, 8, 0)).is_err());
+}
+
+#[test]
+fn a_command_for_the_admin_queue_is_handed_out() {
+    let mut bench = Bench::connecting(4, 4, None);
+    bench.fake.wire().connect = ConnectProgress::Admin(Sqe::new(5, 0));
+    assert!(matches!(bench.connect(), Ok(Connecting::Admin(sqe)) if sqe.opcode == 5));
+    bench.engine.admin_completed(&Cqe::default(), clock()).unwrap();
+    bench.fake.wire().connect = ConnectProgress::Established;
+    assert!(matches!(bench.connect(), Ok(Connecting::Ready(None))));
+}
+
+// --- submitting and completing ---------------------------------------------------------------------------------------------
+
+#[test]
+fn a_completion_carries_result_and_buffer_of_its_own_operation() {
+    let mut bench = Bench::new(4, 4);
+    let requests: Vec<Request> =
+        (0..4).map(|n| bench.request(NvmOpcode::READ, n * 10, 2, 8, 100 + n)).collect();
+    let mut expected = HashMap::new();
+    for request in requests {
+        let (user_data, address) = (request.user_data, request.buf.bufs()[0].as_ptr().addr());
+        let id = bench.submit(request);
+        expected.insert(id, (user_data, address));
+    }
+    for index in [2, 0, 1, 0] {
+        bench.answer(index, Status::SUCCESS);
+        let [done] = &bench.poll()[..] else { panic!("one completion") }.try_into().unwrap_or_else(|_| panic!());
+        let done: &Done = done;
+        let (user_data, address) = expected.remove(&done.id).expect("completes once");
+        assert_eq!((done.user_data, done.result), (user_data, Ok(0x0123_4567_89ab_cdef)));
+        let data = &done.buf.bufs()[0];
+        assert_eq!(data.as_ptr().addr(), address);
+        let slba = (user_data - 100) * 10;
+        assert!(data[..512].iter().all(|&b| b == slba as u8) && data[512..].iter().all(|&b| b == slba as u8 + 1));
+    }
+    assert!(expected.is_empty());
+}
+
+#[test]
+fn a_full_queue_returns_the_buffer() {
+    let mut bench = Bench::new(2, 3);
+    for n in 0..3 {
+        bench.read(n, 1, 8, n);
+    }
+    let request = bench.request(NvmOpcode::READ, 9, 1, 8, 9);
+    let address = request.buf.bufs()[0].as_ptr().addr();
+    let (error, buf) = bench.engine.submit(request).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Exhausted(_)));
+    assert_eq!(one(buf).as_ptr().addr(), address);
+    bench.answer(0, Status::SUCCESS);
+    assert_eq!(bench.poll().len(), 1);
+    bench.read(9, 1, 8, 9);
+}
+
+#[test]
+fn commands_that_make_no_sense_return_the_buffer() {
+    let mut bench = Bench::new(2, 3);
+    let buf = bench.pool.alloc(8).unwrap().into();
+    let request = Request { sqe: Sqe::new(3, 1), span: None, buf, user_data: 0, timeout: None };
+    let (error, buf) = bench.engine.submit(request).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported(_)));
+    assert_eq!(buf.len(), 8);
+    assert_eq!(bench.engine.outstanding(), 0);
+}
+
+#[test]
+fn what_waits_for_a_slot_is_issued_in_order() {
+    let mut bench = Bench::new(2, 8);
+    for n in 0..6 {
+        bench.read(n, 1, 8, n);
+    }
+    assert_eq!(bench.pieces(), [(0, 1), (1, 1)]);
+    bench.answer(1, Status::SUCCESS);
+    assert_eq!(user_data(&bench.poll()), [1]);
+    assert_eq!(bench.pieces(), [(0, 1), (2, 1)]);
+    // A slot is free, but there are older ones.
+    bench.answer_all();
+    bench.read(6, 1, 8, 6);
+    assert_eq!(bench.held(), 2);
+    bench.poll();
+    assert_eq!(bench.pieces(), [(3, 1), (4, 1)]);
+    bench.answer_all();
+    bench.poll();
+    assert_eq!(bench.pieces(), [(5, 1), (6, 1)]);
+    assert_eq!(bench.engine.stats().queued, 5);
+}
+
+#[test]
+fn a_large_operation_is_overtaken_by_none_and_starves_none() {
+    let mut bench = Bench::new(2, 8);
+    bench.read(0, 64, 8, 0);
+    bench.read(1000, 1, 8, 1);
+    let mut order = Vec::new();
+    let mut done = Vec::new();
+    while bench.held() > 0 {
+        order.extend(bench.pieces());
+        bench.answer(0, Status::SUCCESS);
+        done.extend(bench.poll());
+        // A stream of others does not get in front.
+        if bench.engine.outstanding() < 8 && order.len() < 20 {
+            bench.read(2000, 1, 8, 2);
+        }
+    }
+    order.dedup();
+    let first = |slba| order.iter().position(|&(s, _)| s == slba).unwrap();
+    assert!(first(1000) < first(2000));
+    assert!(order.contains(&(56, 8)));
+    assert_eq!(done.iter().filter(|d| d.user_data == 0).count(), 1);
+    assert_eq!(done.iter().filter(|d| d.user_data == 1).count(), 1);
+}
+
+#[test]
+fn a_cut_operation_completes_once_with_all_of_its_data() {
+    let mut bench = Bench::new(3, 2);
+    let mut request = bench.request(NvmOpcode::READ, 5, 40, 8, 1);
+    request.span = request.span.map(|span| Span { boundary: 16, ..span });
+    bench.submit(request);
+    assert_eq!(bench.pieces(), [(5, 8), (13, 3), (16, 8)], "limit, boundary, limit");
+    let mut done = Vec::new();
+    for _ in 0..20 {
+        // Last one first.
+        if bench.held() > 0 {
+            bench.answer(bench.held() - 1, Status::SUCCESS);
+        }
+        done.extend(bench.poll());
+    }
+    let [done]: [Done; 1] = done.try_into().expect("one completion");
+    let data = one(done.buf);
+    for (n, block) in data.chunks(512).enumerate() {
+        assert!(block.iter().all(|&b| b == n as u8 + 5), "block {n}");
+    }
+    let stats = bench.engine.stats();
+    assert_eq!((stats.submitted, stats.commands, stats.completed), (1, 6, 1));
+    assert_eq!(stats.bytes, 40 * 512);
+}
+
+#[test]
+fn vectored_data_is_cut_across_its_buffers() {
+    let mut bench = Bench::new(4, 2);
+    let bufs = vec![bench.pool.alloc(700).unwrap(), bench.pool.alloc(4096 - 700).unwrap()];
+    let mut request = bench.request(NvmOpcode::READ, 0, 8, 3, 1);
+    request.buf = bufs.into();
+    bench.submit(request);
+    bench.answer_all();
+    let done = bench.poll().remove(0);
+    let data: Vec<u8> = done.buf.bufs().iter().flat_map(|buf| buf.to_vec()).collect();
+    let expected: Vec<u8> = (0..8u8).flat_map(|n| [n; 512]).collect();
+    assert_eq!(data, expected);
+}
+
+#[test]
+fn the_first_error_by_offset_wins_and_ends_issuing() {
+    let mut bench = Bench::new(3, 2);
+    bench.read(0, 80, 8, 1);
+    assert_eq!(bench.pieces(), [(0, 8), (8, 8), (16, 8)]);
+    bench.answer(2, Status::UNRECOVERED_READ_ERROR);
+    assert!(bench.poll().is_empty(), "two commands may still write the buffer");
+    assert_eq!(bench.held(), 2, "nothing more is issued");
+    bench.answer(1, Status::INTERNAL_ERROR);
+    assert!(bench.poll().is_empty());
+    bench.answer(0, Status::SUCCESS);
+    let done = bench.poll().remove(0);
+    assert_eq!(done.result, Err(CommandError::Status(Status::INTERNAL_ERROR)));
+    assert_eq!(one(done.buf).len(), 80 * 512);
+    assert_eq!(bench.fake.wire().taken.len(), 3);
+    assert_eq!(bench.engine.stats().errors, 1);
+    // The room is free again.
+    bench.read(0, 1, 8, 1);
+    assert_eq!(bench.held(), 1);
+}
+
+#[test]
+fn the_reference_tag_follows_the_pieces() {
+    let mut bench = Bench::new(4, 2);
+    let mut request = bench.request(NvmOpcode::WRITE, 100, 24, 8, 0);
+    request.sqe = request.sqe.with_cdw12(PRCHK_REFTAG | 1 << 30).with_cdw14(u32::MAX - 10);
+    bench.submit(request);
+    let wire = bench.fake.wire();
+    let tags: Vec<u32> = wire.held.iter().map(|(_, sqe)| sqe.cdw14.get()).collect();
+    assert_eq!(tags, [u32::MAX - 10, u32::MAX - 2, 5]);
+    assert!(wire.held.iter().all(|(_, sqe)| sqe.cdw12.get() >> 16 == (PRCHK_REFTAG | 1 << 30) >> 16));
+}
+
+#[test]
+fn delayed_submission_is_sent_when_flushed_or_polled() {
+    let mut bench = Bench::new(4, 4);
+    bench.read(0, 1, 8, 0);
+    assert_eq!(bench.fake.wire().unflushed, 0);
+    bench.engine.set_delay_submit(true);
+    bench.read(1, 1, 8, 1);
+    assert_eq!(bench.fake.wire().unflushed, 1);
+    bench.engine.flush();
+    assert_eq!(bench.fake.wire().unflushed, 0);
+    bench.read(2, 1, 8, 2);
+    bench.poll();
+    assert_eq!(bench.fake.wire().unflushed, 0);
+}
+
+#[test]
+fn no_more_completions_than_asked_for() {
+    let mut bench = Bench::new(8, 8);
+    for n in 0..8 {
+        bench.read(n, 1, 8, n);
+    }
+    bench.answer_all();
+    let mut done = Vec::new();
+    for expected in [3, 3, 2, 0] {
+        assert_eq!(bench.engine.process(3, &mut |d| done.push(d)).unwrap(), expected);
+    }
+    assert_eq!(user_data(&done), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn stale_and_repeated_completions_touch_nothing() {
+    let mut bench = Bench::new(2, 4);
+    bench.read(0, 1, 8, 1);
+    let old = bench.fake.wire().held[0].1.cid.get();
+    bench.answer(0, Status::SUCCESS);
+    bench.answer(0, Status::SUCCESS);
+    assert_eq!(bench.poll().len(), 1);
+    bench.read(50, 1, 8, 2);
+    for cid in [old, 0xffff, 0x7fff] {
+        bench.fake.wire().completions.push_back(Cqe::new(cid, 0, Status::SUCCESS));
+    }
+    assert!(bench.poll().is_empty());
+    assert_eq!(bench.fake.wire().strays, 4);
+    bench.answer(0, Status::SUCCESS);
+    let done = bench.poll().remove(0);
+    assert_eq!((done.user_data, one(done.buf)[0]), (2, 50));
+}
+
+// --- cancelling ------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn an_operation_that_waits_can_be_cancelled() {
+    let mut bench = Bench::new(1, 4);
+    let first = bench.read(0, 1, 8, 1);
+    let second = bench.read(1, 1, 8, 2);
+    let third = bench.read(2, 1, 8, 3);
+    assert!(!bench.engine.cancel(first, |_| panic!("the controller has it")));
+    let mut done = Vec::new();
+    assert!(bench.engine.cancel(second, |d| done.push(d)));
+    assert_eq!((done[0].user_data, done[0].result), (2, Err(CommandError::Aborted)));
+    assert_eq!(one(done.remove(0).buf).len(), 512);
+    assert!(!bench.engine.cancel(second, |_| panic!("once")));
+    // Its place is used again while its number is still in the queue of those waiting.
+    let fourth = bench.read(3, 1, 8, 4);
+    assert_ne!(second, fourth);
+    let mut order = Vec::new();
+    while bench.held() > 0 {
+        bench.answer_all();
+        order.extend(bench.poll().iter().map(|d| d.id));
+    }
+    assert_eq!(order, [first, third, fourth]);
+}
+
+#[test]
+fn aborting_names_the_commands_in_flight_and_issues_no_more() {
+    let mut bench = Bench::new(2, 4);
+    let id = bench.read(0, 64, 8, 1);
+    let cids: Vec<u16> = bench.fake.wire().held.iter().map(|(_, sqe)| sqe.cid.get()).collect();
+    assert_eq!(bench.engine.abort_targets(id), cids);
+    bench.answer_all();
+    let done = bench.poll();
+    assert_eq!(done[0].result, Err(CommandError::Aborted), "the rest was never read");
+    assert_eq!(bench.held(), 0);
+    assert!(bench.engine.abort_targets(id).is_empty());
+}
+
+#[test]
+fn an_aborted_operation_that_was_issued_whole_completes_as_the_controller_says() {
+    for status in [Status::SUCCESS, Status::ABORT_REQUESTED] {
+        let mut bench = Bench::new(2, 4);
+        let id = bench.read(0, 8, 8, 1);
+        assert_eq!(bench.engine.abort_targets(id).len(), 1);
+        bench.answer(0, status);
+        let done = bench.poll().remove(0);
+        assert_eq!(done.result.is_ok(), status.is_success());
+    }
+}
+
+// --- deadlines ---------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_command_without_completion_gives_the_queue_pair_up() {
+    let mut bench = Bench::new(2, 8);
+    let timeout = Duration::from_secs(1);
+    for n in 0..4 {
+        let timeout = (n == 1).then_some(timeout);
+        let request = Request { timeout, ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
+        bench.submit(request);
+    }
+    let start = clock();
+    while bench.engine.failure().is_none() {
+        assert!(clock() - start <= timeout + 2 * DEADLINE_SCAN, "the deadline is long past");
+        advance(Duration::from_millis(10));
+        let mut done = 0;
+        bench.engine.process(0, &mut |_| done += 1).unwrap();
+        if bench.engine.failure().is_none() {
+            assert_eq!(done, 0);
+        } else {
+            assert_eq!(done, 4, "all operations of the queue pair");
+        }
+    }
+    assert!(clock() - start >= timeout);
+    let (done, error) = bench.drain();
+    assert!(done.is_empty());
+    assert!(matches!(error.kind(), ErrorKind::TimedOut { after, .. } if *after == timeout));
+    assert!(error.to_string().contains("opcode 0x02, nsid 0x1"), "{error}");
+}
+
+#[test]
+fn operations_of_a_timed_out_queue_pair_say_so() {
+    let mut bench = Bench::new(2, 8);
+    for n in 0..3 {
+        let request =
+            Request { timeout: Some(DEADLINE_SCAN), ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
+        bench.submit(request);
+    }
+    let mut done = Vec::new();
+    while done.is_empty() {
+        advance(DEADLINE_SCAN);
+        bench.engine.process(0, &mut |d| done.push(d)).unwrap();
+    }
+    assert_eq!(user_data(&done), [0, 1, 2]);
+    assert!(done.iter().all(|d| d.result == Err(CommandError::TimedOut) && d.buf.len() == 512));
+}
+
+#[test]
+fn deadlines_are_looked_at_under_load_too() {
+    let mut bench = Bench::new(4, 8);
+    let stuck = Request { timeout: Some(DEADLINE_SCAN), ..bench.request(NvmOpcode::READ, 0, 1, 8, 0) };
+    bench.submit(stuck);
+    let mut polls = 0;
+    while bench.engine.failure().is_none() {
+        polls += 1;
+        assert!(polls < 20 * POLLS_PER_CLOCK, "a stuck command is never noticed");
+        advance(Duration::from_millis(1));
+        bench.read(7, 1, 8, 1);
+        bench.answer(bench.held() - 1, Status::SUCCESS);
+        bench.engine.process(0, &mut |_| {}).unwrap();
+    }
+}
+
+#[test]
+fn without_a_timeout_nothing_is_ever_late() {
+    let mut bench = Bench::new(2, 8);
+    bench.read(0, 1, 8, 0);
+    for _ in 0..10 {
+        advance(Duration::from_secs(86_400));
+        assert!(bench.poll().is_empty());
+    }
+}
+
+// --- giving up ---------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn completions_come_before_the_error() {
+    let mut bench = Bench::new(2, 8);
+    for n in 0..4 {
+        bench.read(n, 1, 8, n);
+    }
+    bench.answer(1, Status::SUCCESS);
+    bench.fake.wire().fail_poll = true;
+    let done = bench.poll();
+    assert_eq!((user_data(&done), done[0].result.is_ok()), (vec![1], true), "it had arrived");
+    assert_eq!(bench.fake.wire().disconnects, 1);
+    let (done, error) = bench.drain();
+    assert_eq!(user_data(&done), [0, 2, 3]);
+    assert!(done.iter().all(|d| d.result == Err(CommandError::Disconnected) && d.buf.len() == 512));
+    assert_eq!(error.to_string(), broken().to_string());
+    assert_eq!(bench.drain().1.to_string(), broken().to_string(), "the reason stays");
+    let (_, buf) = bench.engine.submit(bench.request(NvmOpcode::READ, 0, 1, 8, 0)).unwrap_err();
+    assert_eq!(buf.len(), 512);
+}
+
+#[test]
+fn a_failure_while_submitting_shows_at_the_next_poll() {
+    for flush in [false, true] {
+        let mut bench = Bench::new(2, 8);
+        bench.read(0, 1, 8, 1);
+        {
+            let mut wire = bench.fake.wire();
+            (wire.fail_submit, wire.fail_flush) = (!flush, flush);
+        }
+        bench.read(1, 1, 8, 2);
+        let (done, _) = bench.drain();
+        assert_eq!(user_data(&done), [1, 2], "accepted ones complete");
+    }
+}
+
+#[test]
+fn the_number_of_completions_is_bounded_after_a_failure_too() {
+    let mut bench = Bench::new(4, 8);
+    for n in 0..8 {
+        bench.read(n, 1, 8, n);
+    }
+    bench.engine.fail(broken(), CommandError::Disconnected, clock());
+    for expected in [3, 3, 2] {
+        assert_eq!(bench.engine.process(3, &mut |_| {}).unwrap(), expected);
+    }
+    assert!(bench.engine.process(3, &mut |_| {}).is_err());
+}
+
+#[test]
+fn buffers_are_held_back_until_the_transport_is_quiesced() {
+    let mut bench = Bench::new(2, 8);
+    for n in 0..4 {
+        bench.read(n, 1, 8, n);
+    }
+    bench.fake.wire().quiesce = Quiesce::Pending;
+    bench.engine.fail(broken(), CommandError::Disconnected, clock());
+    for _ in 0..5 {
+        assert!(bench.poll().is_empty());
+        assert!(bench.engine.has_local_work());
+    }
+    assert_eq!(bench.pool.stats().outstanding, 4);
+    bench.fake.wire().quiesce = Quiesce::Done;
+    let (done, _) = bench.drain();
+    assert_eq!(user_data(&done), [0, 1, 2, 3]);
+    assert!(done.iter().all(|d| d.buf.len() == 512));
+    assert!(!bench.engine.has_local_work());
+}
+
+/// Whether the pool hands any of these addresses out again.
+fn handed_out_again(pool: &DmaPool, addresses: &[usize]) -> bool {
+    // More than a region's worth of the smallest class.
+    let bufs: Vec<DmaBuf> = (0..1200).map(|_| pool.alloc(512).unwrap()).collect();
+    bufs.iter().any(|buf| addresses.contains(&buf.as_ptr().addr()))
+}
+
+#[test]
+fn memory_of_a_queue_that_cannot_be_quiesced_is_never_used_again() {
+    let mut bench = Bench::new(2, 8);
+    let mut in_flight = Vec::new();
+    for n in 0..4 {
+        let request = bench.request(NvmOpcode::READ, n, 1, 8, n);
+        if n < 2 {
+            in_flight.push(request.buf.bufs()[0].as_ptr().addr());
+        }
+        bench.submit(request);
+    }
+    bench.fake.wire().quiesce = Quiesce::Unconfirmed;
+    bench.engine.fail(broken(), CommandError::Disconnected, clock());
+    let (done, _) = bench.drain();
+    assert_eq!(user_data(&done), [0, 1, 2, 3]);
+    assert!(matches!((&done[0].buf, &done[1].buf), (IoBuf::None, IoBuf::None)), "the peer may still write there");
+    assert_eq!((done[2].buf.len(), done[3].buf.len()), (512, 512), "these it was never told of");
+    drop(done);
+    let pool = bench.pool.clone();
+    drop(bench);
+    assert!(!handed_out_again(&pool, &in_flight));
+}
+
+#[test]
+fn a_transport_that_is_pending_for_ever_is_not_waited_for() {
+    let mut bench = Bench::new(2, 8);
+    bench.read(0, 1, 8, 0);
+    bench.fake.wire().quiesce = Quiesce::Pending;
+    bench.engine.fail(broken(), CommandError::Disconnected, clock());
+    advance(QUIESCE - Duration::from_millis(1));
+    assert!(bench.poll().is_empty());
+    advance(Duration::from_millis(1));
+    let (done, _) = bench.drain();
+    assert!(matches!(done[0].buf, IoBuf::None));
+}
+
+#[test]
+fn dropping_it_returns_buffers_after_the_transport_is_quiesced() {
+    let mut bench = Bench::new(2, 8);
+    for n in 0..3 {
+        bench.read(n, 1, 8, n);
+    }
+    let Bench { engine, fake, pool } = bench;
+    assert_eq!(pool.stats().outstanding, 3);
+    drop(engine);
+    let wire = fake.wire();
+    assert!(wire.disconnects >= 1);
+    assert_eq!(wire.out_at_disconnect, 3, "a buffer was free before the queue was quiesced");
+    assert_eq!(pool.stats().outstanding, 0);
+}
+
+#[test]
+fn dropping_it_waits_for_a_transport_that_needs_a_moment() {
+    let mut bench = Bench::new(2, 8);
+    bench.read(0, 1, 8, 0);
+    let Bench { engine, fake, pool } = bench;
+    fake.wire().quiesce = Quiesce::Pending;
+    let other = fake.clone();
+    let helper = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        let mut wire = other.wire();
+        assert_eq!(wire.pool.stats().outstanding, 1);
+        wire.quiesce = Quiesce::Done;
+    });
+    drop(engine);
+    helper.join().unwrap();
+    assert!(fake.wire().disconnects > 2);
+    assert_eq!(pool.stats().outstanding, 0);
+}
+
+#[test]
+fn dropping_it_leaks_what_cannot_be_quiesced() {
+    let mut bench = Bench::new(2, 8);
+    let request = bench.request(NvmOpcode::READ, 0, 1, 8, 0);
+    let address = request.buf.bufs()[0].as_ptr().addr();
+    bench.submit(request);
+    bench.fake.wire().quiesce = Quiesce::Unconfirmed;
+    let pool = bench.pool.clone();
+    drop(bench);
+    assert!(!handed_out_again(&pool, &[address]));
+}
+
+#[test]
+fn an_idle_queue_pair_is_disconnected_when_dropped() {
+    let bench = Bench::new(2, 8);
+    let fake = bench.fake.clone();
+    drop(bench);
+    assert_eq!(fake.wire().disconnects, 1);
+}
+
+// --- everything at once --------------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Debug)]
+enum Step {
+    Submit { write: bool, blocks: u64, max_blocks: u32 },
+    Answer { pick: usize, ok: bool },
+    Stray(u16),
+    Poll(usize),
+    Cancel(usize),
+    Abort(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (any::<bool>(), 1u64..20, 1u32..9)
+            .prop_map(|(write, blocks, max_blocks)| Step::Submit { write, blocks, max_blocks }),
+        6 => (any::<usize>(), prop_oneof![5 => Just(true), 1 => Just(false)])
+            .prop_map(|(pick, ok)| Step::Answer { pick, ok }),
+        1 => any::<u16>().prop_map(Step::Stray),
+        4 => (0usize..5).prop_map(Step::Poll),
+        1 => any::<usize>().prop_map(Step::Cancel),
+        1 => any::<usize>().prop_map(Step::Abort),
+    ]
+}
+
+/// What the test knows of an accepted operation.
+struct Known {
+    id: CommandId,
+    slba: u64,
+    write: bool,
+    address: usize,
+    len: usize,
+}
+
+fn check(done: Done, live: &mut HashMap<u64, Known>, leaked: bool) -> Result<(), TestCaseError> {
+    let known = live.remove(&done.user_data);
+    let known = known.ok_or_else(|| TestCaseError::fail("completed twice, or never submitted"))?;
+    prop_assert_eq!(done.id, known.id);
+    let Some(buf) = done.buf.into_one() else {
+        prop_assert!(leaked, "the buffer is missing");
+        prop_assert!(done.result.is_err());
+        return Ok(());
+    };
+    prop_assert_eq!(buf.as_ptr().addr(), known.address);
+    prop_assert_eq!(buf.len(), known.len);
+    if done.result.is_ok() {
+        for (n, block) in buf.chunks(BLOCK as usize).enumerate() {
+            let expected = if known.write { done.user_data as u8 } else { (known.slba + n as u64) as u8 };
+            prop_assert!(block.iter().all(|&b| b == expected), "block {} holds foreign data", n);
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn every_accepted_operation_completes_once_with_its_own_buffer(
+        steps in proptest::collection::vec(step(), 1..150),
+        slots in 1u16..6,
+        connect_after in 0usize..20,
+        end in 0u8..4,
+    ) {
+        let mut bench = Bench::fabrics(slots, 10);
+        let mut live: HashMap<u64, Known> = HashMap::new();
+        let mut accepted = 0u64;
+        for (n, step) in steps.into_iter().enumerate() {
+            if bench.engine.is_connecting() {
+                if n >= connect_after {
+                    bench.fake.wire().connect = ConnectProgress::Established;
+                    if bench.held() > 0 {
+                        bench.answer(0, Status::SUCCESS);
+                    }
+                }
+                bench.connect().unwrap();
+            }
+            let connecting = bench.engine.is_connecting();
+            match step {
+                Step::Submit { write, blocks, max_blocks } => {
+                    let opcode = if write { NvmOpcode::WRITE } else { NvmOpcode::READ };
+                    let slba = accepted * 1000;
+                    let mut request = bench.request(opcode, slba, blocks, max_blocks, accepted);
+                    if let IoBuf::One(buf) = &mut request.buf {
+                        buf.fill(accepted as u8);
+                    }
+                    let address = request.buf.bufs()[0].as_ptr().addr();
+                    let len = request.buf.len();
+                    match bench.engine.submit(request) {
+                        Ok(id) => {
+                            live.insert(accepted, Known { id, slba, write, address, len });
+                            accepted += 1;
+                        }
+                        Err((error, buf)) => {
+                            prop_assert!(matches!(error.kind(), ErrorKind::Exhausted(_)));
+                            prop_assert_eq!(live.len(), 10);
+                            prop_assert_eq!(buf.bufs()[0].as_ptr().addr(), address);
+                        }
+                    }
+                }
+                Step::Answer { pick, ok } if !connecting && bench.held() > 0 => {
+                    let status = if ok { Status::SUCCESS } else { Status::UNRECOVERED_READ_ERROR };
+                    bench.answer(pick % bench.held(), status);
+                }
+                Step::Stray(cid) if !connecting => {
+                    let known = bench.fake.wire().held.iter().any(|(_, sqe)| sqe.cid.get() == cid);
+                    if !known {
+                        bench.fake.wire().completions.push_back(Cqe::new(cid, 0, Status::SUCCESS));
+                    }
+                }
+                Step::Poll(max) => {
+                    let mut done = Vec::new();
+                    let count = bench.engine.process(max, &mut |d| done.push(d)).unwrap();
+                    prop_assert_eq!(count, done.len());
+                    prop_assert!(max == 0 || count <= max);
+                    for done in done {
+                        check(done, &mut live, false)?;
+                    }
+                }
+                Step::Cancel(pick) | Step::Abort(pick) if !live.is_empty() => {
+                    let mut ids: Vec<CommandId> = live.values().map(|known| known.id).collect();
+                    ids.sort_by_key(|id| id.op);
+                    let id = ids[pick % ids.len()];
+                    let mut done = None;
+                    if matches!(step, Step::Cancel(_)) {
+                        bench.engine.cancel(id, |d| done = Some(d));
+                    } else if !bench.engine.cancel(id, |d| done = Some(d)) {
+                        prop_assert!(!bench.engine.abort_targets(id).is_empty());
+                    }
+                    if let Some(done) = done {
+                        prop_assert_eq!(done.result, Err(CommandError::Aborted));
+                        check(done, &mut live, false)?;
+                    }
+                }
+                _ => {}
+            }
+            prop_assert_eq!(bench.engine.outstanding(), live.len());
+            let in_flight = bench.held();
+            prop_assert!(in_flight <= usize::from(slots));
+        }
+        match end {
+            // All is answered.
+            0 => {
+                bench.fake.wire().connect = ConnectProgress::Established;
+                for _ in 0..1000 {
+                    if bench.engine.is_connecting() {
+                        bench.answer_all();
+                        bench.connect().unwrap();
+                        continue;
+                    }
+                    bench.answer_all();
+                    for done in bench.poll() {
+                        check(done, &mut live, false)?;
+                    }
+                }
+            }
+            // The connection breaks.
+            1 | 2 => {
+                bench.fake.wire().quiesce = if end == 1 { Quiesce::Done } else { Quiesce::Unconfirmed };
+                bench.engine.fail(broken(), CommandError::Disconnected, clock());
+                for done in bench.drain().0 {
+                    check(done, &mut live, end == 2)?;
+                }
+            }
+            // It is dropped: what is left never completes, and nothing is lost.
+            _ => live.clear(),
+        }
+        prop_assert!(live.is_empty(), "{} operations never completed", live.len());
+        let stats = bench.engine.stats();
+        prop_assert_eq!(stats.submitted, accepted);
+        if end != 3 {
+            prop_assert_eq!(stats.completed, accepted);
+        }
+        let pool = bench.pool.clone();
+        drop(bench);
+        prop_assert_eq!(pool.stats().outstanding, 0);
+    }
+}

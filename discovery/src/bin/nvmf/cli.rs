@@ -1,0 +1,253 @@
+//! The command line.
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::error::ErrorKind;
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::commands::{copy, discover, identify, list, perf, verify};
+#[cfg(feature = "tcp")]
+use crate::commands::{demo, target};
+use crate::failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  nvmf demo                                       see it work, on this machine alone
+  nvmf discover -t tcp -a 192.0.2.1               what is offered there? (port 8009)
+  nvmf list -t tcp -a 192.0.2.1 -s 4420           attach all of it and list the namespaces
+  TRID=nvme+tcp://192.0.2.1:4420/nqn.2024-01.com.example:disk
+  nvmf identify $TRID                             what is that controller?
+  nvmf read $TRID --length 1MiB --output head.img
+  nvmf perf $TRID -q 1 -t 10                      how fast is it?
+
+Controllers are named by a TRID (transport identifier) in either form, or by nvme-cli's options:
+  'trtype:tcp traddr:192.0.2.1 trsvcid:4420 subnqn:nqn.2024-01.com.example:disk'
+  nvme+tcp://192.0.2.1:4420/nqn.2024-01.com.example:disk
+  -t tcp -a 192.0.2.1 -s 4420 -n nqn.2024-01.com.example:disk
+
+Exit codes:
+  0  it worked
+  1  data did not match, an I/O failed, or a local file could not be used
+  2  the command line makes no sense, or not for this namespace
+  3  the target could not be reached or attached, or was lost";
+
+/// A user-space NVMe over Fabrics initiator: discovers, reads, writes, verifies and measures NVMe/TCP targets. Needs no
+/// kernel driver and no root.
+#[derive(Parser, Debug)]
+#[command(name = "nvmf", version, styles = STYLES, max_term_width = 120, after_help = EXAMPLES)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Log to stderr: -v what happens, -vv details, -vvv everything. RUST_LOG, if set, decides instead
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 900)]
+    pub(crate) verbose: u8,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    #[cfg(feature = "tcp")]
+    Demo(demo::Args),
+    Discover(discover::Args),
+    List(list::Args),
+    Identify(identify::Args),
+    Read(copy::ReadArgs),
+    Write(copy::WriteArgs),
+    Verify(verify::Args),
+    Perf(perf::Args),
+    #[cfg(feature = "tcp")]
+    Target(target::Args),
+}
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// The grammar. Options of `perf` are those of spdk_nvme_perf, which has other uses for some letters of nvme-cli.
+fn grammar() -> clap::Command {
+    Cli::command().mut_subcommand("perf", |perf| {
+        ["transport", "hostnqn", "host_traddr"]
+            .into_iter()
+            .fold(perf, |perf, option| perf.mut_arg(option, |arg| arg.short(None)))
+    })
+}
+
+/// Reads the command line of this process. Prints help where asked for.
+pub(crate) fn parse() -> Result<Cli, Failure> {
+    let matches = grammar().try_get_matches();
+    matches.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
+            Ok(()) => Failure::silent(0),
+            Err(error) => Failure::stdout(&error),
+        },
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // To stderr; there is nobody else to tell.
+            let _ = error.print();
+            Failure::silent(2)
+        }
+        _ => Failure::usage(usage_line(&error)),
+    })
+}
+
+/// clap's message without the usage text: what is wrong, and its tip.
+fn usage_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let message = text.split("\nUsage:").next().unwrap_or_default();
+    let message = message.split("\nFor more information").next().unwrap_or_default();
+    let mut parts = message.trim().trim_start_matches("error: ").split("\n\n").map(str::trim);
+    let mut line = parts.next().unwrap_or_default().to_owned();
+    for part in parts.filter(|part| !part.is_empty()) {
+        line.push_str("; ");
+        line.push_str(part.trim_start_matches("tip: "));
+    }
+    line.push_str("; try --help");
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &[&str]) -> Result<Cli, String> {
+        let words = ["nvmf"].iter().chain(line);
+        grammar()
+            .try_get_matches_from(words)
+            .and_then(|matches| Cli::from_arg_matches(&matches))
+            .map_err(|error| usage_line(&error))
+    }
+
+    #[test]
+    fn grammar_is_sound() {
+        grammar().debug_assert();
+    }
+
+    #[test]
+    fn addresses_in_every_form() {
+        let forms: &[&[&str]] = &[
+            &["trtype:tcp traddr:127.0.0.1 trsvcid:4420 subnqn:nqn.a"],
+            &["trtype:tcp", "traddr:127.0.0.1", "trsvcid:4420", "subnqn:nqn.a"],
+            &["nvme+tcp://127.0.0.1:4420/nqn.a"],
+            &["nvme+tcp://127.0.0.1", "--nqn", "nqn.a"],
+            &["-t", "tcp", "-a", "127.0.0.1", "-s", "4420", "-n", "nqn.a"],
+            &["--transport=tcp", "--traddr=127.0.0.1", "--nqn=nqn.a"],
+        ];
+        for form in forms {
+            let line: Vec<&str> = ["identify"].iter().chain(*form).copied().collect();
+            let Command::Identify(args) = parsed(&line).unwrap().command else { panic!("{line:?}") };
+            let trid = args.connect.trid().unwrap();
+            assert_eq!(trid.to_uri(), "nvme+tcp://127.0.0.1:4420/nqn.a", "{line:?}");
+        }
+    }
+
+    #[test]
+    fn discovery_goes_to_port_8009() {
+        let Command::Discover(args) = parsed(&["discover", "-t", "tcp", "-a", "::1"]).unwrap().command else {
+            panic!()
+        };
+        assert_eq!(args.connect.trid().unwrap().trsvcid(), "8009");
+        let line = ["discover", "-t", "tcp", "-a", "::1", "-s", "4420"];
+        let Command::Discover(args) = parsed(&line).unwrap().command else { panic!() };
+        assert_eq!(args.connect.trid().unwrap().trsvcid(), "4420");
+    }
+
+    #[test]
+    fn wrong_addresses_are_usage_errors() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["identify"], "no controller is named; give a TRID"),
+            (&["identify", "-t", "tcpp", "-a", "::1"], "--transport tcpp: no such transport; try tcp"),
+            (&["identify", "-t", "tcp", "-a", "::1", "-s", "x"], "--trsvcid: "),
+            (&["identify", "-t", "tcp", "-a", "10.0.0.300/8"], "--traddr: "),
+            (
+                &["identify", "nvme+tcp://[::1]/nqn.a", "-n", "nqn.b"],
+                "contradicts the TRID, which names nqn.a",
+            ),
+            (&["identify", "trtype:tcp traddr:::1 nqn:x"], "did you mean \"subnqn\"?"),
+            (&["identify", "nvme+tcp://[::1]/nqn.a", "-w", "x y"], "--host-traddr: "),
+        ];
+        for (line, expected) in cases {
+            let Command::Identify(args) = parsed(line).unwrap().command else { panic!("{line:?}") };
+            let failure = args.connect.trid().unwrap_err();
+            assert_eq!(failure.code(), 2, "{line:?}");
+            assert!(failure.line().unwrap().contains(expected), "{line:?}: {failure:?}");
+        }
+    }
+
+    #[test]
+    fn missing_subsystem_hints_at_discovery() {
+        let Command::Identify(args) = parsed(&["identify", "nvme+tcp://[::1]"]).unwrap().command else {
+            panic!()
+        };
+        let failure = args.connect.attach(1).unwrap_err();
+        assert_eq!(failure.code(), 2);
+        let line = failure.line().unwrap();
+        assert!(line.contains("no subsystem is named; add -n NQN"), "{line}");
+        assert!(line.contains("`nvmf discover -t tcp -a ::1` lists what is there"), "{line}");
+    }
+
+    #[test]
+    fn grammar_errors_fit_on_one_line() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["discover", "-t", "tcp"], "required arguments were not provided: --traddr <ADDR>; try --help"),
+            (&["discover", "nvme+tcp://h", "-t", "tcp", "-a", "h"], "cannot be used with"),
+            (
+                &["read", "x", "--length", "1MB"],
+                "invalid value '1MB' for '--length <SIZE>': MB may mean 1000s or 1024s",
+            ),
+            (
+                &["discover", "--traddrr", "x"],
+                "unexpected argument '--traddrr' found; a similar argument exists: '--traddr'",
+            ),
+            (&["discovr"], "unrecognized subcommand 'discovr'; a similar subcommand exists: 'discover'"),
+            (&["perf", "x", "-w", "rw"], "possible values: read, write, randread, randwrite, randrw"),
+            (&["perf", "x", "-t", "0"], "must be more than 0 seconds"),
+        ];
+        for (line, expected) in cases {
+            let error = Failure::usage(parsed(line).unwrap_err());
+            let text = error.line().unwrap();
+            assert!(text.contains(expected), "{line:?}: {text}");
+            assert!(!text.contains('\n') && !text.contains("Usage:") && !text.starts_with("error"), "{text}");
+        }
+    }
+
+    #[test]
+    fn perf_takes_the_letters_of_spdk_nvme_perf() {
+        let line = [
+            "perf",
+            "nvme+tcp://h/nqn.a",
+            "-q",
+            "32",
+            "-o",
+            "4096",
+            "-w",
+            "randrw",
+            "-M",
+            "70",
+            "-t",
+            "5",
+            "-P",
+            "2",
+            "--yes",
+        ];
+        let Command::Perf(args) = parsed(&line).unwrap().command else { panic!() };
+        assert_eq!(
+            args.settings().unwrap().to_string(),
+            "randrw (70 % reads), 4 KiB, queue depth 32 x 2 queue pairs"
+        );
+    }
+
+    /// Every help text as it is printed 100 columns wide.
+    #[test]
+    fn help() {
+        let mut grammar = grammar().term_width(100);
+        grammar.build();
+        let names: Vec<String> =
+            grammar.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        insta::assert_snapshot!("help", grammar.render_help());
+        for name in names {
+            let mut command = grammar.find_subcommand(&name).unwrap().clone().term_width(100);
+            insta::assert_snapshot!(format!("help_{name}"), command.render_help());
+        }
+    }
+}

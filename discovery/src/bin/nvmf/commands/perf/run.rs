@@ -1,0 +1,205 @@
+//! The measuring loop.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use nvmf_core::{CommandError, Completion, IoBuf, IoQpair, Namespace};
+
+use super::report::{Report, histogram};
+use super::{Settings, Workload};
+use crate::failure::Failure;
+use crate::pattern::splitmix;
+
+/// Longest sleep with `--interrupt`.
+const MAX_SLEEP: Duration = Duration::from_millis(20);
+
+/// Runs each group of queue pairs on a thread of its own and adds up.
+pub(super) fn run(groups: Vec<Vec<IoQpair>>, ns: &Namespace, settings: Settings) -> Result<Report, Failure> {
+    let barrier = Barrier::new(groups.len());
+    let results: Vec<Result<Report, Failure>> = thread::scope(|scope| {
+        let workers: Vec<_> = groups
+            .into_iter()
+            .enumerate()
+            .map(|(index, group)| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    let worker = Worker::new(group, ns, settings, index as u64);
+                    // All begin together, or their times would not be the same time.
+                    barrier.wait();
+                    worker?.run()
+                })
+            })
+            .collect();
+        let panicked = || Err(Failure::failed("a measuring thread panicked"));
+        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| panicked())).collect()
+    });
+    let mut total = Report::new(settings);
+    for result in results {
+        total.add(result?);
+    }
+    Ok(total)
+}
+
+/// One queue pair and what is outstanding on it.
+struct Lane {
+    qpair: IoQpair,
+    /// When the I/O in each slot was submitted.
+    submitted: Vec<Instant>,
+    /// The next I/O of a sequential workload, counted in I/Os.
+    cursor: u64,
+    outstanding: usize,
+}
+
+struct Worker<'a> {
+    lanes: Vec<Lane>,
+    ns: &'a Namespace,
+    settings: Settings,
+    random: u64,
+    /// I/Os the range has room for.
+    places: u64,
+    blocks_per_io: u64,
+    first_block: u64,
+    latency: Histogram<u64>,
+    report: Report,
+    buffers: Vec<(usize, u64, IoBuf)>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(qpairs: Vec<IoQpair>, ns: &'a Namespace, settings: Settings, index: u64) -> Result<Self, Failure> {
+        let places = (settings.length / u64::from(settings.io_size)).max(1);
+        let mut random = settings.seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let depth = usize::from(settings.queue_depth);
+        let lanes_in_all = u64::from(settings.qpairs) * u64::from(settings.threads);
+        let mut buffers = Vec::with_capacity(depth * qpairs.len());
+        let mut lanes = Vec::with_capacity(qpairs.len());
+        for qpair in qpairs {
+            for slot in 0..depth {
+                let mut buf = qpair.alloc(settings.io_size as usize)?;
+                if settings.reads < 100 {
+                    // Not zeroes: a device may treat these in a way of its own.
+                    for word in buf.chunks_exact_mut(8) {
+                        word.copy_from_slice(&splitmix(&mut random).to_le_bytes());
+                    }
+                }
+                buffers.push((lanes.len(), slot as u64, IoBuf::One(buf)));
+            }
+            // Sequential lanes start evenly spread over the range.
+            let number = index * u64::from(settings.qpairs) + lanes.len() as u64;
+            let cursor = u64::try_from(u128::from(places) * u128::from(number) / u128::from(lanes_in_all))
+                .unwrap_or(0);
+            let submitted = vec![Instant::now(); depth];
+            lanes.push(Lane { qpair, submitted, cursor, outstanding: 0 });
+        }
+        let block = u64::from(ns.block_size());
+        Ok(Self {
+            lanes,
+            ns,
+            settings,
+            random,
+            places,
+            blocks_per_io: u64::from(settings.io_size) / block,
+            first_block: settings.offset / block,
+            latency: histogram(),
+            report: Report::new(settings),
+            buffers,
+        })
+    }
+
+    /// Submits one I/O.
+    fn submit(&mut self, lane: usize, slot: u64, buf: IoBuf, now: Instant) -> Result<(), Failure> {
+        let settings = &self.settings;
+        let place = if settings.workload.is_random() {
+            // The high half of the product is uniform over the places, without a division.
+            ((u128::from(splitmix(&mut self.random)) * u128::from(self.places)) >> 64) as u64
+        } else {
+            let lane = &mut self.lanes[lane];
+            let place = lane.cursor;
+            lane.cursor = if place + 1 == self.places { 0 } else { place + 1 };
+            place
+        };
+        let read = match settings.workload {
+            Workload::Randrw => splitmix(&mut self.random) % 100 < u64::from(settings.reads),
+            _ => settings.reads == 100,
+        };
+        let slba = self.first_block + place * self.blocks_per_io;
+        let lane = &mut self.lanes[lane];
+        lane.submitted[slot as usize] = now;
+        lane.outstanding += 1;
+        let submitted = match read {
+            true => lane.qpair.read(self.ns, slba, buf, slot),
+            false => lane.qpair.write(self.ns, slba, buf, slot),
+        };
+        submitted.map(drop).map_err(|error| Failure::from(error.error))
+    }
+
+    fn run(mut self) -> Result<Report, Failure> {
+        let mut now = Instant::now();
+        for (lane, slot, buf) in std::mem::take(&mut self.buffers) {
+            self.submit(lane, slot, buf, now)?;
+        }
+        for lane in &mut self.lanes {
+            lane.qpair.flush();
+        }
+        let begin = now + self.settings.warmup;
+        let end = begin + self.settings.time;
+        let mut done: Vec<Completion> = Vec::with_capacity(self.settings.queue_depth.into());
+        while self.lanes.iter().any(|lane| lane.outstanding > 0) {
+            let mut found = false;
+            for index in 0..self.lanes.len() {
+                let lane = &mut self.lanes[index];
+                if lane.qpair.process_completions(0, |completion| done.push(completion))? == 0 {
+                    continue;
+                }
+                found = true;
+                // One look at the clock for the whole batch.
+                now = Instant::now();
+                let measuring = now >= begin && now < end;
+                for completion in done.drain(..) {
+                    let lane = &mut self.lanes[index];
+                    lane.outstanding -= 1;
+                    let took = now.duration_since(lane.submitted[completion.user_data as usize]);
+                    match completion.result {
+                        Ok(_) if measuring => {
+                            self.report.ios += 1;
+                            self.latency.saturating_record(took.as_nanos() as u64);
+                        }
+                        Ok(_) => {}
+                        Err(error) => self.failed(index, error)?,
+                    }
+                    if now < end {
+                        self.submit(index, completion.user_data, completion.buf, now)?;
+                    }
+                }
+                self.lanes[index].qpair.flush();
+            }
+            if !found {
+                if self.settings.interrupt {
+                    // There is one queue pair per thread.
+                    if let Some(lane) = self.lanes.first_mut() {
+                        lane.qpair.wait(MAX_SLEEP)?;
+                    }
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+        self.report.seconds = self.settings.time.as_secs_f64();
+        self.report.latency = self.latency;
+        Ok(self.report)
+    }
+
+    /// Counts a failed I/O. A lost queue pair ends the measurement.
+    fn failed(&mut self, lane: usize, error: CommandError) -> Result<(), Failure> {
+        if !matches!(error, CommandError::Status(_)) {
+            return Err(match self.lanes[lane].qpair.failure() {
+                Some(failure) => Failure::from(failure.clone()),
+                None => Failure::unreachable(error),
+            });
+        }
+        self.report.errors += 1;
+        self.report.first_error.get_or_insert_with(|| error.to_string());
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! `nvmf target`: serves memory or files over NVMe/TCP until told to stop.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use nvmf_loopback::{Loopback, Namespace, SubsystemBuilder};
+use signal_hook::consts::signal::{SIGINT, SIGTERM};
+
+use super::print;
+use crate::failure::Failure;
+use crate::size::{parse_length32, parse_size};
+
+/// The subsystem unless another is named.
+const DEFAULT_NQN: &str = "nqn.2024-01.com.example:nvmf";
+
+/// Serve memory or files as an NVMe/TCP target, for tests and development
+///
+/// Prints one line, `listening on ADDRESS:PORT`, once connections are accepted, and runs until SIGINT or SIGTERM. Any
+/// host may connect and nothing is encrypted: keep to addresses you trust. The same port answers discovery.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  nvmf target --namespace 64MiB
+  nvmf target --listen 0.0.0.0:4420 --namespace disk.img --namespace 1GiB --block-size 4KiB
+  nvmf target --listen [::1]:0 --namespace new.img:256MiB --nqn nqn.2024-01.com.example:disk
+
+FILE:SIZE makes the file, or makes it longer, as needed. A file whose name looks like a size is
+written ./64MiB.")]
+pub(crate) struct Args {
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4420")]
+    listen: String,
+
+    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE. May be repeated
+    #[arg(long, value_name = "SIZE|FILE[:SIZE]", required = true, value_parser = parse_namespace)]
+    namespace: Vec<Backing>,
+
+    /// NQN of the subsystem
+    #[arg(long, value_name = "NQN", default_value = DEFAULT_NQN)]
+    nqn: String,
+
+    /// Bytes per logical block: a power of two, 512 to 64KiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_length32, default_value = "512")]
+    block_size: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Backing {
+    Memory(u64),
+    /// A length of 0 is that of the file.
+    File(PathBuf, u64),
+}
+
+fn parse_namespace(text: &str) -> Result<Backing, String> {
+    if text.is_empty() {
+        return Err("neither a size nor a file".to_owned());
+    }
+    // `64MB` is a mistake, not a file.
+    if text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains(['/', '.', ':']) {
+        let size =
+            parse_size(text).map_err(|error| format!("{error}; for a file of that name write ./{text}"))?;
+        return if size > 0 {
+            Ok(Backing::Memory(size))
+        } else {
+            Err("must be at least one block".to_owned())
+        };
+    }
+    Ok(match text.rsplit_once(':').map(|(path, size)| (path, parse_size(size))) {
+        Some((path, Ok(size))) if size > 0 && !path.is_empty() => Backing::File(path.into(), size),
+        _ => Backing::File(text.into(), 0),
+    })
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    // Both signals are caught from here on, so that none is lost between the line and the wait.
+    let (mut told, tell) =
+        UnixStream::pair().map_err(|error| Failure::failed(format!("catching signals: {error}")))?;
+    for signal in [SIGINT, SIGTERM] {
+        let tell = tell.try_clone().map_err(|error| Failure::failed(format!("catching signals: {error}")))?;
+        signal_hook::low_level::pipe::register(signal, tell)
+            .map_err(|error| Failure::failed(format!("catching signals: {error}")))?;
+    }
+    let mut subsystem = SubsystemBuilder::new(&args.nqn);
+    for backing in &args.namespace {
+        let namespace = match backing {
+            Backing::Memory(size) => Namespace::memory(*size),
+            Backing::File(path, size) => {
+                if *size == 0 && !path.exists() {
+                    return Err(Failure::failed(format!(
+                        "--namespace {0}: no such file; {0}:SIZE makes one",
+                        path.display()
+                    )));
+                }
+                Namespace::file(path, *size)
+            }
+        };
+        subsystem = subsystem.namespace(namespace.block_size(args.block_size));
+    }
+    let target = Loopback::builder()
+        .subsystem(subsystem)
+        .listen_tcp(&args.listen)
+        .build()
+        .map_err(|error| Failure::failed(format!("starting the target: {error}")))?;
+    for address in target.tcp_addrs() {
+        print(format!("listening on {address}\n"))?;
+    }
+    // Blocks until a signal writes a byte.
+    let _ = told.read(&mut [0]);
+    drop(target);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces() {
+        let file = |path: &str, size| Ok(Backing::File(path.into(), size));
+        assert_eq!(parse_namespace("64MiB"), Ok(Backing::Memory(64 << 20)));
+        assert_eq!(parse_namespace("./64MiB"), file("./64MiB", 0));
+        assert_eq!(parse_namespace("disk.img"), file("disk.img", 0));
+        assert_eq!(parse_namespace("disk.img:1G"), file("disk.img", 1 << 30));
+        assert_eq!(parse_namespace("/a:b"), file("/a:b", 0));
+        assert_eq!(parse_namespace("2024.img:64MiB"), file("2024.img", 64 << 20));
+        for wrong in ["", "0", "64MB", "64Q"] {
+            assert!(parse_namespace(wrong).is_err(), "{wrong}");
+        }
+    }
+}

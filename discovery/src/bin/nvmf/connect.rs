@@ -1,0 +1,265 @@
+//! From the command line to an attached controller.
+
+use std::time::Duration;
+
+use clap::Args;
+use nvmf_core::nqn::Uuid;
+use nvmf_core::{
+    Controller, ControllerOptions, Driver, HostIdentity, Namespace, Nqn, TransportId, TransportType,
+};
+
+use crate::failure::Failure;
+use crate::size::parse_seconds;
+use crate::units;
+
+/// Where the controller is and how to talk to it: a TRID, or nvme-cli's options.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ConnectArgs {
+    /// Transport identifier, either form: 'trtype:tcp traddr:192.0.2.1 trsvcid:4420 subnqn:nqn…' or
+    /// nvme+tcp://192.0.2.1:4420/nqn…
+    #[arg(value_name = "TRID", conflicts_with_all = ["transport", "traddr", "trsvcid"], num_args = 1..)]
+    trid: Vec<String>,
+
+    /// Transport type: tcp
+    #[arg(short = 't', long, value_name = "TYPE", requires = "traddr", help_heading = ADDRESS)]
+    transport: Option<String>,
+
+    /// Transport address: IPv4, IPv6 (with %scope if link-local) or host name
+    #[arg(short = 'a', long, value_name = "ADDR", requires = "transport", help_heading = ADDRESS)]
+    traddr: Option<String>,
+
+    /// Transport service identifier: the port. 4420 by default, 8009 for discovery over tcp
+    #[arg(short = 's', long, value_name = "PORT", requires = "transport", help_heading = ADDRESS)]
+    trsvcid: Option<String>,
+
+    /// Subsystem NQN
+    #[arg(short = 'n', long, value_name = "NQN", help_heading = ADDRESS)]
+    nqn: Option<String>,
+
+    /// Local address to connect from
+    #[arg(short = 'w', long, value_name = "ADDR", help_heading = ADDRESS)]
+    host_traddr: Option<String>,
+
+    /// Local network interface to connect through, e.g. eth0
+    #[arg(short = 'f', long, value_name = "IFACE", help_heading = ADDRESS)]
+    host_iface: Option<String>,
+
+    /// Host NQN. By default that of /etc/nvme/hostnqn, else made from the machine's UUID, else random
+    #[arg(short = 'q', long, value_name = "NQN", help_heading = CONNECTION)]
+    hostnqn: Option<String>,
+
+    /// Host identifier, a UUID. By default the UUID in the host NQN, else /etc/nvme/hostid
+    #[arg(short = 'I', long, value_name = "UUID", help_heading = CONNECTION)]
+    hostid: Option<String>,
+
+    /// Ask for digests over PDU headers
+    #[arg(short = 'g', long, help_heading = CONNECTION)]
+    hdr_digest: bool,
+
+    /// Ask for digests over PDU data
+    #[arg(short = 'G', long, help_heading = CONNECTION)]
+    data_digest: bool,
+
+    /// Deadline for connecting, and for each command
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30", help_heading = CONNECTION)]
+    timeout: Duration,
+}
+
+const ADDRESS: &str = "Controller (instead of TRID)";
+const CONNECTION: &str = "Connection";
+
+impl ConnectArgs {
+    /// The controller named, discovery or not.
+    pub(crate) fn trid(&self) -> Result<TransportId, Failure> {
+        let mut trid = self.address()?;
+        let wrong =
+            |option: &str, error: &dyn std::fmt::Display| Failure::usage(format!("{option}: {error}"));
+        if let Some(nqn) = &self.nqn {
+            let nqn = Nqn::new(nqn).map_err(|error| wrong("--nqn", &error))?;
+            match trid.subnqn() {
+                Some(other) if *other != nqn => {
+                    return Err(Failure::usage(format!(
+                        "--nqn {nqn} contradicts the TRID, which names {other}; give one of them"
+                    )));
+                }
+                _ => trid = trid.with_subnqn(nqn),
+            }
+        }
+        if let Some(address) = &self.host_traddr {
+            trid = trid.with_host_traddr(address).map_err(|error| wrong("--host-traddr", &error))?;
+        }
+        if let Some(iface) = &self.host_iface {
+            trid = trid.with_host_iface(iface).map_err(|error| wrong("--host-iface", &error))?;
+        }
+        if let Some(nqn) = &self.hostnqn {
+            trid = trid.with_hostnqn(Nqn::new(nqn).map_err(|error| wrong("--hostnqn", &error))?);
+        }
+        Ok(trid)
+    }
+
+    fn address(&self) -> Result<TransportId, Failure> {
+        if let (Some(transport), Some(traddr)) = (&self.transport, &self.traddr) {
+            let trtype = transport
+                .parse()
+                .ok()
+                .filter(|trtype| !matches!(trtype, TransportType::Custom(_)))
+                .ok_or_else(|| {
+                    Failure::usage(format!("--transport {transport}: no such transport; try tcp"))
+                })?;
+            let trid = TransportId::new(trtype, None, traddr)
+                .map_err(|error| Failure::usage(format!("--traddr: {error}")))?;
+            return match &self.trsvcid {
+                Some(service) => {
+                    trid.with_trsvcid(service).map_err(|error| Failure::usage(format!("--trsvcid: {error}")))
+                }
+                None => Ok(trid),
+            };
+        }
+        if self.trid.is_empty() {
+            return Err(Failure::usage(
+                "no controller is named; give a TRID such as nvme+tcp://192.0.2.1:4420/nqn… or -t tcp -a 192.0.2.1",
+            ));
+        }
+        // Without quotes the shell has split it.
+        self.trid.join(" ").parse().map_err(|error| Failure::usage(format!("TRID: {error}")))
+    }
+
+    /// The controller named, which must be in a named subsystem.
+    fn subsystem_trid(&self) -> Result<TransportId, Failure> {
+        let trid = self.trid()?;
+        if trid.trtype().is_fabrics() && trid.subnqn().is_none() {
+            let asked = match trid.trtype() {
+                TransportType::Tcp => format!(" -t tcp -a {}", trid.traddr()),
+                _ => String::new(),
+            };
+            return Err(Failure::usage(format!(
+                "no subsystem is named; add -n NQN (or subnqn:NQN to the TRID); `nvmf discover{asked}` lists what is there"
+            )));
+        }
+        Ok(trid)
+    }
+
+    /// The options for attaching, with this many I/O queues.
+    pub(crate) fn options(&self, io_queues: u16) -> Result<ControllerOptions, Failure> {
+        let mut options = ControllerOptions::default();
+        options.host = self.host()?;
+        options.num_io_queues = io_queues;
+        options.header_digest = self.hdr_digest;
+        options.data_digest = self.data_digest;
+        options.connect_timeout = self.timeout;
+        options.admin_timeout = self.timeout;
+        options.io_timeout = Some(self.timeout);
+        Ok(options)
+    }
+
+    /// Who we are, as far as the options say.
+    fn host(&self) -> Result<Option<HostIdentity>, Failure> {
+        let nqn = match &self.hostnqn {
+            Some(nqn) => Some(Nqn::new(nqn).map_err(|error| Failure::usage(format!("--hostnqn: {error}")))?),
+            None => None,
+        };
+        let id = match &self.hostid {
+            Some(id) => {
+                let uuid: Uuid = id.parse().map_err(|error| Failure::usage(format!("--hostid: {error}")))?;
+                if uuid.is_zero() {
+                    return Err(Failure::usage("--hostid: all zeroes mean none; controllers refuse it"));
+                }
+                Some(uuid)
+            }
+            None => None,
+        };
+        let machine =
+            || HostIdentity::load().map_err(|error| Failure::usage(format!("host identity: {error}")));
+        Ok(Some(match (nqn, id) {
+            (Some(nqn), Some(id)) => HostIdentity { nqn, id: id.into() },
+            // A name with a UUID in it always goes with that identifier.
+            (Some(nqn), None) => match nqn.uuid() {
+                Some(id) => HostIdentity { nqn, id: id.into() },
+                None => HostIdentity { nqn, id: machine()?.id },
+            },
+            (None, Some(id)) => HostIdentity { nqn: machine()?.nqn, id: id.into() },
+            (None, None) => machine()?,
+        }))
+    }
+
+    /// Attaches the controller.
+    pub(crate) fn attach(&self, io_queues: u16) -> Result<Controller, Failure> {
+        let trid = self.subsystem_trid()?;
+        driver().connect(&trid, &self.options(io_queues)?).map_err(|error| Failure::attach(&error))
+    }
+}
+
+/// A driver with the transports of this build.
+pub(crate) fn driver() -> Driver {
+    let builder = Driver::builder();
+    #[cfg(feature = "tcp")]
+    let builder = builder.transport(nvmf_transport_tcp::TcpTransport::new());
+    builder.build()
+}
+
+/// Shuts the controller down. What was to be done is done: a failing good-bye is only logged.
+pub(crate) fn detach(controller: Controller) {
+    if let Err(error) = controller.detach() {
+        tracing::warn!(%error, "the controller did not confirm its shutdown");
+    }
+}
+
+/// The namespace, or an error that lists those there are.
+pub(crate) fn namespace(controller: &Controller, nsid: u32) -> Result<Namespace, Failure> {
+    controller.namespace(nsid).ok_or_else(|| {
+        let known: Vec<String> =
+            controller.namespaces().iter().take(16).map(|ns| ns.nsid().to_string()).collect();
+        let known = match known.len() {
+            0 => "it has none".to_owned(),
+            _ => format!("it has {}", known.join(", ")),
+        };
+        Failure::usage(format!("--nsid {nsid}: {} has no such namespace; {known}", controller.subnqn()))
+    })
+}
+
+/// A namespace whose blocks are nothing but data, or an error that says why not.
+pub(crate) fn plain_namespace(controller: &Controller, nsid: u32) -> Result<Namespace, Failure> {
+    let ns = namespace(controller, nsid)?;
+    if ns.csi() != 0 {
+        return Err(Failure::usage(format!(
+            "--nsid {nsid}: its I/O command set is number {}, this command knows only NVM (0)",
+            ns.csi()
+        )));
+    }
+    if ns.metadata_size() != 0 {
+        return Err(Failure::usage(format!(
+            "--nsid {nsid}: its blocks carry {} of metadata, which this command does not handle",
+            units::bytes(ns.metadata_size().into())
+        )));
+    }
+    Ok(ns)
+}
+
+/// Checks that a range of bytes is made of whole blocks and lies within the namespace.
+pub(crate) fn check_range(ns: &Namespace, offset: u64, length: u64) -> Result<(), Failure> {
+    check_multiple(ns, "--offset", offset)?;
+    check_multiple(ns, "--length", length)?;
+    match offset.checked_add(length) {
+        Some(end) if end <= ns.size() => Ok(()),
+        _ => Err(Failure::usage(format!(
+            "{length} bytes from offset {offset} reach beyond the end of namespace {}, which has {} bytes ({})",
+            ns.nsid(),
+            ns.size(),
+            units::bytes(ns.size())
+        ))),
+    }
+}
+
+/// Checks that a number of bytes is made of whole blocks.
+pub(crate) fn check_multiple(ns: &Namespace, option: &str, value: u64) -> Result<(), Failure> {
+    let block = u64::from(ns.block_size());
+    if value.is_multiple_of(block) {
+        return Ok(());
+    }
+    let below = value - value % block;
+    let above = below.checked_add(block).map(|above| format!(" or {above}")).unwrap_or_default();
+    Err(Failure::usage(format!(
+        "{option} {value} is not a multiple of the block size of namespace {}, {block} bytes; try {below}{above}",
+        ns.nsid()
+    )))
+}

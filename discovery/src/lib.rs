@@ -1,0 +1,26 @@
+//! Discovery: asking a discovery controller which NVM subsystems there are, and printing the answer the way scripts
+//! expect it.
+//!
+//! * [`discover`] attaches a discovery controller, reads its log in one consistent piece, and detaches again.
+//! * [`output`] renders a log as `nvme discover` does, byte for byte: text, JSON and the raw log page.
+//!
+//! ```no_run
+//! use nvmf_core::{ControllerOptions, Driver};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let driver = Driver::builder().build(); // register transports here
+//! let trid = "trtype:tcp traddr:192.168.1.20 trsvcid:8009".parse()?;
+//! let discovery = nvmf_discovery::discover(&driver, &trid, &ControllerOptions::default())?;
+//! print!("{}", nvmf_discovery::output::text(&discovery.log));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The `nvmf` program of this package puts a command line around it.
+
+#![forbid(unsafe_code)]
+
+mod client;
+pub mod output;
+
+pub use client::{Discovery, discover};

@@ -1,0 +1,120 @@
+//! The discovery log page: which subsystems a host can reach, and by which way.
+
+use std::net::{IpAddr, SocketAddr};
+
+use nvmf_core::spec::discovery::{
+    AddressFamilyCode, CNTLID_DYNAMIC, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType,
+    TransportTypeCode, Treq,
+};
+use nvmf_core::transport_id::AddressFamily;
+use nvmf_core::{Nqn, TransportId};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U16;
+
+use crate::config::MAX_ADMIN_ENTRIES;
+use crate::controller::Controller;
+use crate::target::{Front, Target};
+
+/// The log as the host of this discovery controller sees it: an entry for each subsystem that it may connect to and each way
+/// that leads there from where it is.
+pub(crate) fn log_page(target: &Target, controller: &Controller) -> Vec<u8> {
+    // The counter first: if the log changes meanwhile, the host sees another counter when it looks again.
+    let genctr = target.genctr();
+    let ways = ways(target, controller.front);
+    let mut entries = Vec::new();
+    if target.config.report_discovery_subsystem {
+        for way in &ways {
+            let mut entry = way.entry(SubsystemType::CURRENT_DISCOVERY, &Nqn::discovery());
+            entry.eflags = U16::new(EntryFlags::EXPLICIT_PERSISTENT.0);
+            entries.push(entry);
+        }
+    }
+    for subsystem in target.subsystems() {
+        if subsystem.allows(&controller.hostnqn) {
+            entries.extend(ways.iter().map(|way| way.entry(SubsystemType::NVM, subsystem.nqn())));
+        }
+    }
+    entries.extend(target.referrals().iter().filter_map(referral));
+    let header = DiscoveryLogHeader::new(genctr, entries.len() as u64);
+    [header.as_bytes(), entries.as_bytes()].concat()
+}
+
+/// One way to the subsystems.
+struct Way {
+    trtype: TransportTypeCode,
+    adrfam: AddressFamilyCode,
+    traddr: String,
+    trsvcid: String,
+    portid: u16,
+}
+
+/// Hosts in this process reach everything in process, others over TCP.
+fn ways(target: &Target, front: Front) -> Vec<Way> {
+    match front {
+        Front::Loop => vec![Way {
+            trtype: TransportTypeCode::LOOP,
+            adrfam: AddressFamilyCode::LOOP,
+            traddr: target.name.clone(),
+            trsvcid: String::new(),
+            portid: 0,
+        }],
+        Front::Tcp(local) => {
+            let listeners = target.listeners();
+            (1u16..).zip(listeners).map(|(portid, address)| tcp_way(address, local, portid)).collect()
+        }
+    }
+}
+
+/// A listener on any address is reached under the address the host has found us at.
+fn tcp_way(listener: SocketAddr, local: SocketAddr, portid: u16) -> Way {
+    let ip = if listener.ip().is_unspecified() { local.ip().to_canonical() } else { listener.ip() };
+    Way {
+        trtype: TransportTypeCode::TCP,
+        adrfam: match ip {
+            IpAddr::V4(_) => AddressFamilyCode::IPV4,
+            IpAddr::V6(_) => AddressFamilyCode::IPV6,
+        },
+        traddr: ip.to_string(),
+        trsvcid: listener.port().to_string(),
+        portid,
+    }
+}
+
+impl Way {
+    fn entry(&self, subtype: SubsystemType, subnqn: &Nqn) -> DiscoveryLogEntry {
+        DiscoveryLogEntry {
+            trtype: self.trtype,
+            adrfam: self.adrfam,
+            subtype,
+            treq: Treq::NOT_SPECIFIED_NO_FLOW_CONTROL,
+            portid: U16::new(self.portid),
+            cntlid: U16::new(CNTLID_DYNAMIC),
+            asqsz: U16::new(MAX_ADMIN_ENTRIES as u16),
+            trsvcid: field(&self.trsvcid),
+            subnqn: subnqn.to_wire(),
+            traddr: field(&self.traddr),
+            ..DiscoveryLogEntry::default()
+        }
+    }
+}
+
+/// A referral; `None` for transports the log has no number for.
+fn referral(trid: &TransportId) -> Option<DiscoveryLogEntry> {
+    let way = Way {
+        trtype: TransportTypeCode(trid.trtype().to_wire()?),
+        adrfam: AddressFamilyCode(trid.adrfam().map_or(0, AddressFamily::to_wire)),
+        traddr: trid.traddr().to_owned(),
+        trsvcid: trid.trsvcid().to_owned(),
+        portid: 0,
+    };
+    Some(way.entry(SubsystemType::REFERRAL, trid.subnqn().unwrap_or(&Nqn::discovery())))
+}
+
+/// ASCII padded with spaces, as the specification has these two fields.
+fn field<const N: usize>(text: &str) -> [u8; N] {
+    let mut field = [b' '; N];
+    for (to, from) in field.iter_mut().zip(text.bytes()) {
+        *to = from;
+    }
+    field
+}

@@ -1,0 +1,390 @@
+//! Namespaces: how they are described to a builder, and the commands of the NVM command set on them.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use nvmf_core::nqn::Uuid;
+use nvmf_core::spec::command::DsmRange;
+use nvmf_core::spec::identify::{IdentifyNamespace, LbaFormat};
+use nvmf_core::spec::{NvmOpcode, Sqe, Status};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::{U16, U32, U64};
+
+use crate::backing::Backing;
+use crate::data::Data;
+use crate::error::LoopbackError;
+
+/// Most blocks Write Uncorrectable may mark in one namespace.
+const MAX_UNCORRECTABLE: usize = 1 << 20;
+/// CDW12 bit 30: force unit access.
+const FUA: u32 = 1 << 30;
+/// Dataset Management CDW11 bit 2: attribute deallocate.
+const DSM_DEALLOCATE: u32 = 1 << 2;
+
+/// A namespace to be made: where its bytes are kept, and what it says about itself.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    source: Source,
+    block_size: u32,
+    pub(crate) nsid: Option<u32>,
+    uuid: Option<[u8; 16]>,
+    nguid: [u8; 16],
+    eui64: [u8; 8],
+    read_only: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Memory(u64),
+    File(PathBuf, u64),
+    Null(u64),
+}
+
+impl Namespace {
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            block_size: 512,
+            nsid: None,
+            uuid: None,
+            nguid: [0; 16],
+            eui64: [0; 8],
+            read_only: false,
+        }
+    }
+
+    /// `len` bytes of memory, allocated as they are written.
+    #[must_use]
+    pub fn memory(len: u64) -> Self {
+        Self::new(Source::Memory(len))
+    }
+
+    /// The file at `path`, made if it is missing and extended with a hole if it is shorter than `len` bytes. Zero takes the
+    /// file's own length.
+    #[must_use]
+    pub fn file(path: impl AsRef<Path>, len: u64) -> Self {
+        Self::new(Source::File(path.as_ref().to_owned(), len))
+    }
+
+    /// `len` bytes that are kept nowhere, for benchmarks: writes are discarded, reads return whatever the buffer held, and
+    /// Compare always succeeds.
+    #[must_use]
+    pub fn null(len: u64) -> Self {
+        Self::new(Source::Null(len))
+    }
+
+    /// Size of a logical block, a power of two from 512 to 65,536 bytes. 512. Bytes of the backing that fill no whole block are
+    /// not used.
+    #[must_use]
+    pub fn block_size(mut self, bytes: u32) -> Self {
+        self.block_size = bytes;
+        self
+    }
+
+    /// The namespace identifier. The lowest that is free unless given.
+    #[must_use]
+    pub fn nsid(mut self, nsid: u32) -> Self {
+        self.nsid = Some(nsid);
+        self
+    }
+
+    /// The namespace UUID. Random unless given.
+    #[must_use]
+    pub fn uuid(mut self, uuid: [u8; 16]) -> Self {
+        self.uuid = Some(uuid);
+        self
+    }
+
+    /// The NGUID. None unless given.
+    #[must_use]
+    pub fn nguid(mut self, nguid: [u8; 16]) -> Self {
+        self.nguid = nguid;
+        self
+    }
+
+    /// The EUI-64. None unless given.
+    #[must_use]
+    pub fn eui64(mut self, eui64: [u8; 8]) -> Self {
+        self.eui64 = eui64;
+        self
+    }
+
+    /// Write protects the namespace.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// Opens the backing.
+    pub(crate) fn open(self, nsid: u32) -> Result<ActiveNamespace, LoopbackError> {
+        if !self.block_size.is_power_of_two() || !(512..=65_536).contains(&self.block_size) {
+            return Err(LoopbackError::BlockSize(self.block_size));
+        }
+        let (backing, len) = match self.source {
+            Source::Memory(len) => (Backing::memory(len), len),
+            Source::Null(len) => (Backing::Null, len),
+            Source::File(path, len) => {
+                Backing::file(&path, len).map_err(|source| LoopbackError::File { path, source })?
+            }
+        };
+        let block_shift = self.block_size.trailing_zeros();
+        let blocks = len >> block_shift;
+        if blocks == 0 {
+            return Err(LoopbackError::TooSmall { bytes: len, block_size: self.block_size });
+        }
+        let uuid = match self.uuid {
+            Some(uuid) => uuid,
+            None => Uuid::random().map_err(LoopbackError::Start)?.to_bytes(),
+        };
+        Ok(ActiveNamespace {
+            nsid,
+            block_shift,
+            blocks: AtomicU64::new(blocks),
+            backing,
+            uuid,
+            nguid: self.nguid,
+            eui64: self.eui64,
+            read_only: self.read_only,
+            uncorrectable_count: AtomicUsize::new(0),
+            uncorrectable: Mutex::default(),
+        })
+    }
+}
+
+/// A namespace of a running subsystem.
+#[derive(Debug)]
+pub(crate) struct ActiveNamespace {
+    pub(crate) nsid: u32,
+    block_shift: u32,
+    blocks: AtomicU64,
+    backing: Backing,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) nguid: [u8; 16],
+    pub(crate) eui64: [u8; 8],
+    read_only: bool,
+    /// Length of `uncorrectable`, to be looked at without the lock.
+    uncorrectable_count: AtomicUsize,
+    uncorrectable: Mutex<BTreeSet<u64>>,
+}
+
+/// A range of blocks that lies inside the namespace.
+#[derive(Clone, Copy)]
+struct Range {
+    slba: u64,
+    blocks: u64,
+}
+
+impl ActiveNamespace {
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.blocks() << self.block_shift
+    }
+
+    /// Changes the size; what is cut off is lost.
+    pub(crate) fn resize(&self, len: u64) -> Result<(), LoopbackError> {
+        let blocks = len >> self.block_shift;
+        if blocks == 0 {
+            return Err(LoopbackError::TooSmall { bytes: len, block_size: 1 << self.block_shift });
+        }
+        // Commands in between must find every block they are allowed to touch.
+        self.blocks.fetch_min(blocks, Ordering::AcqRel);
+        self.backing.resize(len).map_err(LoopbackError::Resize)?;
+        self.blocks.store(blocks, Ordering::Release);
+        Ok(())
+    }
+
+    /// Identify Namespace, CNS 00h.
+    pub(crate) fn identify(&self, mdts_bytes: u64) -> IdentifyNamespace {
+        let blocks = U64::new(self.blocks());
+        let mut data = IdentifyNamespace {
+            nsze: blocks,
+            ncap: blocks,
+            nuse: blocks,
+            nmic: 1,
+            // Deallocated blocks read as zeroes (001b), Write Zeroes takes the Deallocate bit (bit 3).
+            dlfeat: 0b1001,
+            anagrpid: U32::new(1),
+            nsattr: u8::from(self.read_only),
+            nguid: self.nguid,
+            eui64: self.eui64,
+            nvmcap: u128::from(self.size()).to_le_bytes(),
+            ..IdentifyNamespace::default()
+        };
+        data.lbaf[0] = LbaFormat { ms: U16::ZERO, lbads: self.block_shift as u8, rp: 0 };
+        // NSFEAT bit 4: the optimal sizes are valid. Nothing is gained by alignment here, so they are one block.
+        data.nsfeat = 1 << 4;
+        data.nows_z = U16::new(((mdts_bytes >> self.block_shift).clamp(1, 65_536) - 1) as u16);
+        data
+    }
+
+    /// Executes a command of the NVM command set. `max_transfer` is MDTS in bytes.
+    pub(crate) fn execute(&self, sqe: &Sqe, data: Data<'_>, max_transfer: u64) -> Result<(), Status> {
+        // Fused operations are not supported (FUSES is 0).
+        if sqe.flags & 3 != 0 {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        match NvmOpcode(sqe.opcode) {
+            NvmOpcode::READ => {
+                let range = self.transfer_range(sqe, max_transfer)?;
+                let to = data.to_host(self.bytes(range))?;
+                self.check_readable(range)?;
+                self.backing.read(self.offset(range), to).map_err(|e| self.media(&e, Status::UNRECOVERED_READ_ERROR))
+            }
+            NvmOpcode::WRITE => {
+                let range = self.transfer_range(sqe, max_transfer)?;
+                let from = data.from_host(self.bytes(range))?;
+                self.check_writable()?;
+                self.backing.write(self.offset(range), from).map_err(|e| self.media(&e, Status::WRITE_FAULT))?;
+                self.make_readable(range);
+                self.force_unit_access(sqe)
+            }
+            NvmOpcode::COMPARE => {
+                let range = self.transfer_range(sqe, max_transfer)?;
+                let with = data.from_host(self.bytes(range))?;
+                self.check_readable(range)?;
+                match self.backing.equals(self.offset(range), with) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(Status::COMPARE_FAILURE),
+                    Err(e) => Err(self.media(&e, Status::UNRECOVERED_READ_ERROR)),
+                }
+            }
+            NvmOpcode::FLUSH => {
+                data.none()?;
+                self.flush()
+            }
+            NvmOpcode::WRITE_ZEROES => {
+                data.none()?;
+                let range = self.range(sqe.slba(), blocks_of(sqe))?;
+                self.check_writable()?;
+                self.zero(range)?;
+                self.force_unit_access(sqe)
+            }
+            NvmOpcode::VERIFY => {
+                data.none()?;
+                let range = self.range(sqe.slba(), blocks_of(sqe))?;
+                self.check_readable(range)
+            }
+            NvmOpcode::WRITE_UNCORRECTABLE => {
+                data.none()?;
+                let range = self.range(sqe.slba(), blocks_of(sqe))?;
+                self.check_writable()?;
+                self.make_unreadable(range)
+            }
+            NvmOpcode::DATASET_MANAGEMENT => self.dataset_management(sqe, data),
+            _ => Err(Status::INVALID_OPCODE.with_dnr()),
+        }
+    }
+
+    pub(crate) fn flush(&self) -> Result<(), Status> {
+        self.backing.flush().map_err(|e| self.media(&e, Status::WRITE_FAULT))
+    }
+
+    fn dataset_management(&self, sqe: &Sqe, data: Data<'_>) -> Result<(), Status> {
+        // NVM Command Set 1.1 §3.2.3: CDW10 7:0 number of ranges, 0's based.
+        let count = usize::from(sqe.cdw10.get() as u8) + 1;
+        let bytes = data.from_host_at_least(count * size_of::<DsmRange>())?;
+        let ranges = <[DsmRange]>::ref_from_bytes(bytes).map_err(|_| Status::INTERNAL_ERROR)?;
+        let ranges = ranges
+            .iter()
+            .map(|range| self.range(range.slba.get(), u64::from(range.nlb.get())))
+            .collect::<Result<Vec<_>, _>>()?;
+        // The other attributes are hints, and hints may be ignored.
+        if sqe.cdw11.get() & DSM_DEALLOCATE != 0 {
+            self.check_writable()?;
+            for range in ranges {
+                self.zero(range)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn zero(&self, range: Range) -> Result<(), Status> {
+        let len = range.blocks << self.block_shift;
+        self.backing.zero(self.offset(range), len).map_err(|e| self.media(&e, Status::WRITE_FAULT))?;
+        self.make_readable(range);
+        Ok(())
+    }
+
+    fn force_unit_access(&self, sqe: &Sqe) -> Result<(), Status> {
+        if sqe.cdw12.get() & FUA != 0 { self.flush() } else { Ok(()) }
+    }
+
+    fn transfer_range(&self, sqe: &Sqe, max_transfer: u64) -> Result<Range, Status> {
+        let blocks = blocks_of(sqe);
+        // Base 2.1 Figure 312, MDTS: a longer transfer is aborted with Invalid Field in Command.
+        if blocks << self.block_shift > max_transfer {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        self.range(sqe.slba(), blocks)
+    }
+
+    fn range(&self, slba: u64, blocks: u64) -> Result<Range, Status> {
+        match slba.checked_add(blocks) {
+            Some(end) if end <= self.blocks() => Ok(Range { slba, blocks }),
+            _ => Err(Status::LBA_OUT_OF_RANGE.with_dnr()),
+        }
+    }
+
+    fn bytes(&self, range: Range) -> usize {
+        (range.blocks << self.block_shift) as usize
+    }
+
+    fn offset(&self, range: Range) -> u64 {
+        range.slba << self.block_shift
+    }
+
+    fn media(&self, error: &io::Error, status: Status) -> Status {
+        tracing::warn!(nsid = self.nsid, %error, "the namespace's backing failed");
+        status
+    }
+
+    fn check_writable(&self) -> Result<(), Status> {
+        if self.read_only { Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr()) } else { Ok(()) }
+    }
+
+    fn check_readable(&self, range: Range) -> Result<(), Status> {
+        if self.uncorrectable_count.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let marked = self.uncorrectable.lock().unwrap_or_else(PoisonError::into_inner);
+        match marked.range(range.slba..range.slba + range.blocks).next() {
+            Some(_) => Err(Status::UNRECOVERED_READ_ERROR.with_dnr()),
+            None => Ok(()),
+        }
+    }
+
+    fn make_unreadable(&self, range: Range) -> Result<(), Status> {
+        let mut marked = self.uncorrectable.lock().unwrap_or_else(PoisonError::into_inner);
+        if marked.len() + range.blocks as usize > MAX_UNCORRECTABLE {
+            return Err(Status::WRITE_FAULT.with_dnr());
+        }
+        marked.extend(range.slba..range.slba + range.blocks);
+        self.uncorrectable_count.store(marked.len(), Ordering::Release);
+        Ok(())
+    }
+
+    fn make_readable(&self, range: Range) {
+        if self.uncorrectable_count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut marked = self.uncorrectable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = marked.split_off(&range.slba);
+        marked.append(&mut rest.split_off(&(range.slba + range.blocks)));
+        self.uncorrectable_count.store(marked.len(), Ordering::Release);
+    }
+}
+
+/// NLB of an NVM command: CDW12 15:0, 0's based.
+fn blocks_of(sqe: &Sqe) -> u64 {
+    u64::from(sqe.cdw12.get() & 0xffff) + 1
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+# Helpers for the scripts that run in the guest; a script starts with `. /lib.sh`. Any command that fails ends it.
+set -eu
+
+fail() { echo "FAIL: $*"; exit 1; }
+note() { echo "note: $*"; }
+
+# wait_for SECONDS COMMAND...: until the command succeeds.
+wait_for() {
+    _left=$(($1 * 10)); shift
+    until "$@" >/dev/null 2>&1; do
+        _left=$((_left - 1))
+        [ "$_left" -gt 0 ] || return 1
+        sleep 0.1
+    done
+}
+
+# expect_same WHAT A B: two files, byte for byte; shows where they part.
+expect_same() {
+    cmp -s "$2" "$3" && return 0
+    echo "$1: $2 and $3 differ"
+    diff -u "$2" "$3" | head -n 40 || true
+    fail "$1"
+}
+
+# expect_failure SECONDS COMMAND...: the command must fail, with one line on standard error (left in /tmp/error), nothing on
+# standard output, and within so many seconds.
+expect_failure() {
+    _limit=$1; shift
+    read -r _began _ </proc/uptime
+    _rc=0; "$@" >/tmp/stdout 2>/tmp/error </dev/null || _rc=$?
+    read -r _ended _ </proc/uptime
+    _took=$((${_ended%.*} - ${_began%.*}))
+    echo "\$ $*"; echo "  exit status $_rc after $_took s: $(cat /tmp/error)"
+    [ "$_rc" -ne 0 ] || fail "it succeeded: $*"
+    [ "$_rc" -lt 126 ] || fail "it did not fail by itself (exit status $_rc): $*"
+    [ "$(wc -l </tmp/error)" -eq 1 ] || { cat /tmp/error; fail "not one line of error: $*"; }
+    [ ! -s /tmp/stdout ] || { head -n 5 /tmp/stdout; fail "output in spite of failure: $*"; }
+    [ "$_took" -le "$_limit" ] || fail "it took $_took s, more than $_limit: $*"
+}
+
+# random_file FILE KIBIBYTES
+random_file() { dd if=/dev/urandom of="$1" bs=1024 count="$2" 2>/dev/null; }
+
+sha() { sha256sum "$1" | cut -d' ' -f1; }
+
+# ---- the kernel's target, through configfs
+NVMET=/sys/kernel/config/nvmet
+
+# modules NAME...: in this order.
+modules() { for _m in "$@"; do modprobe "$_m" || fail "modprobe $_m"; done; }
+
+configfs() { modules configfs; grep -q ' /sys/kernel/config ' /proc/mounts || mount -t configfs none /sys/kernel/config; }
+
+# attributes FOLDER NAME=VALUE...
+attributes() {
+    _dir=$1; shift
+    for _pair in "$@"; do printf %s "${_pair#*=}" >"$_dir/${_pair%%=*}" || fail "$_dir/$_pair"; done
+}
+
+# null_disk NAME BLOCKSIZE MEBIBYTES: a disk in memory, /dev/NAME; NAME must be nullb0, nullb1, ... in this order, because
+# kernels before 6.3 number the disks themselves.
+null_disk() {
+    mkdir "/sys/kernel/config/nullb/$1"
+    attributes "/sys/kernel/config/nullb/$1" "blocksize=$2" "size=$3" memory_backed=1 power=1
+    wait_for 5 test -b "/dev/$1" || fail "no /dev/$1"
+}
+
+# subsystem NQN [ATTRIBUTE=VALUE...]: open to any host unless told otherwise.
+subsystem() {
+    _nqn=$1; shift
+    mkdir "$NVMET/subsystems/$_nqn"
+    attributes "$NVMET/subsystems/$_nqn" attr_allow_any_host=1 "$@"
+}
+
+# namespace NQN NSID DEVICE_OR_FILE [ATTRIBUTE=VALUE...]
+namespace() {
+    _ns=$NVMET/subsystems/$1/namespaces/$2; _device=$3; shift 3
+    mkdir "$_ns"
+    attributes "$_ns" "device_path=$_device" "$@" enable=1
+}
+
+# port ID TRTYPE ADDRESS SERVICE NQN...: it listens from the first link on.
+port() {
+    _port=$NVMET/ports/$1; _family=ipv4
+    case $3 in *:*) _family=ipv6 ;; esac
+    mkdir "$_port"
+    attributes "$_port" "addr_trtype=$2" "addr_adrfam=$_family" "addr_traddr=$3" "addr_trsvcid=$4"
+    shift 4
+    for _nqn in "$@"; do ln -s "$NVMET/subsystems/$_nqn" "$_port/subsystems/$_nqn"; done
+}
+
+# port_down ID: stops listening and ends its associations.
+port_down() {
+    for _link in "$NVMET/ports/$1/subsystems"/*; do [ ! -L "$_link" ] || rm "$_link"; done
+    for _referral in "$NVMET/ports/$1/referrals"/*; do [ ! -d "$_referral" ] || rmdir "$_referral"; done
+    rmdir "$NVMET/ports/$1"
+}
+
+# referral PORT NAME TRTYPE ADDRESS SERVICE
+referral() {
+    mkdir "$NVMET/ports/$1/referrals/$2"
+    attributes "$NVMET/ports/$1/referrals/$2" "addr_trtype=$3" addr_adrfam=ipv4 "addr_traddr=$4" "addr_trsvcid=$5" enable=1
+}
+
+# ---- the kernel's initiator
+# kernel_disk NQN NSID: the block device of a connected subsystem's namespace (nvme0n1 need not be namespace 1).
+kernel_disk() {
+    for _c in /sys/class/nvme-subsystem/*; do
+        [ "$(cat "$_c/subsysnqn" 2>/dev/null)" = "$1" ] || continue
+        for _d in "$_c"/nvme*n*; do
+            case ${_d##*/} in *c*n*) continue ;; esac
+            [ "$(cat "$_d/nsid" 2>/dev/null)" != "$2" ] || { echo "/dev/${_d##*/}"; return 0; }
+        done
+    done
+    return 1
+}

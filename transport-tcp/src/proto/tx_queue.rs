@@ -1,0 +1,149 @@
+//! What is to be sent: headers and small payloads copied, large payloads by reference to the command's own data.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use nvmf_core::proto::Tracker;
+
+/// A piece of the byte stream.
+#[derive(Debug)]
+enum Segment {
+    /// The next `len` bytes of `staged`.
+    Staged { len: usize },
+    /// Bytes of the data of the command in `slot`.
+    Payload { slot: u16, offset: u32, len: u32 },
+}
+
+/// Bytes in the order they are sent. Positions count the bytes of the connection's whole life, so that "has this left?" is
+/// one comparison.
+#[derive(Debug, Default)]
+pub(super) struct TxQueue {
+    staged: Vec<u8>,
+    /// Bytes at the front of `staged` that have been sent.
+    head: usize,
+    segments: VecDeque<Segment>,
+    queued: u64,
+    sent: u64,
+}
+
+impl TxQueue {
+    /// Position behind the last byte queued.
+    pub(super) fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// Position behind the last byte sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queued == self.sent
+    }
+
+    pub(super) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Queues a copy of `bytes`.
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        self.staged.extend_from_slice(bytes);
+        self.grew(bytes.len());
+    }
+
+    /// Queues `n` bytes of padding.
+    pub(super) fn pad(&mut self, n: usize) {
+        self.staged.resize(self.staged.len() + n, 0);
+        self.grew(n);
+    }
+
+    fn grew(&mut self, n: usize) {
+        self.queued += n as u64;
+        match self.segments.back_mut() {
+            _ if n == 0 => {}
+            Some(Segment::Staged { len }) => *len += n,
+            _ => self.segments.push_back(Segment::Staged { len: n }),
+        }
+    }
+
+    /// Queues `len` bytes (not 0) of a command's data without copying them. They must stay until they are sent.
+    pub(super) fn put_payload(&mut self, slot: u16, offset: u32, len: u32) {
+        self.queued += u64::from(len);
+        self.segments.push_back(Segment::Payload { slot, offset, len });
+    }
+
+    /// The copied bytes at the front; empty when a payload is in front.
+    pub(super) fn staged_front(&self) -> &[u8] {
+        match self.segments.front() {
+            Some(&Segment::Staged { len }) => &self.staged[self.head..self.head + len],
+            _ => &[],
+        }
+    }
+
+    /// Fills `out` with what is to be sent next and returns how many slices that took.
+    pub(super) fn slices<'a>(&'a self, tracker: &'a Tracker, out: &mut [IoSlice<'a>]) -> usize {
+        let mut count = 0;
+        let mut at = self.head;
+        for segment in &self.segments {
+            match *segment {
+                Segment::Staged { len } => {
+                    let Some(slice) = out.get_mut(count) else { return count };
+                    *slice = IoSlice::new(&self.staged[at..at + len]);
+                    at += len;
+                    count += 1;
+                }
+                Segment::Payload { slot, mut offset, mut len } => {
+                    while len > 0 {
+                        let Some(slice) = out.get_mut(count) else { return count };
+                        let chunk = tracker.chunk(slot, offset);
+                        let chunk = &chunk[..chunk.len().min(len as usize)];
+                        if chunk.is_empty() {
+                            return count;
+                        }
+                        *slice = IoSlice::new(chunk);
+                        offset += chunk.len() as u32;
+                        len -= chunk.len() as u32;
+                        count += 1;
+                    }
+                }
+            }
+        }
+        count
+    }
+
+    /// `n` bytes were sent.
+    pub(super) fn advance(&mut self, mut n: usize) {
+        debug_assert!(self.sent + n as u64 <= self.queued);
+        self.sent += n as u64;
+        while n > 0 {
+            let Some(front) = self.segments.front_mut() else { break };
+            let done = match front {
+                Segment::Staged { len } => {
+                    let part = n.min(*len);
+                    *len -= part;
+                    self.head += part;
+                    n -= part;
+                    *len == 0
+                }
+                Segment::Payload { offset, len, .. } => {
+                    let part = n.min(*len as usize);
+                    *len -= part as u32;
+                    *offset += part as u32;
+                    n -= part;
+                    *len == 0
+                }
+            };
+            if done {
+                self.segments.pop_front();
+            }
+        }
+        // The copies go when all are sent, which is after nearly every batch; under back pressure when half are.
+        if self.head == self.staged.len() {
+            self.staged.clear();
+            self.head = 0;
+        } else if self.head > self.staged.len() / 2 {
+            self.staged.drain(..self.head);
+            self.head = 0;
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! Opening a connection without blocking: name resolution on a thread of its own, then the addresses in turn.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+use nvmf_core::transport_id::AddressFamily;
+use nvmf_core::{ControllerOptions, Error, Result, TransportId};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+
+/// A dead peer of an idle I/O queue is noticed after a minute and a half: only the admin queue has keep alives.
+const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
+
+/// What a connection's socket is to be like.
+#[derive(Clone, Debug)]
+pub(crate) struct SocketOptions {
+    /// Local address to bind; `None` leaves it to the routing table.
+    local: Option<IpAddr>,
+    local_scope: u32,
+    /// Local port; 0 is any.
+    local_port: u16,
+    /// Interface to send and receive through.
+    interface: Option<String>,
+    priority: Option<u32>,
+    tos: u8,
+    ack_timeout: Option<Duration>,
+}
+
+impl SocketOptions {
+    /// The transport identifier's values first, then those of the options.
+    pub(crate) fn new(trid: &TransportId, options: &ControllerOptions) -> Result<Self> {
+        let (local, local_scope) = match trid.host_traddr().or(options.src_addr.as_deref()) {
+            None => (None, 0),
+            Some(text) => {
+                let (ip, scope) = parse_ip(text)?;
+                (Some(ip), scope)
+            }
+        };
+        let local_port = match trid.host_trsvcid().or(options.src_svcid.as_deref()) {
+            None => 0,
+            Some(text) => text.parse().map_err(|_| {
+                Error::api_misuse(format!(
+                    "the local port {text:?} to connect from is not a number up to 65535"
+                ))
+            })?,
+        };
+        let priority = match trid.priority() {
+            None => None,
+            Some(value) => Some(
+                u32::try_from(value)
+                    .map_err(|_| Error::api_misuse(format!("the socket priority {value} is negative")))?,
+            ),
+        };
+        Ok(Self {
+            local,
+            local_scope,
+            local_port,
+            interface: trid.host_iface().map(str::to_owned).or_else(|| options.host_iface.clone()),
+            priority,
+            tos: options.transport_tos,
+            ack_timeout: options.transport_ack_timeout,
+        })
+    }
+
+    /// A non-blocking socket for connecting to `peer`.
+    fn open(&self, peer: &SocketAddr) -> Result<Socket> {
+        let socket = Socket::new(Domain::for_address(*peer), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+            .map_err(|error| Error::from(error).doing("opening a TCP socket"))?;
+        let failed = |what: String| move |error: io::Error| Error::from(error).doing(what);
+        socket.set_tcp_nodelay(true).map_err(failed("setting TCP_NODELAY".to_owned()))?;
+        let (time, interval, retries) = TCP_KEEPALIVE;
+        let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+        socket.set_tcp_keepalive(&keepalive).map_err(failed("setting TCP keepalive".to_owned()))?;
+        if let Some(timeout) = self.ack_timeout {
+            socket
+                .set_tcp_user_timeout(Some(timeout))
+                .map_err(failed(format!("setting TCP_USER_TIMEOUT to {timeout:?}")))?;
+        }
+        if self.tos != 0 {
+            let tos = u32::from(self.tos);
+            if peer.is_ipv4() { socket.set_tos_v4(tos) } else { socket.set_tclass_v6(tos) }
+                .map_err(failed(format!("setting the type of service to {tos:#04x}")))?;
+        }
+        if let Some(priority) = self.priority {
+            socket.set_priority(priority).map_err(|error| {
+                failed(format!("setting the socket priority to {priority}"))(error)
+                    .hint("priorities above 6 need CAP_NET_ADMIN")
+            })?;
+        }
+        if let Some(interface) = &self.interface {
+            socket.bind_device(Some(interface.as_bytes())).map_err(|error| {
+                failed(format!("binding to interface {interface}"))(error).hint(
+                    "is that its name, and may this user bind to interfaces (CAP_NET_RAW on old kernels)?",
+                )
+            })?;
+        }
+        if self.local.is_some() || self.local_port != 0 {
+            let any: IpAddr = match peer {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let local = socket_addr(self.local.unwrap_or(any), self.local_port, self.local_scope);
+            if local.is_ipv4() != peer.is_ipv4() {
+                return Err(Error::api_misuse(format!(
+                    "{local} can not connect to {peer}: different address families"
+                )));
+            }
+            socket.bind(&SockAddr::from(local)).map_err(|error| {
+                let in_use = error.kind() == io::ErrorKind::AddrInUse;
+                let error = failed(format!("binding to the local address {local}"))(error);
+                if in_use {
+                    error.hint("a fixed local port serves one connection only, but every queue has its own")
+                } else {
+                    error.hint("is it an address of this machine?")
+                }
+            })?;
+        }
+        Ok(socket)
+    }
+}
+
+fn socket_addr(ip: IpAddr, port: u16, scope: u32) -> SocketAddr {
+    match ip {
+        IpAddr::V4(_) => SocketAddr::new(ip, port),
+        IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, scope).into(),
+    }
+}
+
+/// A numeric address with an optional `%scope`.
+fn parse_ip(text: &str) -> Result<(IpAddr, u32)> {
+    let (ip, scope) = match text.split_once('%') {
+        Some((ip, scope)) => (ip, Some(scope)),
+        None => (text, None),
+    };
+    let ip = ip.parse().map_err(|_| Error::api_misuse(format!("{text:?} is not an IP address")))?;
+    Ok((ip, scope.map_or(Ok(0), scope_id)?))
+}
+
+/// The number of the interface that `scope` names.
+fn scope_id(scope: &str) -> Result<u32> {
+    if let Ok(number) = scope.parse() {
+        return Ok(number);
+    }
+    // if_nametoindex without the call, which is not safe.
+    let index = std::fs::read_to_string(format!("/sys/class/net/{scope}/ifindex")).ok();
+    index.and_then(|text| text.trim().parse().ok()).ok_or_else(|| {
+        Error::api_misuse(format!(
+            "this machine has no interface {scope:?}, which the address names as its scope"
+        ))
+    })
+}
+
+/// Where to connect to.
+#[derive(Clone, Debug)]
+pub(crate) enum Destination {
+    /// A numeric address, or one that a name was resolved to before.
+    Address(SocketAddr),
+    /// A host name.
+    Name { host: String, port: u16, family: Option<AddressFamily> },
+}
+
+impl Destination {
+    pub(crate) fn new(trid: &TransportId) -> Result<Self> {
+        let Some(port) = trid.port() else {
+            return Err(Error::api_misuse(format!("{:?} is not a TCP port", trid.trsvcid())).peer(trid));
+        };
+        match trid.ip_addr() {
+            Some(ip) => {
+                let scope = trid.scope().map_or(Ok(0), scope_id).map_err(|error| error.peer(trid))?;
+                Ok(Self::Address(socket_addr(ip, port, scope)))
+            }
+            None => Ok(Self::Name { host: trid.traddr().to_owned(), port, family: trid.adrfam() }),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Stage {
+    Resolving(Receiver<io::Result<Vec<SocketAddr>>>),
+    /// Another address is to be tried.
+    Next,
+    Connecting {
+        socket: Socket,
+        peer: SocketAddr,
+        until: Instant,
+    },
+    /// Connected and handed out, or failed for good.
+    Over,
+}
+
+/// A connection being opened.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    options: SocketOptions,
+    stage: Stage,
+    /// Addresses not tried yet, the next one last.
+    addresses: Vec<SocketAddr>,
+    /// Why the addresses tried did not work.
+    last_error: Option<Error>,
+    tried: Vec<SocketAddr>,
+    name: String,
+    started: Instant,
+    deadline: Instant,
+}
+
+impl Connector {
+    pub(crate) fn new(
+        destination: &Destination,
+        options: SocketOptions,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Self> {
+        let (name, stage, addresses) = match destination {
+            Destination::Address(address) => (address.to_string(), Stage::Next, vec![*address]),
+            Destination::Name { host, port, family } => (
+                format!("{host}:{port}"),
+                Stage::Resolving(resolve(host.clone(), *port, *family)?),
+                Vec::new(),
+            ),
+        };
+        Ok(Self { options, stage, addresses, last_error: None, tried: Vec::new(), name, started, deadline })
+    }
+
+    /// The file descriptor that becomes writable when there is something to do.
+    pub(crate) fn event_fd(&self) -> Option<RawFd> {
+        match &self.stage {
+            Stage::Connecting { socket, .. } => Some(socket.as_raw_fd()),
+            _ => None,
+        }
+    }
+
+    /// Goes on as far as possible without blocking.
+    pub(crate) fn poll(&mut self, now: Instant) -> Result<Option<(Socket, SocketAddr)>> {
+        loop {
+            match std::mem::replace(&mut self.stage, Stage::Over) {
+                Stage::Resolving(receiver) => match receiver.try_recv() {
+                    Ok(Ok(mut addresses)) => {
+                        addresses.reverse();
+                        self.addresses = addresses;
+                        self.stage = Stage::Next;
+                    }
+                    Ok(Err(error)) => {
+                        return Err(Error::from(error)
+                            .doing(format!("resolving {}", self.name))
+                            .hint("is the host name right, and does this machine's resolver know it?"));
+                    }
+                    Err(TryRecvError::Empty) if now < self.deadline => {
+                        self.stage = Stage::Resolving(receiver);
+                        return Ok(None);
+                    }
+                    Err(TryRecvError::Empty) => {
+                        let after = now.duration_since(self.started);
+                        return Err(Error::timed_out(format!("resolving {}", self.name), after));
+                    }
+                    Err(TryRecvError::Disconnected) => {
+                        return Err(Error::exhausted(format!("the thread resolving {} died", self.name)));
+                    }
+                },
+                Stage::Next => {
+                    let Some(peer) = self.addresses.pop() else { return Err(self.no_address_left()) };
+                    self.tried.push(peer);
+                    self.stage = match self.start(peer, now) {
+                        Ok(stage) => stage,
+                        Err(error) => self.next_after(error),
+                    };
+                }
+                Stage::Connecting { socket, peer, until } => match connected(&socket, peer) {
+                    Ok(true) => return Ok(Some((socket, peer))),
+                    Ok(false) if now < until => {
+                        self.stage = Stage::Connecting { socket, peer, until };
+                        return Ok(None);
+                    }
+                    Ok(false) => {
+                        let after = now.duration_since(self.started);
+                        let error = Error::timed_out(format!("connecting to {peer}"), after).hint(
+                            "nothing answers: is the address right, or does a firewall drop the packets?",
+                        );
+                        self.stage = self.next_after(error);
+                    }
+                    Err(error) => self.stage = self.next_after(explain(error, peer)),
+                },
+                Stage::Over => return Err(Error::disconnected("the connection is closed")),
+            }
+        }
+    }
+
+    fn start(&self, peer: SocketAddr, now: Instant) -> Result<Stage> {
+        let socket = self.options.open(&peer)?;
+        match socket.connect(&SockAddr::from(peer)) {
+            Ok(()) => {}
+            Err(error) if in_progress(&error) => {}
+            Err(error) => return Err(explain(error, peer)),
+        }
+        // What time is left is shared by the addresses that are left.
+        let share = self.deadline.saturating_duration_since(now) / (self.addresses.len() as u32 + 1);
+        Ok(Stage::Connecting { socket, peer, until: now + share })
+    }
+
+    fn next_after(&mut self, error: Error) -> Stage {
+        tracing::debug!(%error, left = self.addresses.len(), "connecting failed");
+        self.last_error = Some(error);
+        Stage::Next
+    }
+
+    fn no_address_left(&mut self) -> Error {
+        let Some(error) = self.last_error.take() else {
+            return Error::unsupported(format!("{} has no address of the family asked for", self.name));
+        };
+        if self.tried.len() < 2 {
+            return error;
+        }
+        let tried: Vec<String> = self.tried.iter().map(ToString::to_string).collect();
+        error.doing(format!("connecting to {} (tried {})", self.name, tried.join(", ")))
+    }
+}
+
+/// Whether `socket` is connected; the error if connecting failed.
+fn connected(socket: &Socket, peer: SocketAddr) -> io::Result<bool> {
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    match socket.peer_addr() {
+        Ok(_) => {}
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::InvalidInput) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    }
+    // A connect to a local ephemeral port nobody listens on can meet itself (simultaneous open).
+    if socket.local_addr()?.as_socket() == Some(peer) {
+        return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
+    }
+    Ok(true)
+}
+
+fn in_progress(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINPROGRESS)
+        || matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// A connect error, with what to look at.
+fn explain(error: io::Error, peer: SocketAddr) -> Error {
+    let hint = match error.kind() {
+        io::ErrorKind::ConnectionRefused => "is an NVMe/TCP target listening there?",
+        io::ErrorKind::TimedOut => {
+            "nothing answers: is the address right, or does a firewall drop the packets?"
+        }
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+            "there is no route: is the address right, and is the interface up?"
+        }
+        io::ErrorKind::AddrNotAvailable => "is the local address one of this machine, and are ports left?",
+        io::ErrorKind::PermissionDenied => "a local firewall rule forbids it",
+        io::ErrorKind::InvalidInput if matches!(peer, SocketAddr::V6(v6) if v6.scope_id() == 0) => {
+            "a link-local IPv6 address needs its interface, e.g. fe80::1%eth0"
+        }
+        _ => return Error::from(error).doing(format!("connecting to {peer}")),
+    };
+    Error::from(error).doing(format!("connecting to {peer}")).hint(hint)
+}
+
+/// Resolves on a thread of its own, because getaddrinfo blocks. A thread nobody waits for any more ends by itself.
+fn resolve(
+    host: String,
+    port: u16,
+    family: Option<AddressFamily>,
+) -> Result<Receiver<io::Result<Vec<SocketAddr>>>> {
+    let (sender, receiver) = channel();
+    std::thread::Builder::new()
+        .name("nvmf-resolve".to_owned())
+        .spawn(move || {
+            let wanted = |address: &SocketAddr| match family {
+                Some(AddressFamily::Ipv4) => address.is_ipv4(),
+                Some(AddressFamily::Ipv6) => address.is_ipv6(),
+                _ => true,
+            };
+            let found = (host.as_str(), port).to_socket_addrs().map(|all| all.filter(wanted).collect());
+            // Nobody listens when connecting was given up meanwhile.
+            let _ = sender.send(found);
+        })
+        .map_err(|error| Error::from(error).doing("starting a thread for name resolution"))?;
+    Ok(receiver)
+}

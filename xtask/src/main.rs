@@ -1,0 +1,51 @@
+//! `cargo xtask`: the project's automation. One binary, small dependencies, so that it is ready within seconds on a clean machine.
+#![forbid(unsafe_code)]
+
+mod apt;
+mod check;
+mod deny;
+mod lint;
+mod shell;
+mod vm;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test [--no-vm] [--no-deny]   everything: format, clippy, docs, tests, lint, deny, virtual machines
+  vm [SUITE[::TEST]...]        suites against real Linux peers in a QEMU guest (`cargo xtask vm --help`)
+  lint                         house rules the compiler does not know
+  deny                         licences, duplicate and forbidden crates, sources (cargo-deny)
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let outcome = match command.as_str() {
+        "test" => check::main(&rest),
+        "vm" => vm::main(&rest),
+        "lint" => no_arguments(&rest).and_then(|()| lint::main()),
+        "deny" => no_arguments(&rest).and_then(|()| deny::main()),
+        "" | "help" | "-h" | "--help" => {
+            print!("{HELP}");
+            return if command.is_empty() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+        other => Err(anyhow::anyhow!("unknown command `{other}`\n\n{HELP}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn no_arguments(rest: &[String]) -> anyhow::Result<()> {
+    match rest.first() {
+        None => Ok(()),
+        Some(first) => anyhow::bail!("unexpected argument `{first}`"),
+    }
+}

@@ -1,0 +1,135 @@
+//! `cargo xtask vm`: suites of shell scripts that run in a QEMU guest against real peers (Linux nvmet, nvme-cli, the kernel's own
+//! initiator). No KVM, no kernel modules and no privileges on the host: a Debian kernel is unpacked, not installed, and emulated.
+
+mod args;
+mod cpio;
+mod guest;
+mod initramfs;
+mod kernel;
+mod protocol;
+mod suite;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::{self, Tool};
+use crate::shell;
+use args::Args;
+use guest::{Guest, Report, Verdict};
+use kernel::Kernel;
+use suite::Suite;
+
+/// What the lab itself needs on the host; suites add their own (`packages` in `suite.conf`).
+const TOOLS: [Tool<'static>; 6] = [
+    Tool::new("qemu-system-x86_64", "qemu-system-x86"),
+    Tool::new("busybox", "busybox-static"),
+    Tool::new("dash", "dash"),
+    Tool::new("depmod", "kmod"),
+    Tool::new("xz", "xz-utils"),
+    Tool::new("ldd", "libc-bin"),
+];
+
+pub(crate) fn main(args: &[String]) -> Result<()> {
+    let Some(args) = Args::parse(args)? else {
+        print!("{}", args::HELP);
+        return Ok(());
+    };
+    let tests_vm = shell::root().join("tests/vm");
+    let suites = suite::select(&tests_vm.join("suites"), &args.selection)?;
+    if args.list {
+        for (suite, test) in suites.iter().flat_map(|suite| suite.tests.iter().map(move |test| (suite, test)))
+        {
+            println!("{}::{} ({} s at most): {}", suite.name, test.name, test.deadline.as_secs(), test.about);
+        }
+        return Ok(());
+    }
+
+    if let Some(log) = &args.keep_log {
+        std::fs::write(log, "").with_context(|| format!("write {}", log.display()))?;
+    }
+    let lab = Lab::prepare(&args, &suites, tests_vm)?;
+    let started = Instant::now();
+    let mut reports = Vec::new();
+    for suite in &suites {
+        println!("suite {} ({} tests, Linux {})", suite.name, suite.tests.len(), lab.kernel.version);
+        reports.extend(lab.run(suite, &args)?);
+    }
+    let failed: Vec<&Report> = reports.iter().filter(|report| report.verdict != Verdict::Passed).collect();
+    for report in &failed {
+        println!("\n---- {} {}", report.name, report.verdict);
+        println!("{}", report.evidence());
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!("\n{} passed, {} failed, {seconds:.1} s", reports.len() - failed.len(), failed.len());
+    if !failed.is_empty() {
+        let names: Vec<&str> = failed.iter().map(|report| report.name.as_str()).collect();
+        bail!("{}", names.join(", "));
+    }
+    Ok(())
+}
+
+/// Everything a boot needs, made once per invocation and cached under `target/vm`.
+struct Lab {
+    tests_vm: PathBuf,
+    cache: PathBuf,
+    kernel: Kernel,
+    nvmf: PathBuf,
+}
+
+impl Lab {
+    fn prepare(args: &Args, suites: &[Suite], tests_vm: PathBuf) -> Result<Self> {
+        let cache = shell::target_dir()?.join("vm");
+        std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
+        let stamp = cache.join("apt-lists");
+        let suite_tools = suites.iter().flat_map(|suite| suite.conf.tools());
+        let tools: Vec<Tool<'_>> = TOOLS.into_iter().chain(suite_tools).collect();
+        apt::ensure(&tools, &stamp, "the virtual machine lab")?;
+        let kernel = Kernel::locate(args.kernel.as_deref(), &cache, &stamp)?;
+        let nvmf = nvmf_binary(args.dev)?;
+        Ok(Self { tests_vm, cache, kernel, nvmf })
+    }
+
+    /// Runs a suite's tests. They share one guest; when a test takes it down, the rest get a new one.
+    fn run(&self, suite: &Suite, args: &Args) -> Result<Vec<Report>> {
+        let base = initramfs::base(suite, &self.kernel, &self.cache)?;
+        let mut reports = Vec::new();
+        let mut remaining = suite.tests.as_slice();
+        while !remaining.is_empty() {
+            let overlay = initramfs::overlay(suite, remaining, &self.nvmf, &self.tests_vm.join("guest"))?;
+            let guest = Guest::start(suite, &self.kernel, &base, &overlay, &self.cache)?;
+            let boot = guest.run(suite, remaining, args.verbose, args.keep_log.as_deref())?;
+            remaining = &remaining[boot.finished.min(remaining.len())..];
+            // Without a set-up there is nothing to run the rest against.
+            let hopeless = boot.setup_failed;
+            reports.extend(boot.reports);
+            if hopeless {
+                break;
+            }
+        }
+        Ok(reports)
+    }
+}
+
+/// The program under test: `NVMF_BIN`, or built now.
+fn nvmf_binary(dev: bool) -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os("NVMF_BIN") {
+        let path = PathBuf::from(given);
+        return path.canonicalize().with_context(|| format!("NVMF_BIN names {}", path.display()));
+    }
+    let mut args = vec!["build", "--quiet", "--package", "nvmf-discovery", "--bin", "nvmf"];
+    if !dev {
+        args.push("--release");
+    }
+    let began = Instant::now();
+    shell::run(&mut shell::cargo(args)?).context("build the nvmf program")?;
+    if began.elapsed() > Duration::from_secs(5) {
+        println!("built nvmf in {:.0} s", began.elapsed().as_secs_f64());
+    }
+    let path = shell::target_dir()?.join(if dev { "debug" } else { "release" }).join("nvmf");
+    if !Path::new(&path).is_file() {
+        bail!("the build left no program at {}", path.display());
+    }
+    Ok(path)
+}

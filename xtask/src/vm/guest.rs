@@ -1,0 +1,321 @@
+//! One boot of a guest: QEMU with its two serial lines going to files (kernel log, test output), watched until the plan is through,
+//! a deadline passes or the guest is gone.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::kernel::Kernel;
+use super::protocol::{self, Line};
+use super::suite::{Suite, Test};
+use crate::shell;
+
+/// From QEMU's start to the first script.
+const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+
+/// init itself ends a script that passes its deadline; when not even that is heard this much later, the guest is stuck.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// The kernel's command line. A panic reboots at once, and `-no-reboot` makes that QEMU's end.
+const COMMAND_LINE: &str = "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off nokaslr \
+     tsc=nowatchdog nowatchdog audit=0 net.ifnames=0";
+
+/// What became of a script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Passed,
+    Failed(i32),
+    Deadline(Duration),
+    /// The guest ended or fell silent meanwhile.
+    GuestLost(String),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("ok"),
+            Self::Failed(code) => write!(f, "FAILED (exit status {code})"),
+            Self::Deadline(limit) => write!(f, "FAILED (killed after {} s)", limit.as_secs()),
+            Self::GuestLost(how) => write!(f, "FAILED (guest lost: {how})"),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Report {
+    /// `suite::test`.
+    pub(super) name: String,
+    pub(super) verdict: Verdict,
+    output: String,
+    kernel_log: String,
+}
+
+impl Report {
+    /// The end of what it printed and of what the kernel said meanwhile.
+    pub(super) fn evidence(&self) -> String {
+        let mut text = shell::tail(&self.output, 50);
+        if !self.kernel_log.trim().is_empty() {
+            text.push_str("\n-- kernel log\n");
+            text.push_str(&shell::tail(&self.kernel_log, 25));
+        }
+        text
+    }
+}
+
+/// What one boot brought.
+#[derive(Debug, Default)]
+pub(super) struct Boot {
+    pub(super) reports: Vec<Report>,
+    /// How many of the planned tests (the set-up not counted) have a report now.
+    pub(super) finished: usize,
+    pub(super) setup_failed: bool,
+}
+
+/// A running QEMU; killed when dropped.
+#[derive(Debug)]
+pub(super) struct Guest {
+    qemu: Child,
+    /// Holds the initramfs and the serial lines; removed at the end.
+    dir: PathBuf,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Nothing to do about failures: it has ended already, or the folder is left for the next `cargo clean`.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Guest {
+    pub(super) fn start(
+        suite: &Suite,
+        kernel: &Kernel,
+        base: &Path,
+        overlay: &[u8],
+        cache: &Path,
+    ) -> Result<Self> {
+        let dir = cache.join(format!("run-{}-{}", suite.name, std::process::id()));
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let initrd = dir.join("initrd");
+        std::fs::copy(base, &initrd).with_context(|| format!("copy {}", base.display()))?;
+        File::options().append(true).open(&initrd)?.write_all(overlay)?;
+        for serial in ["console", "out"] {
+            File::create(dir.join(serial))?;
+        }
+        let mut qemu = qemu_command();
+        qemu.args(["-display", "none", "-no-reboot", "-nodefaults", "-smp", "2"])
+            .args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"])
+            .args(["-m", suite.conf.memory.as_deref().unwrap_or("1G")])
+            .arg("-kernel")
+            .arg(kernel.image())
+            .arg("-initrd")
+            .arg(&initrd)
+            .args(["-append", &format!("{COMMAND_LINE} {}", suite.conf.append.join(" "))]);
+        for serial in ["console", "out"] {
+            let path = dir.join(serial);
+            qemu.args(["-chardev", &format!("file,id={serial},path={}", path.display())])
+                .args(["-serial", &format!("chardev:{serial}")]);
+        }
+        qemu.args(&suite.conf.qemu);
+        let errors = File::create(dir.join("qemu"))?;
+        qemu.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
+        let qemu = qemu.spawn().context("start qemu-system-x86_64")?;
+        Ok(Self { qemu, dir })
+    }
+
+    /// Watches the guest work through the suite's set-up and `tests`, printing each result as it comes.
+    pub(super) fn run(
+        mut self,
+        suite: &Suite,
+        tests: &[Test],
+        verbose: bool,
+        keep_log: Option<&Path>,
+    ) -> Result<Boot> {
+        let mut serial = Follow::open(&self.dir.join("out"))?;
+        let mut watch = Watch::new(suite, tests, verbose);
+        let lost = loop {
+            let exit = self.qemu.try_wait().context("wait for QEMU")?;
+            for line in serial.lines(exit.is_some())? {
+                watch.line(&line);
+            }
+            if watch.done {
+                break None;
+            }
+            if let Some(status) = exit {
+                break Some(self.how_qemu_ended(status));
+            }
+            if Instant::now() > watch.deadline {
+                break Some("no sign of life".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let console = self.read("console");
+        if let Some(path) = keep_log {
+            let log =
+                format!("---- {} output\n{}\n---- kernel log\n{console}\n", suite.name, self.read("out"));
+            let file = File::options().create(true).append(true).open(path);
+            file.and_then(|mut file| file.write_all(log.as_bytes()))
+                .with_context(|| format!("write {}", path.display()))?;
+        }
+        if let Some(how) = lost {
+            watch.lost(how, console);
+        }
+        Ok(watch.boot)
+    }
+
+    fn how_qemu_ended(&self, status: ExitStatus) -> String {
+        let said = self.read("qemu");
+        match said.trim() {
+            "" if status.success() => "it shut down or its kernel panicked".to_owned(),
+            "" => format!("QEMU ended with {status}"),
+            said => format!("QEMU ended with {status}: {}", shell::tail(said, 3)),
+        }
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read(self.dir.join(name))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+}
+
+/// QEMU, tied to this process where util-linux can do that: when xtask is killed, no guest is left behind.
+fn qemu_command() -> std::process::Command {
+    let qemu = "qemu-system-x86_64";
+    if shell::find_program("setpriv").is_none() {
+        return shell::command::<&str>(qemu, []);
+    }
+    let mut command = shell::command("setpriv", ["--pdeathsig", "KILL", "--"]);
+    command.arg(shell::find_program(qemu).unwrap_or_else(|| qemu.into()));
+    command
+}
+
+/// The state of a boot as read from its output.
+struct Watch<'a> {
+    suite: &'a Suite,
+    tests: &'a [Test],
+    verbose: bool,
+    boot: Boot,
+    /// The script now running.
+    current: Option<&'a Test>,
+    output: String,
+    kernel_log: String,
+    in_kernel_log: bool,
+    deadline: Instant,
+    done: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(suite: &'a Suite, tests: &'a [Test], verbose: bool) -> Self {
+        Self {
+            suite,
+            tests,
+            verbose,
+            boot: Boot::default(),
+            current: None,
+            output: String::new(),
+            kernel_log: String::new(),
+            in_kernel_log: false,
+            deadline: Instant::now() + BOOT_DEADLINE,
+            done: false,
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        match protocol::parse(line) {
+            Line::Begin(name) => {
+                self.current =
+                    std::iter::once(&self.suite.setup).chain(self.tests).find(|test| test.name == name);
+                self.deadline = Instant::now() + self.current.map_or(GRACE, |test| test.deadline + GRACE);
+                self.output.clear();
+                self.kernel_log.clear();
+                self.in_kernel_log = false;
+            }
+            Line::Kernel => self.in_kernel_log = true,
+            Line::End { name, code, seconds } => {
+                let Some(test) = self.current.filter(|test| test.name == name) else { return };
+                let verdict = match code {
+                    0 => Verdict::Passed,
+                    // What init says for a script it had to kill.
+                    124 => Verdict::Deadline(test.deadline),
+                    code => Verdict::Failed(code),
+                };
+                self.report(verdict, seconds);
+                self.deadline = Instant::now() + GRACE;
+            }
+            Line::Done => self.done = true,
+            Line::Text(text) => {
+                let into = if self.in_kernel_log { &mut self.kernel_log } else { &mut self.output };
+                into.push_str(text);
+                into.push('\n');
+            }
+        }
+    }
+
+    /// The guest is gone: the running script (or the next, if it went between two) has to answer for it.
+    fn lost(&mut self, how: String, console: String) {
+        let next = if self.boot.reports.is_empty() {
+            Some(&self.suite.setup)
+        } else {
+            self.tests.get(self.boot.finished)
+        };
+        self.current = self.current.or(next);
+        self.kernel_log = console;
+        if self.current.is_some() {
+            self.report(Verdict::GuestLost(how), 0.0);
+        }
+    }
+
+    fn report(&mut self, verdict: Verdict, seconds: f64) {
+        let Some(test) = self.current.take() else { return };
+        let name = format!("{}::{}", self.suite.name, test.name);
+        println!("  {name:<28} {verdict}, {seconds:.1} s");
+        for line in self.output.lines() {
+            // Measurements and counts a passing test wants seen.
+            if self.verbose || (verdict == Verdict::Passed && line.starts_with("note: ")) {
+                println!("      {}", line.strip_prefix("note: ").unwrap_or(line));
+            }
+        }
+        if test.name == self.suite.setup.name {
+            self.boot.setup_failed = verdict != Verdict::Passed;
+        } else {
+            self.boot.finished += 1;
+        }
+        let (output, kernel_log) = (std::mem::take(&mut self.output), std::mem::take(&mut self.kernel_log));
+        self.boot.reports.push(Report { name, verdict, output, kernel_log });
+    }
+}
+
+/// Reads a growing file line by line.
+struct Follow {
+    file: File,
+    partial: Vec<u8>,
+}
+
+impl Follow {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Self { file, partial: Vec::new() })
+    }
+
+    /// The lines completed since the last call; with `last`, what stands behind the final line break too.
+    fn lines(&mut self, last: bool) -> Result<Vec<String>> {
+        self.file.read_to_end(&mut self.partial).context("read the guest's output")?;
+        let whole = if last {
+            self.partial.len()
+        } else {
+            self.partial.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1)
+        };
+        let rest = self.partial.split_off(whole);
+        let text = String::from_utf8_lossy(&self.partial).into_owned();
+        self.partial = rest;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+}
