@@ -23,6 +23,9 @@ use crate::qpair::{CommandError, CommandId, Completion, IoCommand, IoQpair};
 use crate::transport::TransportQpair;
 use crate::wait::MAX_SLEEP;
 
+#[cfg(test)]
+mod tests;
+
 /// A queue pair whose commands are futures. Cheap to clone; clones share the queue pair.
 pub struct AsyncQpair<Q: TransportQpair = Box<dyn TransportQpair>>(Arc<Mutex<State<Q>>>);
 

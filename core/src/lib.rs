@@ -30,6 +30,8 @@ pub mod poll_group;
 pub mod proto;
 pub mod qpair;
 pub mod spec;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 pub mod transport_id;
 mod wait;

@@ -7,7 +7,7 @@ use std::task::{Context as TaskContext, Poll};
 use anyhow::{Context, Result, ensure};
 use nvmf_core::future::{AsyncQpair, block_on};
 use nvmf_core::{ControllerOptions, Driver, IoQpairOptions};
-use nvmf_loopback::{Loopback, Namespace};
+use nvmf_loopback::{DEFAULT_NQN, Loopback, Namespace};
 
 /// Polls many futures side by side.
 struct All<F: Future>(Vec<Option<Pin<Box<F>>>>, Vec<F::Output>);
@@ -38,10 +38,8 @@ fn all<F: Future>(futures: impl Iterator<Item = F>) -> All<F> {
 
 fn main() -> Result<()> {
     let target = Loopback::builder().namespace(Namespace::memory(16 << 20)).build()?;
-    let transport = target.transport();
-    let driver = Driver::builder().transport(transport.clone()).build();
-    let nqn = target.subnqns().into_iter().next().context("no subsystem")?;
-    let controller = driver.connect(&transport.trid(&nqn), &ControllerOptions::default())?;
+    let driver = Driver::builder().transport(target.transport()).build();
+    let controller = driver.connect(&target.trid(DEFAULT_NQN)?, &ControllerOptions::default())?;
     let ns = controller.namespace(1).context("no namespace 1")?;
     let qpair = AsyncQpair::new(controller.alloc_io_qpair(&IoQpairOptions::default())?);
 

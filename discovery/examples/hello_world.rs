@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 use nvmf_core::{ControllerOptions, Driver, IoQpairOptions, TransportId};
-use nvmf_loopback::{Loopback, Namespace};
+use nvmf_loopback::{DEFAULT_NQN, Loopback, Namespace};
 use nvmf_transport_tcp::TcpTransport;
 
 fn main() -> Result<()> {
@@ -20,15 +20,7 @@ fn main() -> Result<()> {
                     .listen_tcp("127.0.0.1:0")
                     .build()?,
             );
-            let driver = Driver::builder().transport(TcpTransport::new()).build();
-            let discovery = loopback.discovery_trid().context("the target does not listen")?;
-            let mut found = None;
-            let callbacks = nvmf_core::Callbacks::new().probe(|trid, _| {
-                found = Some(trid.clone());
-                false
-            });
-            driver.probe(Some(&discovery), callbacks)?;
-            found.context("nothing was discovered")?
+            loopback.tcp_trid(DEFAULT_NQN)?.context("the target does not listen")?
         }
     };
 

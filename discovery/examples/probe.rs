@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nvmf_core::{Callbacks, Driver};
+use nvmf_core::{Callbacks, Driver, Nqn};
 use nvmf_loopback::{Loopback, Namespace, SubsystemBuilder};
 use nvmf_transport_tcp::TcpTransport;
 
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
         .attach(|controller| attached.push(controller))
         .attach_fail(|trid, error| eprintln!("failed   {trid}: {error}"))
         .remove(|trid| eprintln!("lost     {trid}"));
-    let discovery = target.discovery_trid().context("the target does not listen")?;
+    let discovery = target.tcp_trid(Nqn::DISCOVERY)?.context("the target does not listen")?;
     let mut probe = driver.probe_async(Some(&discovery), callbacks)?;
     while !probe.poll()? {
         // An event loop would watch `probe.event_sources()` here and do other work.

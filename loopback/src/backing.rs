@@ -32,8 +32,11 @@ pub(crate) enum Backing {
 #[derive(Debug)]
 pub(crate) struct Memory {
     chunk: u64,
-    chunks: RwLock<Vec<RwLock<Option<Box<[u8]>>>>>,
+    chunks: RwLock<Vec<Chunk>>,
 }
+
+/// Bytes, once something was written to them.
+type Chunk = RwLock<Option<Box<[u8]>>>;
 
 /// A file under striped locks.
 #[derive(Debug)]

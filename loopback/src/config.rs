@@ -124,8 +124,8 @@ impl Default for TcpOptions {
             header_digest: true,
             data_digest: true,
             c2h_success: true,
-            max_r2t_length: u32::MAX & !3,
-            max_c2h_data: u32::MAX & !3,
+            max_r2t_length: !3,
+            max_c2h_data: !3,
             max_connections: 1024,
         }
     }

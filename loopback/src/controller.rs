@@ -334,7 +334,8 @@ impl Controller {
 
     pub(crate) fn namespace_changed(&self, nsid: u32) {
         self.lock().changed_namespaces.insert(nsid);
-        let event = AsyncEvent::notice(NoticeEvent::NAMESPACE_ATTRIBUTE_CHANGED, LogPageId::CHANGED_NAMESPACES);
+        let event =
+            AsyncEvent::notice(NoticeEvent::NAMESPACE_ATTRIBUTE_CHANGED, LogPageId::CHANGED_NAMESPACES);
         self.raise(event, AsyncEventConfig::NAMESPACE_ATTRIBUTE);
     }
 

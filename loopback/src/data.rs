@@ -17,7 +17,7 @@ const WRONG_LENGTH: Status = Status::INVALID_DATA_SGL_LENGTH.with_dnr();
 
 impl<'a> Data<'a> {
     /// Data from the host, exactly `len` bytes.
-    pub(crate) fn from_host(self, len: usize) -> Result<&'a [u8], Status> {
+    pub(crate) fn sent(self, len: usize) -> Result<&'a [u8], Status> {
         match self {
             Self::Out(data) if data.len() == len => Ok(data),
             Self::None if len == 0 => Ok(&[]),
@@ -26,7 +26,7 @@ impl<'a> Data<'a> {
     }
 
     /// Data from the host, at least `len` bytes. Some hosts always send a whole page of ranges.
-    pub(crate) fn from_host_at_least(self, len: usize) -> Result<&'a [u8], Status> {
+    pub(crate) fn sent_at_least(self, len: usize) -> Result<&'a [u8], Status> {
         match self {
             Self::Out(data) => data.get(..len).ok_or(WRONG_LENGTH),
             Self::None if len == 0 => Ok(&[]),
@@ -35,7 +35,7 @@ impl<'a> Data<'a> {
     }
 
     /// Room for exactly `len` bytes.
-    pub(crate) fn to_host(self, len: usize) -> Result<&'a mut [u8], Status> {
+    pub(crate) fn room(self, len: usize) -> Result<&'a mut [u8], Status> {
         match self {
             Self::In(data) if data.len() == len => Ok(data),
             Self::None if len == 0 => Ok(&mut []),

@@ -20,7 +20,9 @@ pub enum LoopbackError {
         source: NqnError,
     },
     /// The discovery NQN was given to an ordinary subsystem.
-    #[error("the discovery NQN names the discovery subsystem, which is always there; give the subsystem another name")]
+    #[error(
+        "the discovery NQN names the discovery subsystem, which is always there; give the subsystem another name"
+    )]
     DiscoveryNqn,
     /// Two subsystems of the same name.
     #[error("there is a subsystem {0} already; remove it first or choose another name")]

@@ -226,7 +226,13 @@ impl Faults {
         rules.retain(|rule| rule.times > 0);
         self.0.any.store(!rules.is_empty(), Ordering::Release);
         self.0.fired.fetch_add(1, Ordering::AcqRel);
-        tracing::debug!(?fault, qid, opcode = sqe.opcode, cid = sqe.cid.get(), "a scripted fault takes effect");
+        tracing::debug!(
+            ?fault,
+            qid,
+            opcode = sqe.opcode,
+            cid = sqe.cid.get(),
+            "a scripted fault takes effect"
+        );
         Some(fault)
     }
 }

@@ -126,8 +126,8 @@ impl Builder {
     pub fn build(self) -> Result<Loopback, LoopbackError> {
         self.config.check()?;
         let name = self.name.unwrap_or_else(registry::free_name);
-        let trid =
-            TransportId::loopback(&name).map_err(|source| LoopbackError::Name { name: name.clone(), source })?;
+        let trid = TransportId::loopback(&name)
+            .map_err(|source| LoopbackError::Name { name: name.clone(), source })?;
         let target = Arc::new(Target::new(name, self.config));
         for subsystem in self.default_subsystem.into_iter().chain(self.subsystems) {
             target.add_subsystem(subsystem)?;
@@ -139,7 +139,8 @@ impl Builder {
         // From here on dropping the handle cleans up.
         let mut loopback = Loopback { target, server: None, tcp_addrs, trid };
         if !listeners.is_empty() {
-            let server = Server::start(Arc::clone(&loopback.target), listeners).map_err(LoopbackError::Start)?;
+            let server =
+                Server::start(Arc::clone(&loopback.target), listeners).map_err(LoopbackError::Start)?;
             loopback.server = Some(server);
         }
         Ok(loopback)

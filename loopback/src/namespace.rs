@@ -233,21 +233,25 @@ impl ActiveNamespace {
         match NvmOpcode(sqe.opcode) {
             NvmOpcode::READ => {
                 let range = self.transfer_range(sqe, max_transfer)?;
-                let to = data.to_host(self.bytes(range))?;
+                let to = data.room(self.bytes(range))?;
                 self.check_readable(range)?;
-                self.backing.read(self.offset(range), to).map_err(|e| self.media(&e, Status::UNRECOVERED_READ_ERROR))
+                self.backing
+                    .read(self.offset(range), to)
+                    .map_err(|e| self.media(&e, Status::UNRECOVERED_READ_ERROR))
             }
             NvmOpcode::WRITE => {
                 let range = self.transfer_range(sqe, max_transfer)?;
-                let from = data.from_host(self.bytes(range))?;
+                let from = data.sent(self.bytes(range))?;
                 self.check_writable()?;
-                self.backing.write(self.offset(range), from).map_err(|e| self.media(&e, Status::WRITE_FAULT))?;
+                self.backing
+                    .write(self.offset(range), from)
+                    .map_err(|e| self.media(&e, Status::WRITE_FAULT))?;
                 self.make_readable(range);
                 self.force_unit_access(sqe)
             }
             NvmOpcode::COMPARE => {
                 let range = self.transfer_range(sqe, max_transfer)?;
-                let with = data.from_host(self.bytes(range))?;
+                let with = data.sent(self.bytes(range))?;
                 self.check_readable(range)?;
                 match self.backing.equals(self.offset(range), with) {
                     Ok(true) => Ok(()),
@@ -289,7 +293,7 @@ impl ActiveNamespace {
     fn dataset_management(&self, sqe: &Sqe, data: Data<'_>) -> Result<(), Status> {
         // NVM Command Set 1.1 §3.2.3: CDW10 7:0 number of ranges, 0's based.
         let count = usize::from(sqe.cdw10.get() as u8) + 1;
-        let bytes = data.from_host_at_least(count * size_of::<DsmRange>())?;
+        let bytes = data.sent_at_least(count * size_of::<DsmRange>())?;
         let ranges = <[DsmRange]>::ref_from_bytes(bytes).map_err(|_| Status::INTERNAL_ERROR)?;
         let ranges = ranges
             .iter()

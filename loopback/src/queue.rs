@@ -136,11 +136,6 @@ impl Queue {
         [held, keep_alive].into_iter().flatten().min()
     }
 
-    /// Whether anything is held back that [`Queue::due`] may return.
-    pub(crate) fn holds(&self) -> bool {
-        !self.held.is_empty()
-    }
-
     /// Takes note of a command that arrived.
     pub(crate) fn begin(&mut self, sqe: &Sqe) -> Admit {
         if let Some(link) = &mut self.link {
@@ -173,9 +168,8 @@ impl Queue {
             return None;
         }
         let link = self.link.as_ref();
-        let aborted = |held: &Held| {
-            link.is_some_and(|link| link.controller.was_aborted(link.qid, held.sqe.cid.get()))
-        };
+        let aborted =
+            |held: &Held| link.is_some_and(|link| link.controller.was_aborted(link.qid, held.sqe.cid.get()));
         let ripe = |held: &Held| held.until.is_some_and(|until| until <= now);
         let index = self.held.iter().position(|held| aborted(held) || ripe(held))?;
         let was_aborted = aborted(&self.held[index]);
@@ -289,7 +283,9 @@ impl Queue {
         };
         let admin = link.qid == 0;
         let result = match fctype {
-            FabricsType::PROPERTY_GET if admin => data.none().and_then(|()| link.controller.property_get(sqe)),
+            FabricsType::PROPERTY_GET if admin => {
+                data.none().and_then(|()| link.controller.property_get(sqe))
+            }
             FabricsType::PROPERTY_SET if admin => {
                 data.none().and_then(|()| link.controller.property_set(sqe)).map(|()| 0)
             }
@@ -317,7 +313,7 @@ impl Queue {
         if fields.recfmt != 0 {
             return Err(status(Status::CONNECT_INCOMPATIBLE_FORMAT));
         }
-        let bytes = data.from_host(size_of::<ConnectData>()).map_err(|s| (s, 0))?;
+        let bytes = data.sent(size_of::<ConnectData>()).map_err(|s| (s, 0))?;
         let Ok(data) = ConnectData::ref_from_bytes(bytes) else {
             return Err(status(Status::INVALID_DATA_SGL_LENGTH));
         };

@@ -148,7 +148,8 @@ impl Target {
 
     /// An NVM subsystem by name.
     pub(crate) fn subsystem(&self, subnqn: &str) -> Result<Arc<Subsystem>, LoopbackError> {
-        let nqn = Nqn::new(subnqn).map_err(|source| LoopbackError::Nqn { name: subnqn.to_owned(), source })?;
+        let nqn =
+            Nqn::new(subnqn).map_err(|source| LoopbackError::Nqn { name: subnqn.to_owned(), source })?;
         let found = read(&self.subsystems).get(&nqn).cloned();
         found.ok_or_else(|| LoopbackError::NoSuchSubsystem(subnqn.to_owned()))
     }

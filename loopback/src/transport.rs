@@ -55,9 +55,11 @@ impl Transport for LoopbackTransport {
     ) -> Result<Box<dyn TransportController>> {
         let target = registry::find(trid.traddr()).map_err(|running| {
             let running = if running.is_empty() { "none".to_owned() } else { running.join(", ") };
-            Error::disconnected(format!("no loopback of this name is running in this process (running: {running})"))
-                .doing("connecting in process")
-                .peer(trid)
+            Error::disconnected(format!(
+                "no loopback of this name is running in this process (running: {running})"
+            ))
+            .doing("connecting in process")
+            .peer(trid)
         })?;
         Ok(Box::new(LoopController { target }))
     }
@@ -74,7 +76,10 @@ impl TransportController for LoopController {
 
     fn create_qpair(&mut self, _setup: &QpairSetup) -> Result<Box<dyn TransportQpair>> {
         if self.target.is_refusing() {
-            return Err(Error::disconnected(format!("the loopback {} refuses connections", self.target.name)));
+            return Err(Error::disconnected(format!(
+                "the loopback {} refuses connections",
+                self.target.name
+            )));
         }
         count(&self.target.counters.connections, 1);
         Ok(Box::new(LoopQpair::new(&self.target)?))

@@ -315,7 +315,7 @@ pub fn admin_commands(f: &Fixture) -> Result<()> {
     let c = f.attach()?;
     let smart = c.log_page(LogPageId::SMART, u32::MAX, 512)?;
     ensure!(smart.len() == 512);
-    let errors = c.log_page(LogPageId::ERROR, u32::MAX, 64)?;
+    let errors = c.log_page(LogPageId::ERROR_INFORMATION, u32::MAX, 64)?;
     ensure!(errors.len() == 64);
     let queues = c.get_features(FeatureId::NUMBER_OF_QUEUES, 0, 0)?;
     ensure!((queues & 0xffff) + 1 >= u32::from(c.num_io_queues()));
@@ -361,7 +361,7 @@ pub fn abort(f: &Fixture) -> Result<()> {
             ensure!(left.remove(&completion.user_data), "{} completed twice", completion.user_data);
             match completion.result {
                 Ok(_) | Err(CommandError::Aborted) => {}
-                Err(CommandError::Status(s)) if s.is(Status::COMMAND_ABORT_REQUESTED) => {}
+                Err(CommandError::Status(s)) if s.is(Status::ABORT_REQUESTED) => {}
                 Err(other) => bail!("{other}"),
             }
             ensure!(completion.buf.len() == 4096);

@@ -170,7 +170,7 @@ fn check(completion: &Completion, p: &Pending, block: usize, model: &mut HashMap
         "the buffer came back with another length"
     );
     if let Some(version) = p.version {
-        (p.slba..p.slba + p.blocks).for_each(|lba| drop(model.insert(lba, version)));
+        model.extend((p.slba..p.slba + p.blocks).map(|lba| (lba, version)));
         return Ok(());
     }
     let data = copy_out(&completion.buf);

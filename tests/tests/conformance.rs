@@ -16,11 +16,11 @@ fn subsystem() -> SubsystemBuilder {
 
 fn tcp_fixture(tcp: TcpOptions, options: ControllerOptions) -> Result<Fixture> {
     let target =
-        Loopback::builder().subsystem(subsystem()).tcp_options(tcp).listen_tcp("127.0.0.1:0").build()?;
+        Loopback::builder().subsystem(subsystem()).tcp(tcp).listen_tcp("127.0.0.1:0").build()?;
     Ok(Fixture {
         driver: Driver::builder().transport(TcpTransport::new()).build(),
-        trid: target.trid(&Nqn::new(NQN)?).context("the target does not listen")?,
-        discovery: Some(target.discovery_trid().context("the target does not listen")?),
+        trid: target.tcp_trid(NQN)?.context("the target does not listen")?,
+        discovery: target.tcp_trid(Nqn::DISCOVERY)?,
         options,
         target: Box::new(target),
     })
@@ -33,8 +33,8 @@ mod in_process {
         let target = Loopback::builder().subsystem(subsystem()).build()?;
         Ok(Fixture {
             driver: Driver::builder().transport(target.transport()).build(),
-            trid: target.transport().trid(&Nqn::new(NQN)?),
-            discovery: Some(target.transport().trid(&Nqn::discovery())),
+            trid: target.trid(NQN)?,
+            discovery: Some(target.discovery_trid()),
             options: ControllerOptions::default(),
             target: Box::new(target),
         })

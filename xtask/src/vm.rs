@@ -101,10 +101,9 @@ impl Lab {
             let guest = Guest::start(suite, &self.kernel, &base, &overlay, &self.cache)?;
             let boot = guest.run(suite, remaining, args.verbose, args.keep_log.as_deref())?;
             remaining = &remaining[boot.finished.min(remaining.len())..];
-            // Without a set-up there is nothing to run the rest against.
-            let hopeless = boot.setup_failed;
             reports.extend(boot.reports);
-            if hopeless {
+            if boot.setup_failed {
+                println!("  {} tests not run: there is nothing to run them against", remaining.len());
                 break;
             }
         }

@@ -115,7 +115,9 @@ impl Admin {
     /// and refuses its identifier until then.
     pub(super) fn take_qid(&mut self) -> Option<u16> {
         let queues = self.qids.len().checked_sub(1).filter(|&queues| queues > 0)?;
-        let free = (0..queues).map(|i| (usize::from(self.last_qid) + i) % queues + 1).find(|&qid| !self.qids[qid])?;
+        let free = (0..queues)
+            .map(|i| (usize::from(self.last_qid) + i) % queues + 1)
+            .find(|&qid| !self.qids[qid])?;
         self.qids[free] = true;
         self.last_qid = free as u16;
         Some(self.last_qid)

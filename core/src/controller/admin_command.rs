@@ -219,8 +219,7 @@ impl Controller {
     /// # Errors
     /// When `len` is not a multiple of 4, the controller fails a command or is lost.
     pub fn log_page(&self, page: LogPageId, nsid: u32, len: usize) -> Result<Vec<u8>> {
-        let misuse =
-            || Error::api_misuse(format!("a log page is read in multiples of 4 bytes, not {len}"));
+        let misuse = || Error::api_misuse(format!("a log page is read in multiples of 4 bytes, not {len}"));
         if len == 0 || !len.is_multiple_of(4) {
             return Err(misuse());
         }

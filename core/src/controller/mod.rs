@@ -5,6 +5,8 @@ mod admin_command;
 mod attach;
 mod detach;
 mod discovery;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -387,7 +389,8 @@ impl Controller {
             match self.connect_io_qpair(options) {
                 // The identifier was used before and the target has not noticed yet that the old queue is gone.
                 Err(error)
-                    if error.status().is_some_and(|s| s.is(Status::COMMAND_SEQUENCE_ERROR)) && Instant::now() < deadline =>
+                    if error.status().is_some_and(|s| s.is(Status::COMMAND_SEQUENCE_ERROR))
+                        && Instant::now() < deadline =>
                 {
                     tracing::debug!(%error, "trying again");
                     std::thread::sleep(Duration::from_millis(10));

@@ -368,7 +368,9 @@ mod tests {
     #[test]
     fn an_adopted_piece_of_odd_size_is_not_handed_out_as_a_whole_one() {
         let pool = DmaPool::new();
-        let Ok((odd, _rest)) = DmaRegion::allocate(CHUNK).unwrap().split_at(5000) else { panic!("5000 < CHUNK") };
+        let Ok((odd, _rest)) = DmaRegion::allocate(CHUNK).unwrap().split_at(5000) else {
+            panic!("5000 < CHUNK")
+        };
         drop(pool.adopt(odd));
         assert_eq!(pool.alloc(8192).unwrap().len(), 8192);
     }

@@ -14,6 +14,9 @@ use crate::spec::discovery::{DiscoveryLogEntry, SubsystemType};
 use crate::transport_id::{AddressFamily, TransportId, TransportType};
 use crate::wait::{MAX_SLEEP, Waiter};
 
+#[cfg(test)]
+mod tests;
+
 type ProbeFn<'a> = Box<dyn FnMut(&TransportId, &mut ControllerOptions) -> bool + 'a>;
 type AttachFn<'a> = Box<dyn FnMut(Controller) + 'a>;
 type AttachFailFn<'a> = Box<dyn FnMut(&TransportId, &Error) + 'a>;

@@ -11,15 +11,18 @@ use crate::error::{Error, Result};
 use crate::spec::fabrics::PropertySize;
 use crate::spec::features::FeatureId;
 use crate::spec::identify::{
-    Cns, ControllerType, Csi, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceNvm,
-    NamespaceDescriptor, NamespaceDescriptors, NamespaceList, ctratt,
+    Cns, ControllerType, Csi, IdentifyController, IdentifyControllerNvm, IdentifyNamespace,
+    IdentifyNamespaceNvm, NamespaceDescriptor, NamespaceDescriptors, NamespaceList, ctratt,
 };
 use crate::spec::log_page::{AnaLog, AnaState, GetLogPage, LogPageId};
 use crate::spec::registers::{Cap, ControllerConfig, ControllerStatus, Css, PropertyOffset, Version};
 use crate::spec::{AdminOpcode, Cqe, Sqe};
 
+mod state;
 #[cfg(test)]
 mod tests;
+
+use state::State;
 
 /// Host memory page size used, as CC.MPS encodes it: 2^(12 + 0) bytes.
 const MPS: u8 = 0;
@@ -104,64 +107,6 @@ pub enum Outcome<'a> {
     Done,
     /// [`Action::Admin`]: the completion and the data returned.
     Admin(&'a Cqe, &'a [u8]),
-}
-
-/// States, in order. SPDK's `WAIT_FOR_*` states are one flag here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
-    ConnectAdminQueue,
-    ReadVs,
-    ReadCap,
-    CheckEn,
-    DisableWaitReady1,
-    SetEn0,
-    DisableWaitReady0,
-    SetAdminQueue,
-    Enable,
-    EnableWaitReady1,
-    Identify,
-    ConfigureAer,
-    KeepAliveTimeout,
-    IdentifyControllerNvm,
-    SetNumQueues,
-    ActiveNamespaces,
-    IdentifyNamespace,
-    NamespaceDescriptors,
-    NamespaceNvm,
-    AnaLog,
-    HostBehavior,
-    HostId,
-    Ready,
-}
-
-impl State {
-    const fn text(self) -> &'static str {
-        match self {
-            Self::ConnectAdminQueue => "connecting the admin queue",
-            Self::ReadVs => "reading the version (VS)",
-            Self::ReadCap => "reading the capabilities (CAP)",
-            Self::CheckEn => "reading the configuration (CC)",
-            Self::DisableWaitReady1 => "waiting for CSTS.RDY=1 before disabling the controller",
-            Self::SetEn0 => "disabling the controller (CC.EN=0)",
-            Self::DisableWaitReady0 => "waiting for CSTS.RDY=0",
-            Self::SetAdminQueue => "setting up the admin queue registers",
-            Self::Enable => "enabling the controller (CC.EN=1)",
-            Self::EnableWaitReady1 => "waiting for CSTS.RDY=1",
-            Self::Identify => "identifying the controller",
-            Self::ConfigureAer => "configuring asynchronous events",
-            Self::KeepAliveTimeout => "reading the keep alive timeout",
-            Self::IdentifyControllerNvm => "reading the NVM command set's controller data",
-            Self::SetNumQueues => "setting the number of queues",
-            Self::ActiveNamespaces => "listing the active namespaces",
-            Self::IdentifyNamespace => "identifying a namespace",
-            Self::NamespaceDescriptors => "reading a namespace's identification descriptors",
-            Self::NamespaceNvm => "reading a namespace's NVM command set data",
-            Self::AnaLog => "reading the ANA log page",
-            Self::HostBehavior => "setting host behavior support",
-            Self::HostId => "setting the host identifier",
-            Self::Ready => "ready",
-        }
-    }
 }
 
 /// A namespace as initialisation found it.

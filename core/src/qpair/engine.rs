@@ -591,6 +591,7 @@ impl<Q: TransportQpair> Engine<Q> {
         self.failed_as = failed_as;
         self.state = State::Quiescing;
         self.quiesce_deadline = now + QUIESCE;
+        self.connect = None;
         match self.transport.disconnect(now) {
             Quiesce::Pending => {}
             Quiesce::Done => self.state = State::Failed,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use nvmf_core::spec::features::{
-    AsyncEventConfig, FeatureId, FeatureSelect, HOST_IDENTIFIER_EXTENDED, HostBehaviorSupport, NumberOfQueues,
-    TemperatureThreshold,
+    AsyncEventConfig, FeatureId, FeatureSelect, HOST_IDENTIFIER_EXTENDED, HostBehaviorSupport,
+    NumberOfQueues, TemperatureThreshold,
 };
 use nvmf_core::spec::{Sqe, Status};
 use zerocopy::{FromBytes, IntoBytes};
@@ -115,7 +115,8 @@ impl Controller {
         }
         match fid {
             FeatureId::HOST_BEHAVIOR_SUPPORT => {
-                data.to_host(size_of::<HostBehaviorSupport>())?.copy_from_slice(features.host_behavior.as_bytes());
+                data.room(size_of::<HostBehaviorSupport>())?
+                    .copy_from_slice(features.host_behavior.as_bytes());
                 Ok(0)
             }
             FeatureId::HOST_IDENTIFIER => {
@@ -123,7 +124,7 @@ impl Controller {
                 if sqe.cdw11.get() & HOST_IDENTIFIER_EXTENDED == 0 {
                     return Err(INVALID_FIELD);
                 }
-                data.to_host(16)?.copy_from_slice(self.hostid.as_bytes());
+                data.room(16)?.copy_from_slice(self.hostid.as_bytes());
                 Ok(0)
             }
             _ => {
@@ -168,7 +169,7 @@ impl Controller {
             return Ok(0);
         }
         if fid == FeatureId::HOST_BEHAVIOR_SUPPORT {
-            let bytes = data.from_host(size_of::<HostBehaviorSupport>())?;
+            let bytes = data.sent(size_of::<HostBehaviorSupport>())?;
             let behavior = HostBehaviorSupport::read_from_bytes(bytes).map_err(|_| INVALID_FIELD)?;
             state.features.host_behavior = behavior;
             return Ok(0);

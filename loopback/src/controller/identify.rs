@@ -1,10 +1,10 @@
 //! Identify (Base 2.1 §5.1.13).
 
-use nvmf_core::spec::identify::{
-    Cns, ControllerType, Csi, DiscoveryControllerType, IDENTIFY_SIZE, IdentifyController, IdentifyControllerNvm,
-    IdentifyNamespaceNvm, NSID_MAX, cmic, ctratt, lpa, oncs,
-};
 use nvmf_core::spec::features::AsyncEventConfig;
+use nvmf_core::spec::identify::{
+    Cns, ControllerType, Csi, DiscoveryControllerType, IDENTIFY_SIZE, IdentifyController,
+    IdentifyControllerNvm, IdentifyNamespaceNvm, NSID_MAX, cmic, ctratt, lpa, oncs,
+};
 use nvmf_core::spec::registers::Version;
 use nvmf_core::spec::{Sqe, Status};
 use zerocopy::little_endian::{U16, U32};
@@ -22,7 +22,7 @@ const OUI: [u8; 3] = [0x00, 0x00, 0x02];
 
 impl Controller {
     pub(super) fn identify(&self, sqe: &Sqe, data: Data<'_>) -> Result<(), Status> {
-        let data = data.to_host(IDENTIFY_SIZE)?;
+        let data = data.room(IDENTIFY_SIZE)?;
         let page = self.identify_page(sqe)?;
         let n = page.len().min(IDENTIFY_SIZE);
         data[..n].copy_from_slice(&page[..n]);
@@ -48,9 +48,8 @@ impl Controller {
             return Err(INVALID_FIELD);
         }
         match cns {
-            Cns::NAMESPACE => self.of_namespace(nsid, |ns| {
-                ns.identify(self.target.config.max_transfer()).as_bytes().to_vec()
-            }),
+            Cns::NAMESPACE => self
+                .of_namespace(nsid, |ns| ns.identify(self.target.config.max_transfer()).as_bytes().to_vec()),
             Cns::CSI_NAMESPACE => {
                 self.of_namespace(nsid, |_| IdentifyNamespaceNvm::new_zeroed().as_bytes().to_vec())
             }

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use nvmf_core::spec::log_page::{
-    AnaGroupDescriptor, AnaLogHeader, CommandEffectsLog, ErrorLogEntry, FirmwareSlotLog, GetLogPage, LogPageId,
-    SmartLog,
+    AnaGroupDescriptor, AnaLogHeader, CommandEffectsLog, ErrorLogEntry, FirmwareSlotLog, GetLogPage,
+    LogPageId, SmartLog,
 };
 use nvmf_core::spec::{AdminOpcode, NvmOpcode, Sqe, Status};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -35,13 +35,14 @@ impl Controller {
         if fields.length() > self.target.config.max_transfer() {
             return Err(INVALID_FIELD);
         }
-        let to = data.to_host(fields.length() as usize)?;
-        if fields.offset % 4 != 0 || sqe.cdw14.get() & OFFSET_IS_INDEX != 0 {
+        let to = data.room(fields.length() as usize)?;
+        if !fields.offset.is_multiple_of(4) || sqe.cdw14.get() & OFFSET_IS_INDEX != 0 {
             return Err(INVALID_FIELD);
         }
         let page = self.log_page(&fields, sqe.nsid.get())?;
         // Beyond the end of the page there is nothing to start from; what a read reaches past it is zero.
-        let page = usize::try_from(fields.offset).ok().and_then(|offset| page.get(offset..)).ok_or(INVALID_FIELD)?;
+        let page =
+            usize::try_from(fields.offset).ok().and_then(|offset| page.get(offset..)).ok_or(INVALID_FIELD)?;
         let n = page.len().min(to.len());
         to[..n].copy_from_slice(&page[..n]);
         to[n..].fill(0);
@@ -153,7 +154,8 @@ fn effects() -> Vec<u8> {
         AdminOpcode::ASYNC_EVENT_REQUEST,
         AdminOpcode::KEEP_ALIVE,
     ];
-    const READING: [NvmOpcode; 4] = [NvmOpcode::FLUSH, NvmOpcode::READ, NvmOpcode::COMPARE, NvmOpcode::VERIFY];
+    const READING: [NvmOpcode; 4] =
+        [NvmOpcode::FLUSH, NvmOpcode::READ, NvmOpcode::COMPARE, NvmOpcode::VERIFY];
     const WRITING: [NvmOpcode; 4] = [
         NvmOpcode::WRITE,
         NvmOpcode::WRITE_UNCORRECTABLE,

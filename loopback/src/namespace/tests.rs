@@ -127,7 +127,10 @@ fn unknown_and_fused_commands_are_refused() {
 fn sizes_are_whole_blocks() {
     assert!(matches!(Namespace::memory(511).open(1), Err(LoopbackError::TooSmall { .. })));
     for size in [0, 256, 513, 131_072] {
-        assert!(matches!(Namespace::memory(1 << 20).block_size(size).open(1), Err(LoopbackError::BlockSize(_))));
+        assert!(matches!(
+            Namespace::memory(1 << 20).block_size(size).open(1),
+            Err(LoopbackError::BlockSize(_))
+        ));
     }
     let ns = Namespace::memory(10_000).block_size(4096).open(1).unwrap();
     assert_eq!((ns.blocks(), ns.size()), (2, 8192));

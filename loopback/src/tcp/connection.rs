@@ -20,10 +20,11 @@ const GOODBYE: Duration = Duration::from_millis(500);
 const GOODBYE_STEP: Duration = Duration::from_millis(20);
 
 pub(super) struct Connection {
+    /// Dropped before the socket is closed: a host that sees the end of its admin connection is rid of its controller.
+    session: Session,
     stream: TcpStream,
     peer: SocketAddr,
     poll: Poll,
-    session: Session,
     target: Arc<Target>,
 }
 
@@ -48,7 +49,7 @@ impl Connection {
         });
         let queue = Queue::new(Arc::clone(&target), Front::Tcp(local), notify);
         let session = Session::new(Arc::clone(&target), queue, Instant::now());
-        Ok((Self { stream, peer, poll, session, target }, waker))
+        Ok((Self { session, stream, peer, poll, target }, waker))
     }
 
     /// Serves the connection until it ends.
@@ -69,7 +70,7 @@ impl Connection {
         loop {
             let now = Instant::now();
             self.session.tick(now);
-            self.session.process(now);
+            let stalled = self.session.process(now);
             while writable && !self.session.pending_output().is_empty() {
                 match self.stream.write(self.session.pending_output()) {
                     Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -78,6 +79,9 @@ impl Connection {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }
+            }
+            if stalled && self.session.wants_input() {
+                continue;
             }
             if self.session.is_closing() {
                 if writable || self.target.is_stopped() {

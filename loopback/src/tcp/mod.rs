@@ -4,6 +4,8 @@ mod connection;
 mod output;
 mod pdu;
 mod session;
+#[cfg(test)]
+pub(crate) mod wire;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -140,11 +142,12 @@ impl Acceptor {
                 continue;
             }
             count(&self.target.counters.connections, 1);
-            let started = Connection::new(Arc::clone(&self.target), stream, peer).and_then(|(connection, waker)| {
-                let name = "nvmf-loop-conn".to_owned();
-                let thread = std::thread::Builder::new().name(name).spawn(move || connection.run())?;
-                Ok(Running { waker, thread })
-            });
+            let started =
+                Connection::new(Arc::clone(&self.target), stream, peer).and_then(|(connection, waker)| {
+                    let name = "nvmf-loop-conn".to_owned();
+                    let thread = std::thread::Builder::new().name(name).spawn(move || connection.run())?;
+                    Ok(Running { waker, thread })
+                });
             match started {
                 Ok(running) => self.running.push(running),
                 Err(error) => tracing::warn!(%peer, %error, "serving a connection"),

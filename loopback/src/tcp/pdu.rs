@@ -1,8 +1,8 @@
 //! Checking the headers of PDUs from a host. NVMe/TCP 1.1 §3.6.
 
 use nvmf_core::spec::tcp::{
-    CapsuleCmd, CommonHeader, DIGEST_LEN, DataPdu, FLAG_DDGST, FLAG_HDGST, FLAG_LAST, FatalErrorStatus, IcReq,
-    PduType, TERM_REQ_MAX_PLEN, TermReq,
+    CapsuleCmd, CommonHeader, DIGEST_LEN, DataPdu, FLAG_DDGST, FLAG_HDGST, FLAG_LAST, FatalErrorStatus,
+    IcReq, PduType, TERM_REQ_MAX_PLEN, TermReq,
 };
 
 /// Offsets of fields in a PDU header, for the fatal error information.

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use nvmf_core::spec::command::DataDirection;
 use nvmf_core::spec::data_ptr::{SglSubtype, SglType};
 use nvmf_core::spec::tcp::{
-    ADMIN_IN_CAPSULE_DATA, CapsuleCmd, CommonHeader, DIGEST_DATA, DIGEST_HEADER, DataPdu, FatalErrorStatus, IcReq,
-    IcResp, MAX_PDA, PduType, TermReq,
+    ADMIN_IN_CAPSULE_DATA, CapsuleCmd, CommonHeader, DIGEST_DATA, DIGEST_HEADER, DataPdu, FatalErrorStatus,
+    IcReq, IcResp, MAX_PDA, PduType, TermReq,
 };
 use nvmf_core::spec::{AdminOpcode, Sqe, Status};
 use zerocopy::little_endian::U32;
@@ -172,7 +172,9 @@ impl Session {
         let payload: &mut [u8] = match &self.sink {
             Some(sink) if self.start == self.end && sink.len - sink.filled >= DIRECT => {
                 match self.transfers.get_mut(sink.transfer) {
-                    Some(Some(transfer)) => &mut transfer.data[sink.start + sink.filled..sink.start + sink.len],
+                    Some(Some(transfer)) => {
+                        &mut transfer.data[sink.start + sink.filled..sink.start + sink.len]
+                    }
                     _ => &mut [],
                 }
             }
@@ -245,15 +247,17 @@ impl Session {
         }
     }
 
-    /// Works on what was received, as far as there is room for output.
-    pub(super) fn process(&mut self, now: Instant) {
+    /// Works on what was received, as far as there is room for output. Returns whether to call again once some output is
+    /// sent, though nothing more was received.
+    pub(super) fn process(&mut self, now: Instant) -> bool {
         while self.wants_input() {
             match self.step(now) {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => return false,
                 Err(fatal) => self.terminate(fatal),
             }
         }
+        !self.closing
     }
 
     // --- receiving ---------------------------------------------------------------------------------------------
@@ -289,7 +293,9 @@ impl Session {
 
     /// Reads a header at the start of the receive buffer; it is known to be there.
     fn header<T: FromBytes>(&self) -> Result<T, Fatal> {
-        T::read_from_prefix(&self.input[self.start..self.end]).map(|(header, _)| header).map_err(|_| Fatal::field(at::HLEN))
+        T::read_from_prefix(&self.input[self.start..self.end])
+            .map(|(header, _)| header)
+            .map_err(|_| Fatal::field(at::HLEN))
     }
 
     fn ic_req(&mut self) -> Result<(), Fatal> {
@@ -332,7 +338,8 @@ impl Session {
         }
         self.outstanding += 1;
         let data = self.start + pdu.pdo..self.start + pdu.pdo + pdu.data_len;
-        let intact = !pdu.has_data_digest || crc32c(&self.input[data.clone()]) == digest_at(&self.input, data.end);
+        let intact =
+            !pdu.has_data_digest || crc32c(&self.input[data.clone()]) == digest_at(&self.input, data.end);
         match self.queue.begin(&sqe) {
             Admit::Execute(fault) if intact => self.command(&sqe, &Capsule::Input(data), fault)?,
             Admit::Execute(fault) => {
@@ -449,7 +456,8 @@ impl Session {
             data.resize(len, 0);
             self.buffered += len;
             self.active += 1;
-            let transfer = Transfer { sqe, data, requested: 0, received: 0, r2ts: 0, digest_error: false, fault };
+            let transfer =
+                Transfer { sqe, data, requested: 0, received: 0, r2ts: 0, digest_error: false, fault };
             let index = put(&mut self.transfers, transfer);
             self.send_r2ts(index);
         }
@@ -535,7 +543,11 @@ impl Session {
                 transfer.r2ts -= 1;
             }
         }
-        if transfer.received == transfer.data.len() { self.received(index) } else { self.send_r2ts(index) }
+        if transfer.received == transfer.data.len() {
+            self.received(index)
+        } else {
+            self.send_r2ts(index)
+        }
         true
     }
 

@@ -61,7 +61,9 @@ impl Report {
         let mut text = shell::tail(&self.output, 50);
         if !self.kernel_log.trim().is_empty() {
             text.push_str("\n-- kernel log\n");
-            text.push_str(&shell::tail(&self.kernel_log, 25));
+            // A panic's first lines, which say why, stand above its registers and call trace.
+            let lines = if matches!(self.verdict, Verdict::GuestLost(_)) { 80 } else { 25 };
+            text.push_str(&shell::tail(&self.kernel_log, lines));
         }
         text
     }
@@ -276,7 +278,7 @@ impl<'a> Watch<'a> {
     fn report(&mut self, verdict: Verdict, seconds: f64) {
         let Some(test) = self.current.take() else { return };
         let name = format!("{}::{}", self.suite.name, test.name);
-        println!("  {name:<28} {verdict}, {seconds:.1} s");
+        println!("  {name:<24} {verdict}, {seconds:.1} s");
         for line in self.output.lines() {
             // Measurements and counts a passing test wants seen.
             if self.verbose || (verdict == Verdict::Passed && line.starts_with("note: ")) {

@@ -56,9 +56,11 @@ pub(super) fn base(suite: &Suite, kernel: &Kernel, cache: &Path) -> Result<PathB
     }
     modules.context("collect the guest's kernel modules")?;
 
-    // The recipe goes last: an interrupted run leaves no base that looks finished.
-    let _ = std::fs::remove_file(&recipe_file);
-    std::fs::write(&file, archive.finish()).with_context(|| format!("write {}", file.display()))?;
+    // The recipe goes last: an interrupted run leaves no base that looks finished. Renamed into place, so that another run
+    // that is booting from the old one keeps it whole.
+    let incoming = cache.join(format!("incoming-{}.cpio", std::process::id()));
+    std::fs::write(&incoming, archive.finish()).with_context(|| format!("write {}", incoming.display()))?;
+    std::fs::rename(&incoming, &file).with_context(|| format!("write {}", file.display()))?;
     std::fs::write(&recipe_file, recipe)?;
     Ok(file)
 }

@@ -1,11 +1,11 @@
 //! The engine against a transport that does what the test says.
 
-use std::cell::Cell;
-use std::collections::HashMap;
-use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+mod fake;
+mod interleavings;
 
-use proptest::prelude::*;
+use std::collections::HashMap;
+
+use fake::*;
 
 use super::*;
 use crate::ErrorKind;
@@ -13,242 +13,6 @@ use crate::dma::{DmaBuf, DmaPool};
 use crate::spec::Status;
 use crate::spec::command::NvmOpcode;
 use crate::spec::fabrics;
-
-const BLOCK: u32 = 512;
-
-thread_local! {
-    static NOW: Cell<Instant> = Cell::new(Instant::now());
-}
-
-/// The engine's clock in these tests; it stands still unless the test moves it.
-fn clock() -> Instant {
-    NOW.get()
-}
-
-/// What the fake transport was given and what it is to do.
-struct Wire {
-    connect: ConnectProgress,
-    /// Commands taken and not completed, in order.
-    held: Vec<(u16, Sqe)>,
-    /// Every command ever taken.
-    taken: Vec<Sqe>,
-    /// Taken and not yet flushed.
-    unflushed: usize,
-    /// Completions for the next polls.
-    completions: VecDeque<Cqe>,
-    /// Completions that named no command in flight.
-    strays: usize,
-    fail_submit: bool,
-    fail_flush: bool,
-    fail_poll: bool,
-    quiesce: Quiesce,
-    disconnects: usize,
-    /// Buffers out of the pool when the first disconnect came.
-    out_at_disconnect: usize,
-    pool: DmaPool,
-}
-
-#[derive(Clone)]
-struct Fake(Arc<Mutex<Wire>>);
-
-impl Fake {
-    fn wire(&self) -> MutexGuard<'_, Wire> {
-        self.0.lock().unwrap()
-    }
-}
-
-fn broken() -> Error {
-    Error::disconnected("the wire was cut")
-}
-
-impl TransportQpair for Fake {
-    fn poll_connect(&mut self, _now: Instant) -> Result<ConnectProgress> {
-        let wire = self.wire();
-        if wire.fail_poll { Err(broken()) } else { Ok(wire.connect) }
-    }
-
-    fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
-        assert_eq!(tracker.lookup(sqe.cid.get()), Some(slot));
-        let mut wire = self.wire();
-        assert_eq!(wire.connect, ConnectProgress::Established, "a command before the connection");
-        assert_eq!(wire.disconnects, 0, "a command after the queue pair was given up");
-        if wire.fail_submit {
-            return Err(broken());
-        }
-        let clash = wire.held.iter().any(|(held, other)| *held == slot || other.cid == sqe.cid);
-        assert!(!clash, "slot or identifier in use");
-        wire.held.push((slot, *sqe));
-        wire.taken.push(*sqe);
-        wire.unflushed += 1;
-        Ok(())
-    }
-
-    fn flush(&mut self, _tracker: &Tracker) -> Result<()> {
-        let mut wire = self.wire();
-        wire.unflushed = 0;
-        if wire.fail_flush { Err(broken()) } else { Ok(()) }
-    }
-
-    fn poll(&mut self, tracker: &mut Tracker, budget: usize) -> Result<()> {
-        let mut wire = self.wire();
-        while tracker.completed() < budget
-            && let Some(cqe) = wire.completions.pop_front()
-        {
-            let Some(slot) = tracker.lookup(cqe.cid.get()) else {
-                wire.strays += 1;
-                continue;
-            };
-            let index = wire.held.iter().position(|(held, _)| *held == slot).expect("held");
-            let (_, sqe) = wire.held.remove(index);
-            if tracker.direction(slot) == DataDirection::ControllerToHost {
-                // Every block says which one it is.
-                for (i, offset) in (0..tracker.data_len(slot)).step_by(BLOCK as usize).enumerate() {
-                    let block = [(sqe.slba() + i as u64) as u8; BLOCK as usize];
-                    assert!(tracker.write(slot, offset, &block));
-                }
-            }
-            tracker.complete(slot, cqe);
-        }
-        if wire.fail_poll { Err(broken()) } else { Ok(()) }
-    }
-
-    fn disconnect(&mut self, _now: Instant) -> Quiesce {
-        let mut wire = self.wire();
-        if wire.disconnects == 0 {
-            wire.out_at_disconnect = wire.pool.stats().outstanding;
-        }
-        wire.disconnects += 1;
-        wire.quiesce
-    }
-
-    fn event_fd(&self) -> Option<RawFd> {
-        None
-    }
-}
-
-struct Bench {
-    engine: Engine<Fake>,
-    fake: Fake,
-    pool: DmaPool,
-}
-
-impl Bench {
-    /// A connected queue pair without Fabrics Connect.
-    fn new(slots: u16, ops: u32) -> Self {
-        let mut bench = Self::connecting(slots, ops, None);
-        bench.fake.wire().connect = ConnectProgress::Established;
-        assert!(matches!(bench.engine.poll_connect(clock()), Ok(Connecting::Ready(None))));
-        bench
-    }
-
-    fn connecting(slots: u16, ops: u32, connect: Option<FabricsConnect>) -> Self {
-        let pool = DmaPool::new();
-        let fake = Fake(Arc::new(Mutex::new(Wire {
-            connect: ConnectProgress::Pending,
-            held: Vec::new(),
-            taken: Vec::new(),
-            unflushed: 0,
-            completions: VecDeque::new(),
-            strays: 0,
-            fail_submit: false,
-            fail_flush: false,
-            fail_poll: false,
-            quiesce: Quiesce::Done,
-            disconnects: 0,
-            out_at_disconnect: 0,
-            pool: pool.clone(),
-        })));
-        let timeout = Duration::from_secs(5);
-        let mut engine = Engine::new(fake.clone(), slots, ops, true, connect, timeout, clock());
-        engine.clock = clock;
-        Self { engine, fake, pool }
-    }
-
-    fn fabrics(slots: u16, ops: u32) -> Self {
-        let mut bench = Self::connecting(slots, ops, None);
-        let data = IoBuf::One(bench.pool.alloc(1024).unwrap());
-        bench.engine.connect = Some(FabricsConnect { sqe: fabrics::connect(1, 31, 0, 0), data });
-        bench
-    }
-
-    fn connect(&mut self) -> Result<Connecting> {
-        self.engine.poll_connect(clock())
-    }
-
-    /// A read or write of `blocks` from `slba` in pieces of at most `max_blocks`.
-    fn request(&self, opcode: NvmOpcode, slba: u64, blocks: u64, max_blocks: u32, user_data: u64) -> Request {
-        let span = Span { slba, blocks, block_bytes: BLOCK, max_blocks, boundary: 0 };
-        let buf = self.pool.alloc(blocks as usize * BLOCK as usize).unwrap();
-        Request { sqe: Sqe::nvm(opcode, 1), span: Some(span), buf: buf.into(), user_data, timeout: None }
-    }
-
-    fn submit(&mut self, request: Request) -> CommandId {
-        self.engine.submit(request).map_err(|(error, _)| error).expect("accepted")
-    }
-
-    fn read(&mut self, slba: u64, blocks: u64, max_blocks: u32, user_data: u64) -> CommandId {
-        let request = self.request(NvmOpcode::READ, slba, blocks, max_blocks, user_data);
-        self.submit(request)
-    }
-
-    /// Completes the `index`-th command held.
-    fn answer(&self, index: usize, status: Status) {
-        let mut wire = self.fake.wire();
-        let cid = wire.held[index].1.cid.get();
-        let cqe = Cqe::new(cid, 0, status).with_result64(0x0123_4567_89ab_cdef);
-        wire.completions.push_back(cqe);
-    }
-
-    fn answer_all(&self) {
-        let count = self.held();
-        (0..count).for_each(|index| self.answer(index, Status::SUCCESS));
-    }
-
-    fn held(&self) -> usize {
-        self.fake.wire().held.len()
-    }
-
-    /// First block and number of blocks of the commands held.
-    fn pieces(&self) -> Vec<(u64, u32)> {
-        let wire = self.fake.wire();
-        wire.held.iter().map(|(_, sqe)| (sqe.slba(), (sqe.cdw12.get() & 0xffff) + 1)).collect()
-    }
-
-    fn poll(&mut self) -> Vec<Done> {
-        let mut done = Vec::new();
-        self.engine.process(0, &mut |d| done.push(d)).expect("the queue pair is alive");
-        done
-    }
-
-    /// Processes until the failure is reported.
-    fn drain(&mut self) -> (Vec<Done>, Error) {
-        let mut done = Vec::new();
-        for _ in 0..1000 {
-            let before = done.len();
-            match self.engine.process(0, &mut |d| done.push(d)) {
-                Ok(n) => assert_eq!(n, done.len() - before),
-                Err(error) => {
-                    assert_eq!(done.len(), before, "completions come before the error");
-                    assert_eq!(self.engine.outstanding(), 0);
-                    return (done, error);
-                }
-            }
-        }
-        panic!("the failure is never reported");
-    }
-}
-
-fn one(buf: IoBuf) -> DmaBuf {
-    buf.into_one().expect("the buffer comes back")
-}
-
-fn user_data(done: &[Done]) -> Vec<u64> {
-    done.iter().map(|d| d.user_data).collect()
-}
-
-fn advance(by: Duration) {
-    NOW.set(NOW.get() + by);
-}
 
 // --- connecting ----------------------------------------------------------------------------------------------------------
 
@@ -333,7 +97,8 @@ fn connecting_that_takes_too_long_fails_and_completes_what_waited() {
         assert!(matches!(bench.connect(), Ok(Connecting::Pending)));
         advance(Duration::from_millis(1));
         let error = bench.connect().unwrap_err();
-        let what = if fabrics_connect { "the response to Fabrics Connect" } else { "the transport connection" };
+        let what =
+            if fabrics_connect { "the response to Fabrics Connect" } else { "the transport connection" };
         assert_eq!(error.to_string(), format!("no answer within 5s while waiting for {what}"));
         assert_eq!(bench.fake.wire().disconnects, 1);
         let (done, told) = bench.drain();
@@ -380,14 +145,16 @@ fn a_completion_carries_result_and_buffer_of_its_own_operation() {
     }
     for index in [2, 0, 1, 0] {
         bench.answer(index, Status::SUCCESS);
-        let [done] = &bench.poll()[..] else { panic!("one completion") }.try_into().unwrap_or_else(|_| panic!());
-        let done: &Done = done;
+        let done = bench.poll();
+        let [done] = &done[..] else { panic!("one completion at a time") };
         let (user_data, address) = expected.remove(&done.id).expect("completes once");
         assert_eq!((done.user_data, done.result), (user_data, Ok(0x0123_4567_89ab_cdef)));
         let data = &done.buf.bufs()[0];
         assert_eq!(data.as_ptr().addr(), address);
         let slba = (user_data - 100) * 10;
-        assert!(data[..512].iter().all(|&b| b == slba as u8) && data[512..].iter().all(|&b| b == slba as u8 + 1));
+        assert!(
+            data[..512].iter().all(|&b| b == slba as u8) && data[512..].iter().all(|&b| b == slba as u8 + 1)
+        );
     }
     assert!(expected.is_empty());
 }
@@ -669,8 +436,7 @@ fn a_command_without_completion_gives_the_queue_pair_up() {
 fn operations_of_a_timed_out_queue_pair_say_so() {
     let mut bench = Bench::new(2, 8);
     for n in 0..3 {
-        let request =
-            Request { timeout: Some(DEADLINE_SCAN), ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
+        let request = Request { timeout: Some(DEADLINE_SCAN), ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
         bench.submit(request);
     }
     let mut done = Vec::new();
@@ -800,7 +566,10 @@ fn memory_of_a_queue_that_cannot_be_quiesced_is_never_used_again() {
     bench.engine.fail(broken(), CommandError::Disconnected, clock());
     let (done, _) = bench.drain();
     assert_eq!(user_data(&done), [0, 1, 2, 3]);
-    assert!(matches!((&done[0].buf, &done[1].buf), (IoBuf::None, IoBuf::None)), "the peer may still write there");
+    assert!(
+        matches!((&done[0].buf, &done[1].buf), (IoBuf::None, IoBuf::None)),
+        "the peer may still write there"
+    );
     assert_eq!((done[2].buf.len(), done[3].buf.len()), (512, 512), "these it was never told of");
     drop(done);
     let pool = bench.pool.clone();
@@ -873,183 +642,4 @@ fn an_idle_queue_pair_is_disconnected_when_dropped() {
     let fake = bench.fake.clone();
     drop(bench);
     assert_eq!(fake.wire().disconnects, 1);
-}
-
-// --- everything at once --------------------------------------------------------------------------------------------------------
-
-#[derive(Clone, Debug)]
-enum Step {
-    Submit { write: bool, blocks: u64, max_blocks: u32 },
-    Answer { pick: usize, ok: bool },
-    Stray(u16),
-    Poll(usize),
-    Cancel(usize),
-    Abort(usize),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        4 => (any::<bool>(), 1u64..20, 1u32..9)
-            .prop_map(|(write, blocks, max_blocks)| Step::Submit { write, blocks, max_blocks }),
-        6 => (any::<usize>(), prop_oneof![5 => Just(true), 1 => Just(false)])
-            .prop_map(|(pick, ok)| Step::Answer { pick, ok }),
-        1 => any::<u16>().prop_map(Step::Stray),
-        4 => (0usize..5).prop_map(Step::Poll),
-        1 => any::<usize>().prop_map(Step::Cancel),
-        1 => any::<usize>().prop_map(Step::Abort),
-    ]
-}
-
-/// What the test knows of an accepted operation.
-struct Known {
-    id: CommandId,
-    slba: u64,
-    write: bool,
-    address: usize,
-    len: usize,
-}
-
-fn check(done: Done, live: &mut HashMap<u64, Known>, leaked: bool) -> Result<(), TestCaseError> {
-    let known = live.remove(&done.user_data);
-    let known = known.ok_or_else(|| TestCaseError::fail("completed twice, or never submitted"))?;
-    prop_assert_eq!(done.id, known.id);
-    let Some(buf) = done.buf.into_one() else {
-        prop_assert!(leaked, "the buffer is missing");
-        prop_assert!(done.result.is_err());
-        return Ok(());
-    };
-    prop_assert_eq!(buf.as_ptr().addr(), known.address);
-    prop_assert_eq!(buf.len(), known.len);
-    if done.result.is_ok() {
-        for (n, block) in buf.chunks(BLOCK as usize).enumerate() {
-            let expected = if known.write { done.user_data as u8 } else { (known.slba + n as u64) as u8 };
-            prop_assert!(block.iter().all(|&b| b == expected), "block {} holds foreign data", n);
-        }
-    }
-    Ok(())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    #[test]
-    fn every_accepted_operation_completes_once_with_its_own_buffer(
-        steps in proptest::collection::vec(step(), 1..150),
-        slots in 1u16..6,
-        connect_after in 0usize..20,
-        end in 0u8..4,
-    ) {
-        let mut bench = Bench::fabrics(slots, 10);
-        let mut live: HashMap<u64, Known> = HashMap::new();
-        let mut accepted = 0u64;
-        for (n, step) in steps.into_iter().enumerate() {
-            if bench.engine.is_connecting() {
-                if n >= connect_after {
-                    bench.fake.wire().connect = ConnectProgress::Established;
-                    if bench.held() > 0 {
-                        bench.answer(0, Status::SUCCESS);
-                    }
-                }
-                bench.connect().unwrap();
-            }
-            let connecting = bench.engine.is_connecting();
-            match step {
-                Step::Submit { write, blocks, max_blocks } => {
-                    let opcode = if write { NvmOpcode::WRITE } else { NvmOpcode::READ };
-                    let slba = accepted * 1000;
-                    let mut request = bench.request(opcode, slba, blocks, max_blocks, accepted);
-                    if let IoBuf::One(buf) = &mut request.buf {
-                        buf.fill(accepted as u8);
-                    }
-                    let address = request.buf.bufs()[0].as_ptr().addr();
-                    let len = request.buf.len();
-                    match bench.engine.submit(request) {
-                        Ok(id) => {
-                            live.insert(accepted, Known { id, slba, write, address, len });
-                            accepted += 1;
-                        }
-                        Err((error, buf)) => {
-                            prop_assert!(matches!(error.kind(), ErrorKind::Exhausted(_)));
-                            prop_assert_eq!(live.len(), 10);
-                            prop_assert_eq!(buf.bufs()[0].as_ptr().addr(), address);
-                        }
-                    }
-                }
-                Step::Answer { pick, ok } if !connecting && bench.held() > 0 => {
-                    let status = if ok { Status::SUCCESS } else { Status::UNRECOVERED_READ_ERROR };
-                    bench.answer(pick % bench.held(), status);
-                }
-                Step::Stray(cid) if !connecting => {
-                    let known = bench.fake.wire().held.iter().any(|(_, sqe)| sqe.cid.get() == cid);
-                    if !known {
-                        bench.fake.wire().completions.push_back(Cqe::new(cid, 0, Status::SUCCESS));
-                    }
-                }
-                Step::Poll(max) => {
-                    let mut done = Vec::new();
-                    let count = bench.engine.process(max, &mut |d| done.push(d)).unwrap();
-                    prop_assert_eq!(count, done.len());
-                    prop_assert!(max == 0 || count <= max);
-                    for done in done {
-                        check(done, &mut live, false)?;
-                    }
-                }
-                Step::Cancel(pick) | Step::Abort(pick) if !live.is_empty() => {
-                    let mut ids: Vec<CommandId> = live.values().map(|known| known.id).collect();
-                    ids.sort_by_key(|id| id.op);
-                    let id = ids[pick % ids.len()];
-                    let mut done = None;
-                    if matches!(step, Step::Cancel(_)) {
-                        bench.engine.cancel(id, |d| done = Some(d));
-                    } else if !bench.engine.cancel(id, |d| done = Some(d)) {
-                        prop_assert!(!bench.engine.abort_targets(id).is_empty());
-                    }
-                    if let Some(done) = done {
-                        prop_assert_eq!(done.result, Err(CommandError::Aborted));
-                        check(done, &mut live, false)?;
-                    }
-                }
-                _ => {}
-            }
-            prop_assert_eq!(bench.engine.outstanding(), live.len());
-            let in_flight = bench.held();
-            prop_assert!(in_flight <= usize::from(slots));
-        }
-        match end {
-            // All is answered.
-            0 => {
-                bench.fake.wire().connect = ConnectProgress::Established;
-                for _ in 0..1000 {
-                    if bench.engine.is_connecting() {
-                        bench.answer_all();
-                        bench.connect().unwrap();
-                        continue;
-                    }
-                    bench.answer_all();
-                    for done in bench.poll() {
-                        check(done, &mut live, false)?;
-                    }
-                }
-            }
-            // The connection breaks.
-            1 | 2 => {
-                bench.fake.wire().quiesce = if end == 1 { Quiesce::Done } else { Quiesce::Unconfirmed };
-                bench.engine.fail(broken(), CommandError::Disconnected, clock());
-                for done in bench.drain().0 {
-                    check(done, &mut live, end == 2)?;
-                }
-            }
-            // It is dropped: what is left never completes, and nothing is lost.
-            _ => live.clear(),
-        }
-        prop_assert!(live.is_empty(), "{} operations never completed", live.len());
-        let stats = bench.engine.stats();
-        prop_assert_eq!(stats.submitted, accepted);
-        if end != 3 {
-            prop_assert_eq!(stats.completed, accepted);
-        }
-        let pool = bench.pool.clone();
-        drop(bench);
-        prop_assert_eq!(pool.stats().outstanding, 0);
-    }
 }

@@ -11,13 +11,13 @@ use crate::failure::Failure;
 
 const EXAMPLES: &str = "\
 Examples:
-  nvmf demo                                       see it work, on this machine alone
-  nvmf discover -t tcp -a 192.0.2.1               what is offered there? (port 8009)
-  nvmf list -t tcp -a 192.0.2.1 -s 4420           attach all of it and list the namespaces
+  nvmf demo                               see it work, on this machine alone
+  nvmf discover -t tcp -a 192.0.2.1       what is offered there? (port 8009)
+  nvmf list -t tcp -a 192.0.2.1 -s 4420   attach all of it and list the namespaces
   TRID=nvme+tcp://192.0.2.1:4420/nqn.2024-01.com.example:disk
-  nvmf identify $TRID                             what is that controller?
+  nvmf identify $TRID                     what is that controller?
   nvmf read $TRID --length 1MiB --output head.img
-  nvmf perf $TRID -q 1 -t 10                      how fast is it?
+  nvmf perf $TRID -q 1 -t 10              how fast is it?
 
 Controllers are named by a TRID (transport identifier) in either form, or by nvme-cli's options:
   'trtype:tcp traddr:192.0.2.1 trsvcid:4420 subnqn:nqn.2024-01.com.example:disk'

@@ -1,11 +1,13 @@
 //! From the command line to an attached controller.
 
+use std::io::ErrorKind::ConnectionRefused;
 use std::time::Duration;
 
 use clap::Args;
 use nvmf_core::nqn::Uuid;
 use nvmf_core::{
-    Controller, ControllerOptions, Driver, HostIdentity, Namespace, Nqn, TransportId, TransportType,
+    Controller, ControllerOptions, Driver, Error, ErrorKind, HostIdentity, Namespace, Nqn, TransportId,
+    TransportType,
 };
 
 use crate::failure::Failure;
@@ -128,8 +130,13 @@ impl ConnectArgs {
     fn subsystem_trid(&self) -> Result<TransportId, Failure> {
         let trid = self.trid()?;
         if trid.trtype().is_fabrics() && trid.subnqn().is_none() {
+            // With the default ports there is nothing to add: discovery has its own.
+            let port = match trid.trsvcid() {
+                "8009" | "" => String::new(),
+                port => format!(" -s {port}"),
+            };
             let asked = match trid.trtype() {
-                TransportType::Tcp => format!(" -t tcp -a {}", trid.traddr()),
+                TransportType::Tcp => format!(" -t tcp -a {}{port}", trid.traddr()),
                 _ => String::new(),
             };
             return Err(Failure::usage(format!(
@@ -180,6 +187,18 @@ impl ConnectArgs {
             (None, Some(id)) => HostIdentity { nqn: machine()?.nqn, id: id.into() },
             (None, None) => machine()?,
         }))
+    }
+
+    /// An error of discovery. Many targets answer it on the port of their subsystems only.
+    pub(crate) fn discovery_failure(&self, error: &Error) -> Failure {
+        let refused = matches!(error.kind(), ErrorKind::Transport(io) if io.kind() == ConnectionRefused);
+        let default_port = self.trid().is_ok_and(|trid| trid.is_discovery() && trid.port() == Some(8009));
+        match refused && default_port {
+            true => {
+                Failure::unreachable(format!("{error}; many targets answer discovery on port 4420: -s 4420"))
+            }
+            false => Failure::attach(error),
+        }
     }
 
     /// Attaches the controller.

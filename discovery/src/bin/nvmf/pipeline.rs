@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use nvmf_core::spec::status::CommandKind;
 use nvmf_core::{CommandError, DmaBuf, IoQpair, Namespace};
 
 use crate::failure::Failure;
@@ -146,7 +147,9 @@ fn io_failure(qpair: &IoQpair, direction: Direction, ns: &Namespace, io: Io, err
         ns.nsid()
     );
     match error {
-        CommandError::Status(_) => Failure::failed(format!("{what}: {error}")),
+        CommandError::Status(status) => {
+            Failure::failed(format!("{what}: {}", status.describe(CommandKind::Nvm)))
+        }
         _ => match qpair.failure() {
             Some(why) => Failure::unreachable(format!("{what}: {why}")),
             None => Failure::unreachable(format!("{what}: {error}")),

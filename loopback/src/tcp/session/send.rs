@@ -1,7 +1,8 @@
 //! What a connection sends: response capsules, data, R2Ts, and the last word.
 
 use nvmf_core::spec::tcp::{
-    CapsuleResp, CommonHeader, DataPdu, FLAG_DDGST, FLAG_HDGST, FLAG_LAST, FLAG_SUCCESS, PduType, R2t, TermReq,
+    CapsuleResp, CommonHeader, DataPdu, FLAG_DDGST, FLAG_HDGST, FLAG_LAST, FLAG_SUCCESS, PduType, R2t,
+    TermReq,
 };
 use nvmf_core::spec::{Cqe, Sqe};
 use zerocopy::IntoBytes;
@@ -20,7 +21,8 @@ pub(super) fn header(pdu_type: PduType, flags: u8, hlen: u8, pdo: usize, plen: u
 }
 
 fn data_header(agreed: &Agreed, cid: u16, offset: usize, layout: &Layout, flags: u8) -> DataPdu {
-    let digests = if agreed.header_digest { FLAG_HDGST } else { 0 } | if agreed.data_digest { FLAG_DDGST } else { 0 };
+    let digests =
+        if agreed.header_digest { FLAG_HDGST } else { 0 } | if agreed.data_digest { FLAG_DDGST } else { 0 };
     DataPdu {
         ch: header(PduType::C2H_DATA, flags | digests, 24, layout.pdo, layout.plen),
         cccid: U16::new(cid),
@@ -53,7 +55,8 @@ impl Session {
         }
         // The data goes from the namespace right to where it is sent from.
         let agreed = self.agreed;
-        let layout = Layout::new(size_of::<DataPdu>(), len, agreed.header_digest, agreed.data_digest, agreed.hpda);
+        let layout =
+            Layout::new(size_of::<DataPdu>(), len, agreed.header_digest, agreed.data_digest, agreed.hpda);
         let pdu = self.output.reserve(layout.plen);
         let outcome = self.queue.execute(sqe, Data::In(&mut pdu[layout.data.clone()]));
         match outcome {

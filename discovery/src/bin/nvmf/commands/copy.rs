@@ -251,7 +251,11 @@ impl WriteJob<'_> {
         let input = name(self.path, "standard input");
         let block = u64::from(self.ns.block_size());
         let space = self.ns.size().saturating_sub(self.start);
-        let done = if begun { "what came before was written" } else { "nothing was written" };
+        let whole = length.min(space) / block;
+        let done = match begun {
+            true if whole > 0 => "the whole blocks before were written",
+            _ => "nothing was written",
+        };
         if length > space {
             let size = if begun { format!("more than {space} bytes") } else { format!("{length} bytes") };
             return Err(Failure::usage(format!(
@@ -262,8 +266,9 @@ impl WriteJob<'_> {
         }
         if at_end && !length.is_multiple_of(block) && !self.pad {
             return Err(Failure::usage(format!(
-                "{input} has {length} bytes, which is {} bytes more than whole blocks of {block}; {done}; \
-                 use --pad-zeroes to fill up the last block",
+                "{input} has {length} bytes, {} of {block} bytes and {} bytes more; {done}; \
+                 --pad-zeroes fills up the last block",
+                units::plural(whole, "whole block"),
                 length % block
             )));
         }

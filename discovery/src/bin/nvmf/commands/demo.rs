@@ -33,7 +33,7 @@ pub(crate) struct Args {
 
 /// A line of the report.
 fn step(name: &str, text: impl std::fmt::Display) -> Result<(), Failure> {
-    print(format!("  {name:<10} {text}\n"))
+    print(format!("  {name:<11} {text}\n"))
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {

@@ -14,8 +14,8 @@ use crate::failure::Failure;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
-  nvmf discover -t tcp -a 192.0.2.1                     port 8009
-  nvmf discover -t tcp -a 192.0.2.1 -s 4420             SPDK and Linux targets often answer on 4420
+  nvmf discover -t tcp -a 192.0.2.1             port 8009
+  nvmf discover -t tcp -a 192.0.2.1 -s 4420     many targets answer there
   nvmf discover nvme+tcp://[fe80::1%eth0]:4420
   nvmf discover -t tcp -a 192.0.2.1 -o json | jq -r '.records[].subnqn'")]
 pub(crate) struct Args {
@@ -41,7 +41,8 @@ enum OutputFormat {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let trid = args.connect.trid()?;
     let options = args.connect.options(1)?;
-    let discovery = discover(&driver(), &trid, &options).map_err(|error| Failure::attach(&error))?;
+    let discovery =
+        discover(&driver(), &trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
     if discovery.has_unique_nqn() {
         tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
     }

@@ -110,7 +110,7 @@ impl Path {
         let trid = controller.trid();
         Self {
             cntlid: controller.cntlid(),
-            trtype: trid.trtype().to_string(),
+            trtype: trid.trtype().as_str().to_ascii_lowercase(),
             traddr: trid.traddr().to_owned(),
             trsvcid: trid.trsvcid().to_owned(),
             trid: trid.to_string(),
@@ -121,7 +121,7 @@ impl Path {
         let colon = self.traddr.contains(':');
         let host = if colon { format!("[{}]", self.traddr) } else { self.traddr.clone() };
         let port = if self.trsvcid.is_empty() { String::new() } else { format!(":{}", self.trsvcid) };
-        format!("{} {host}{port}", self.trtype.to_ascii_lowercase())
+        format!("{} {host}{port}", self.trtype)
     }
 }
 
@@ -194,7 +194,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 .attach(|controller| attached.push(controller))
                 .attach_fail(|trid, error| failed.push((trid.clone(), error.clone()))),
         )
-        .map_err(|error| Failure::attach(&error))?;
+        .map_err(|error| args.connect.discovery_failure(&error))?;
     let failure = failed.first().map(|(_, error)| {
         let tried = failed.len() + attached.len();
         match tried {
@@ -225,7 +225,7 @@ mod tests {
     fn path(cntlid: u16, traddr: &str) -> Path {
         Path {
             cntlid,
-            trtype: "TCP".into(),
+            trtype: "tcp".into(),
             traddr: traddr.into(),
             trsvcid: "4420".into(),
             trid: format!("trtype:TCP traddr:{traddr} trsvcid:4420"),

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use nvmf_loopback::{Loopback, Namespace, SubsystemBuilder};
+use nvmf_loopback::{Loopback, LoopbackError, Namespace, SubsystemBuilder};
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
 use super::print;
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         .subsystem(subsystem)
         .listen_tcp(&args.listen)
         .build()
-        .map_err(|error| Failure::failed(format!("starting the target: {error}")))?;
+        .map_err(|error| failure(&error))?;
     for address in target.tcp_addrs() {
         print(format!("listening on {address}\n"))?;
     }
@@ -109,6 +109,17 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let _ = told.read(&mut [0]);
     drop(target);
     Ok(())
+}
+
+fn failure(error: &LoopbackError) -> Failure {
+    use LoopbackError::{BlockSize, DiscoveryNqn, ListenAddress, Nqn, TooSmall};
+    let line = format!("starting the target: {error}");
+    match error {
+        BlockSize(_) | DiscoveryNqn | ListenAddress { .. } | Nqn { .. } | TooSmall { .. } => {
+            Failure::usage(line)
+        }
+        _ => Failure::failed(line),
+    }
 }
 
 #[cfg(test)]

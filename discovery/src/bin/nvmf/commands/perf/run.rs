@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use nvmf_core::spec::status::CommandKind;
 use nvmf_core::{CommandError, Completion, IoBuf, IoQpair, Namespace};
 
 use super::report::{Report, histogram};
@@ -192,14 +193,14 @@ impl<'a> Worker<'a> {
 
     /// Counts a failed I/O. A lost queue pair ends the measurement.
     fn failed(&mut self, lane: usize, error: CommandError) -> Result<(), Failure> {
-        if !matches!(error, CommandError::Status(_)) {
+        let CommandError::Status(status) = error else {
             return Err(match self.lanes[lane].qpair.failure() {
                 Some(failure) => Failure::from(failure.clone()),
                 None => Failure::unreachable(error),
             });
-        }
+        };
         self.report.errors += 1;
-        self.report.first_error.get_or_insert_with(|| error.to_string());
+        self.report.first_error.get_or_insert_with(|| status.describe(CommandKind::Nvm).to_string());
         Ok(())
     }
 }

@@ -1,0 +1,6 @@
+//! The `nvmf` program itself, against a target in this process: what it prints, what it does to data, how it fails.
+
+mod commands;
+mod data;
+mod failures;
+mod support;
