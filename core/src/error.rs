@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::proto::discovery_log::DiscoveryLogError;
 use crate::spec::Status;
+use crate::spec::status::CommandKind;
 use crate::spec::tcp::FatalErrorStatus;
 use crate::transport_id::TransportIdError;
 
@@ -38,10 +39,12 @@ pub enum ErrorKind {
         fei: u32,
     },
     /// The controller completed a command with an error status.
-    #[error("{command} failed: {status}")]
+    #[error("{command} failed: {}", status.describe(*set))]
     Command {
         /// The command, in words.
         command: Cow<'static, str>,
+        /// Its command set, which some status codes take their meaning from.
+        set: CommandKind,
         /// Its status.
         status: Status,
     },
@@ -113,10 +116,10 @@ impl Error {
         Self::new(ErrorKind::Pdu { fes, fei, detail: detail.into() })
     }
 
-    /// A command that completed with an error status.
+    /// A command of the command set `set` that completed with an error status.
     #[must_use]
-    pub fn command(command: impl Into<Cow<'static, str>>, status: Status) -> Self {
-        Self::new(ErrorKind::Command { command: command.into(), status })
+    pub fn command(set: CommandKind, command: impl Into<Cow<'static, str>>, status: Status) -> Self {
+        Self::new(ErrorKind::Command { command: command.into(), set, status })
     }
 
     /// A deadline that passed.

@@ -20,6 +20,7 @@ use crate::dma::{DmaBuf, IoBuf};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::qpair::{CommandError, CommandId, Completion, IoCommand, IoQpair};
+use crate::spec::status::CommandKind;
 use crate::transport::TransportQpair;
 use crate::wait::MAX_SLEEP;
 
@@ -196,7 +197,9 @@ impl<Q: TransportQpair> Future for IoFuture<Q> {
         };
         Poll::Ready(match completion.result {
             Ok(_) => Ok(completion.buf),
-            Err(CommandError::Status(status)) => Err(Error::command(self.what, status).peer(peer)),
+            Err(CommandError::Status(status)) => {
+                Err(Error::command(CommandKind::Nvm, self.what, status).peer(peer))
+            }
             Err(other) => Err(failure
                 .unwrap_or_else(|| Error::disconnected(other.to_string()))
                 .doing(self.what)

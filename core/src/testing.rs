@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -59,6 +59,8 @@ pub(crate) struct Knobs {
     /// Connections there are.
     pub(crate) connections: usize,
     pub(crate) keep_alives: usize,
+    /// Shutdown notifications.
+    pub(crate) shutdowns: usize,
     /// Host NQNs of the Connect commands.
     pub(crate) hosts: Vec<String>,
     disk: Vec<u8>,
@@ -88,6 +90,7 @@ impl Target {
             log: Vec::new(),
             connections: 0,
             keep_alives: 0,
+            shutdowns: 0,
             hosts: Vec::new(),
             disk: vec![0; BLOCKS as usize * BLOCK],
             next_cntlid: 1,
@@ -95,7 +98,8 @@ impl Target {
     }
 
     pub(crate) fn knobs(&self) -> MutexGuard<'_, Knobs> {
-        self.0.lock().unwrap()
+        // A failed assertion may have poisoned it; its message is to be seen, not this one.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A driver that knows this target and no other.
@@ -113,18 +117,24 @@ pub(crate) fn trid(name: &str) -> TransportId {
     format!("trtype:loop traddr:here subnqn:nqn.2024-01.org.example:{name}").parse().unwrap()
 }
 
-/// Options without a background thread, with deadlines a test can wait for.
+/// Options without a background thread, with deadlines that a busy machine does not miss.
 pub(crate) fn options() -> ControllerOptions {
     ControllerOptions {
         background_admin: false,
-        admin_timeout: Duration::from_millis(500),
-        io_timeout: Some(Duration::from_millis(500)),
-        connect_timeout: Duration::from_secs(2),
+        admin_timeout: Duration::from_secs(20),
+        io_timeout: Some(Duration::from_secs(20)),
+        connect_timeout: Duration::from_secs(20),
         num_io_queues: 8,
         io_queue_size: 4,
         io_queue_requests: 8,
         ..ControllerOptions::default()
     }
+}
+
+/// The same, with deadlines a test can wait for.
+pub(crate) fn impatient() -> ControllerOptions {
+    let short = Duration::from_millis(500);
+    ControllerOptions { admin_timeout: short, io_timeout: Some(short), ..options() }
 }
 
 /// An entry of the discovery log for the subsystem `name`.
@@ -267,7 +277,9 @@ impl Qpair {
             FabricsType::PROPERTY_SET => {
                 registers.cc = property_set_value(sqe) as u32;
                 let cc = ControllerConfig(registers.cc);
-                let shut_down = cc.shn() != Shn::NONE && knobs.confirm_shutdown;
+                let notified = cc.shn() != Shn::NONE;
+                knobs.shutdowns += usize::from(notified);
+                let shut_down = notified && knobs.confirm_shutdown;
                 registers.csts = u32::from(cc.en()) | u32::from(shut_down) << 3;
                 OK
             }

@@ -1,6 +1,7 @@
 //! The loopbacks of this process, by name.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::error::LoopbackError;
@@ -12,11 +13,18 @@ fn running() -> MutexGuard<'static, BTreeMap<String, Weak<Target>>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A name nobody has.
+/// A name nobody has, another one with every call.
 pub(crate) fn free_name() -> String {
-    let running = running();
-    let name = |n: u32| if n == 0 { "loopback".to_owned() } else { format!("loopback-{n}") };
-    (0..).map(name).find(|name| !running.contains_key(name)).unwrap_or_default()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let name = match NEXT.fetch_add(1, Ordering::Relaxed) {
+            0 => "loopback".to_owned(),
+            n => format!("loopback-{n}"),
+        };
+        if !running().contains_key(&name) {
+            return name;
+        }
+    }
 }
 
 pub(crate) fn add(target: &Arc<Target>) -> Result<(), LoopbackError> {

@@ -15,8 +15,7 @@ fn subsystem() -> SubsystemBuilder {
 }
 
 fn tcp_fixture(tcp: TcpOptions, options: ControllerOptions) -> Result<Fixture> {
-    let target =
-        Loopback::builder().subsystem(subsystem()).tcp(tcp).listen_tcp("127.0.0.1:0").build()?;
+    let target = Loopback::builder().subsystem(subsystem()).tcp(tcp).listen_tcp("127.0.0.1:0").build()?;
     Ok(Fixture {
         driver: Driver::builder().transport(TcpTransport::new()).build(),
         trid: target.tcp_trid(NQN)?.context("the target does not listen")?,

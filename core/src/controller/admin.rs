@@ -11,6 +11,7 @@ use crate::proto::keep_alive::{KeepAlive, KeepAliveStep};
 use crate::qpair::engine::{Done, Engine, Request};
 use crate::qpair::{CommandError, CommandId};
 use crate::spec::log_page::AsyncEvent;
+use crate::spec::status::CommandKind;
 use crate::spec::{AdminOpcode, Sqe};
 use crate::transport::{TransportController, TransportQpair};
 use crate::transport_id::TransportId;
@@ -279,7 +280,9 @@ impl Admin {
                         timer.answered();
                     }
                 }
-                Err(CommandError::Status(status)) => return Err(Error::command("Keep Alive", status)),
+                Err(CommandError::Status(status)) => {
+                    return Err(Error::command(CommandKind::Admin, "Keep Alive", status));
+                }
                 Err(_) => {}
             },
             Some(Sink::Aer) => {

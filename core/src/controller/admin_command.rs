@@ -14,6 +14,7 @@ use crate::qpair::CommandId;
 use crate::spec::features::FeatureId;
 use crate::spec::identify::Cns;
 use crate::spec::log_page::{GetLogPage, LogPageId};
+use crate::spec::status::CommandKind;
 use crate::spec::{AdminOpcode, Cqe, Sqe, Status};
 use crate::wait::{MAX_SLEEP, Waiter};
 
@@ -77,7 +78,9 @@ impl AdminCommand {
         if controller.in_background() {
             controller.0.thread.wake();
         }
-        Ok(AdminPending { controller, id, name, returns: data_in > 0, finished: false })
+        let fabrics = sqe.opcode == AdminOpcode::FABRICS.0;
+        let set = if fabrics { CommandKind::Fabrics } else { CommandKind::Admin };
+        Ok(AdminPending { controller, id, set, name, returns: data_in > 0, finished: false })
     }
 
     /// Sends it and waits for the result.
@@ -116,6 +119,7 @@ impl IntoFuture for AdminCommand {
 pub struct AdminPending {
     controller: Controller,
     id: CommandId,
+    set: CommandKind,
     name: Cow<'static, str>,
     returns: bool,
     finished: bool,
@@ -153,7 +157,7 @@ impl AdminPending {
             }
             Err(error) => {
                 let failure = admin.engine.as_ref().and_then(|engine| engine.failure().cloned());
-                Err(admin_error(&self.name, error, failure).peer(self.controller.trid()))
+                Err(admin_error(self.set, &self.name, error, failure).peer(self.controller.trid()))
             }
         })
     }

@@ -41,7 +41,7 @@ use crate::spec::fabrics::{
 use crate::spec::identify::IdentifyController;
 use crate::spec::log_page::AsyncEvent;
 use crate::spec::registers::{Cap, Version};
-use crate::spec::status::Status;
+use crate::spec::status::{CommandKind, Status};
 use crate::spec::{Cqe, Sqe};
 use crate::transport::{QpairSetup, TransportController, TransportQpair};
 use crate::transport_id::TransportId;
@@ -535,7 +535,7 @@ fn connect_command(
 fn check_connect(cqe: &Cqe, host: &HostIdentity) -> Result<ConnectResponse> {
     let status = cqe.status();
     if !status.is_success() {
-        let error = Error::command("Fabrics Connect", status);
+        let error = Error::command(CommandKind::Fabrics, "Fabrics Connect", status);
         return Err(match status.code() {
             Status::CONNECT_INVALID_PARAMETERS => {
                 let parameter = InvalidParameter::from_dw0(cqe.dw0.get());
@@ -579,9 +579,9 @@ impl fmt::Debug for Controller {
 }
 
 /// An error for an admin operation that ended without a status from the controller.
-fn admin_error(name: &str, error: CommandError, failure: Option<Error>) -> Error {
+fn admin_error(set: CommandKind, name: &str, error: CommandError, failure: Option<Error>) -> Error {
     match error {
-        CommandError::Status(status) => Error::command(name.to_owned(), status),
+        CommandError::Status(status) => Error::command(set, name.to_owned(), status),
         other => failure
             .unwrap_or_else(|| Error::new(ErrorKind::Disconnected(other.to_string().into())))
             .doing(name.to_owned()),

@@ -157,7 +157,7 @@ fn threads_wait_for_their_own_completions() {
 fn an_admin_command_without_answer_gives_the_controller_up() {
     for background_admin in [false, true] {
         let target = Target::new();
-        let options = ControllerOptions { background_admin, ..testing::options() };
+        let options = ControllerOptions { background_admin, ..testing::impatient() };
         let (ctrlr, removed) = attach_watched(&target, options);
         target.knobs().hold = true;
         let start = Instant::now();
@@ -265,8 +265,7 @@ fn without_the_thread_keep_alives_are_sent_while_polled() {
 #[test]
 fn an_admin_queue_filled_by_the_caller_is_no_reason_to_give_up() {
     let target = Target::new();
-    let options = ControllerOptions { admin_timeout: SOON, ..short_keep_alive(false) };
-    let (ctrlr, removed) = attach_watched(&target, options);
+    let (ctrlr, removed) = attach_watched(&target, short_keep_alive(false));
     target.knobs().hold = true;
     let mut pending = Vec::new();
     let full = loop {
@@ -317,6 +316,7 @@ fn detaching_shuts_down_and_disconnects_without_a_removal() {
         let other = ctrlr.clone();
         ctrlr.detach().unwrap();
         assert_eq!(target.knobs().connections, 0);
+        assert_eq!(target.knobs().shutdowns, 1);
         assert!(other.admin(vendor(0)).wait().is_err());
         assert!(removed.recv_timeout(Duration::from_millis(50)).is_err());
     }
@@ -326,7 +326,7 @@ fn detaching_shuts_down_and_disconnects_without_a_removal() {
 fn detaching_without_confirmation_times_out() {
     for background_admin in [false, true] {
         let target = Target::new();
-        let options = ControllerOptions { background_admin, ..testing::options() };
+        let options = ControllerOptions { background_admin, ..testing::impatient() };
         let (ctrlr, removed) = attach_watched(&target, options);
         target.knobs().confirm_shutdown = false;
         let start = Instant::now();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::ErrorKind;
-use crate::options::IoQpairOptions;
+use crate::options::{ControllerOptions, IoQpairOptions};
 use crate::spec::Status;
 use crate::testing::{self, BLOCK, BLOCKS, Target, eventually, trid};
 
@@ -16,8 +16,12 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with(&testing::options())
+    }
+
+    fn with(options: &ControllerOptions) -> Self {
         let target = Target::new();
-        let ctrlr = target.driver().connect(&trid("disk"), &testing::options()).unwrap();
+        let ctrlr = target.driver().connect(&trid("disk"), options).unwrap();
         let qpair = ctrlr.alloc_io_qpair(&IoQpairOptions::default()).unwrap();
         Self { target, qpair: AsyncQpair::new(qpair), ns: ctrlr.namespace(1).unwrap() }
     }
@@ -197,7 +201,7 @@ fn a_lost_queue_pair_ends_every_future_and_the_driver_of_it() {
 
 #[test]
 fn a_command_without_answer_times_out() {
-    let bench = Bench::new();
+    let bench = Bench::with(&testing::impatient());
     bench.target.knobs().hold = true;
     let error = block_on(&bench.qpair, bench.qpair.flush(&bench.ns)).unwrap().expect_err("no answer");
     assert!(error.is_timeout(), "{error}");

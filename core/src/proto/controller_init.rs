@@ -16,6 +16,7 @@ use crate::spec::identify::{
 };
 use crate::spec::log_page::{AnaLog, AnaState, GetLogPage, LogPageId};
 use crate::spec::registers::{Cap, ControllerConfig, ControllerStatus, Css, PropertyOffset, Version};
+use crate::spec::status::CommandKind;
 use crate::spec::{AdminOpcode, Cqe, Sqe};
 
 mod state;
@@ -42,6 +43,8 @@ pub struct InitConfig {
     pub discovery: bool,
     /// Deadline of one admin command.
     pub admin_timeout: Duration,
+    /// Deadline for connecting the admin queue, unless that of a command is longer.
+    pub connect_timeout: Duration,
     /// I/O queues to ask for.
     pub num_io_queues: u16,
     /// Keep alive timeout requested in Connect; zero is off.
@@ -215,7 +218,7 @@ impl ControllerInit {
     /// A machine at its start.
     #[must_use]
     pub fn new(config: InitConfig, now: Instant) -> Self {
-        let limit = config.admin_timeout;
+        let limit = config.admin_timeout.max(config.connect_timeout);
         let discovery = config.discovery;
         Self {
             config,
@@ -493,7 +496,7 @@ impl ControllerInit {
     fn admin(&mut self, cqe: &Cqe, data: &[u8], now: Instant) -> Result<()> {
         let status = cqe.status();
         let ok = status.is_success();
-        let fail = |name: &'static str| Err(Error::command(name, status));
+        let fail = |name: &'static str| Err(Error::command(CommandKind::Admin, name, status));
         match self.state {
             State::Identify => {
                 if !ok {
@@ -634,7 +637,7 @@ impl ControllerInit {
             let nn = self.result.identify.nn.get().min(MAX_NAMESPACES as u32);
             self.result.namespaces = (1..=nn).map(NamespaceInfo::empty).collect();
         } else {
-            return Err(Error::command("Identify Active Namespace ID list", status));
+            return Err(Error::command(CommandKind::Admin, "Identify Active Namespace ID list", status));
         }
         if full {
             self.enter(State::ActiveNamespaces, now);

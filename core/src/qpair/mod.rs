@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::spec::Status;
 use crate::spec::command::DsmRange;
+use crate::spec::status::CommandKind;
 use crate::transport::{TransportQpair, TransportStats};
 use crate::wait::{MAX_SLEEP, Waiter};
 
@@ -424,7 +425,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         match completion.result {
             Ok(value) => Ok((value, completion.buf)),
             Err(CommandError::Status(status)) => {
-                Err(Error::command(what, status).peer(self.controller.trid()))
+                Err(Error::command(CommandKind::Nvm, what, status).peer(self.controller.trid()))
             }
             Err(other) => Err(self
                 .failure()

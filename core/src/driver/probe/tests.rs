@@ -106,8 +106,10 @@ fn a_second_probe_gives_a_reference_and_detach_needs_two() {
     first.detach().unwrap();
     connected.detach().unwrap();
     assert!(!second.is_failed());
+    assert_eq!(target.knobs().shutdowns, 2, "of the discovery controllers only");
     second.identify_structure(crate::spec::identify::Cns::CONTROLLER, 0).unwrap();
     second.detach().unwrap();
+    assert_eq!(target.knobs().shutdowns, 3);
     assert_eq!(target.knobs().connections, 0);
     assert!(driver.controllers().is_empty());
     // And after that, a new one.
@@ -182,8 +184,8 @@ fn a_connection_that_never_comes_fails_at_its_deadline_while_others_attach() {
     while !slow.poll().unwrap() {
         let before = Instant::now();
         slow.wait(Duration::from_millis(5)).unwrap();
-        assert!(before.elapsed() < Duration::from_millis(150), "a wait that is too long");
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(before.elapsed() < Duration::from_secs(2), "a wait that is too long");
+        assert!(start.elapsed() < Duration::from_secs(15));
     }
     drop(slow);
     let error = failure.expect("told");

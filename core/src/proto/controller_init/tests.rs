@@ -330,6 +330,13 @@ fn every_action_without_an_answer_is_given_up_in_the_state_it_belongs_to() {
     }
 }
 
+#[test]
+fn connecting_may_take_longer_than_a_command() {
+    let mut model = Model { mute: Some(0), ..Model::plain(true) };
+    let config = InitConfig { connect_timeout: ADMIN_TIMEOUT * 2, ..model.config() };
+    assert_eq!(run_with(config, &mut model).elapsed, ADMIN_TIMEOUT * 2);
+}
+
 // --- what the controller may refuse --------------------------------------------------------------------------------------
 
 #[test]

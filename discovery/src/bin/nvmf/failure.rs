@@ -109,6 +109,8 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use nvmf_core::spec::status::CommandKind;
+
     use super::*;
 
     #[test]
@@ -122,8 +124,11 @@ mod tests {
         assert_eq!(Failure::from(Error::disconnected("end of stream")).code(), 3);
         assert_eq!(Failure::from(Error::api_misuse("odd length")).code(), 2);
         let status = nvmf_core::spec::Status::new(2, 0x81);
-        assert_eq!(Failure::from(Error::command("Read", status)).code(), 1);
-        assert_eq!(Failure::attach(&Error::command("Fabrics Connect", status)).code(), 3);
+        assert_eq!(Failure::from(Error::command(CommandKind::Nvm, "Read", status)).code(), 1);
+        assert_eq!(
+            Failure::attach(&Error::command(CommandKind::Fabrics, "Fabrics Connect", status)).code(),
+            3
+        );
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl Model {
             fabrics: self.fabrics,
             discovery: false,
             admin_timeout: ADMIN_TIMEOUT,
+            connect_timeout: Duration::from_secs(5),
             num_io_queues: 8,
             keep_alive_timeout: Duration::from_secs(10),
             read_ana_log: true,
