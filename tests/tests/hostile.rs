@@ -18,6 +18,11 @@ use nvmf_transport_tcp::TcpTransport;
 
 const NQN: &str = "nqn.2024-01.com.example:hostile";
 
+/// Deadline of everything that is waited for; long enough for a machine that is busy with other tests.
+const DEADLINE: Duration = Duration::from_millis(1500);
+/// How long a failure may take in all.
+const LIMIT: Duration = Duration::from_secs(6);
+
 fn driver() -> Driver {
     Driver::builder().transport(TcpTransport::new()).build()
 }
@@ -25,10 +30,10 @@ fn driver() -> Driver {
 /// Short deadlines, no keep alive.
 fn hasty() -> ControllerOptions {
     let mut options = ControllerOptions::default();
-    options.connect_timeout = Duration::from_millis(500);
-    options.admin_timeout = Duration::from_millis(500);
-    options.io_timeout = Some(Duration::from_millis(500));
-    options.attach_timeout = Duration::from_secs(5);
+    options.connect_timeout = DEADLINE;
+    options.admin_timeout = DEADLINE;
+    options.io_timeout = Some(DEADLINE);
+    options.attach_timeout = Duration::from_secs(10);
     options.keep_alive_timeout = Duration::ZERO;
     options
 }
@@ -78,7 +83,7 @@ fn a_refused_connection_says_so() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     drop(listener);
-    let error = failure(&driver(), &trid_at(address)?, &hasty(), Duration::from_secs(2))?;
+    let error = failure(&driver(), &trid_at(address)?, &hasty(), LIMIT)?;
     ensure!(error.to_string().contains("refused"), "{error}");
     Ok(())
 }
@@ -87,7 +92,7 @@ fn a_refused_connection_says_so() -> Result<()> {
 fn a_host_that_does_not_answer_ends_at_the_deadline() -> Result<()> {
     // A listener whose backlog is full drops further connection requests, as an unroutable host does.
     let listener = socket_with_full_backlog()?;
-    let error = failure(&driver(), &trid_at(listener.0)?, &hasty(), Duration::from_secs(3))?;
+    let error = failure(&driver(), &trid_at(listener.0)?, &hasty(), LIMIT)?;
     ensure!(error.is_timeout(), "{error}");
     Ok(())
 }
@@ -110,10 +115,10 @@ fn socket_with_full_backlog() -> Result<(SocketAddr, TcpListener, Vec<TcpStream>
 #[test]
 fn a_silent_target_ends_at_the_deadline() -> Result<()> {
     let address = fake(|stream| {
-        std::thread::sleep(Duration::from_secs(20));
+        std::thread::sleep(LIMIT * 2);
         drop(stream);
     })?;
-    let error = failure(&driver(), &trid_at(address)?, &hasty(), Duration::from_secs(3))?;
+    let error = failure(&driver(), &trid_at(address)?, &hasty(), LIMIT)?;
     ensure!(error.is_timeout() && error.to_string().contains("ICResp"), "{error}");
     Ok(())
 }
@@ -127,7 +132,7 @@ fn garbage_is_refused() -> Result<()> {
             let _ = stream.write_all(garbage);
             let _ = stream.read(&mut [0; 4096]);
         })?;
-        let error = failure(&driver(), &trid_at(address)?, &hasty(), Duration::from_secs(3))?;
+        let error = failure(&driver(), &trid_at(address)?, &hasty(), LIMIT)?;
         ensure!(matches!(error.kind(), ErrorKind::Pdu { .. }), "{error:?}");
     }
     Ok(())
@@ -137,7 +142,7 @@ fn garbage_is_refused() -> Result<()> {
 fn an_unknown_subsystem_is_named_as_the_cause() -> Result<()> {
     let target = target()?;
     let trid = target.tcp_trid("nqn.2024-01.com.example:nobody")?.context("no listener")?;
-    let error = failure(&driver(), &trid, &hasty(), Duration::from_secs(2))?;
+    let error = failure(&driver(), &trid, &hasty(), LIMIT)?;
     ensure!(error.status().is_some_and(|s| s.is(Status::CONNECT_INVALID_PARAMETERS)), "{error:?}");
     ensure!(error.to_string().contains("subsystem NQN"), "{error}");
     Ok(())
@@ -205,7 +210,7 @@ fn a_target_may_close_at_any_byte() -> Result<()> {
                 ensure!(!matches!(error.kind(), ErrorKind::ApiMisuse(_)), "cut at {cut}: {error:?}");
             }
         }
-        ensure!(start.elapsed() < Duration::from_secs(5), "cut at {cut}: it took {:?}", start.elapsed());
+        ensure!(start.elapsed() < LIMIT, "cut at {cut}: it took {:?}", start.elapsed());
         ensure!(driver.pool().stats().outstanding == 0, "cut at {cut}: a buffer is missing");
         // Every byte of the first exchanges, then in steps.
         cut += if cut < 200 { 1 } else { 397 };
@@ -354,7 +359,7 @@ fn an_unanswered_command_ends_at_its_deadline() -> Result<()> {
     lie(Fault::Drop, NvmOpcode::READ, |result, failure| {
         *result == Err(CommandError::TimedOut) && failure.is_some_and(Error::is_timeout)
     })?;
-    ensure!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    ensure!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
     Ok(())
 }
 
@@ -412,11 +417,11 @@ fn admin_commands_that_are_not_answered_time_out() -> Result<()> {
     let trid = target.tcp_trid(NQN)?.context("no listener")?;
     let opcode = nvmf_core::spec::AdminOpcode::IDENTIFY.0;
     target.faults().push(Rule::new(Fault::Drop).admin().opcode(opcode));
-    let error = failure(&driver(), &trid, &hasty(), Duration::from_secs(3))?;
+    let error = failure(&driver(), &trid, &hasty(), LIMIT)?;
     ensure!(error.is_timeout() && error.to_string().contains("dentify"), "{error}");
     // Short answers during initialisation, too.
     target.faults().push(Rule::new(Fault::ShortData(100)).admin().opcode(opcode));
-    failure(&driver(), &trid, &hasty(), Duration::from_secs(3))?;
+    failure(&driver(), &trid, &hasty(), LIMIT)?;
     failure_free(&driver(), &trid)
 }
 
@@ -460,6 +465,6 @@ fn discovery_of_a_hostile_service_fails_with_a_reason() -> Result<()> {
         bail!("it worked")
     };
     ensure!(error.to_string().contains("127.0.0.1"), "{error}");
-    ensure!(start.elapsed() < Duration::from_secs(3));
+    ensure!(start.elapsed() < LIMIT);
     Ok(())
 }

@@ -29,6 +29,8 @@ use state::State;
 const MPS: u8 = 0;
 /// First and longest pause between two looks at CSTS.
 const CSTS_POLL: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(10));
+/// How much later than the queue pair's own deadline connecting the admin queue is given up here.
+pub const CONNECT_SLACK: Duration = Duration::from_secs(1);
 /// Most namespaces taken notice of; 4 KiB of Identify data are kept for each.
 pub const MAX_NAMESPACES: usize = 16_384;
 /// Most bytes of an ANA log page read.
@@ -218,7 +220,8 @@ impl ControllerInit {
     /// A machine at its start.
     #[must_use]
     pub fn new(config: InitConfig, now: Instant) -> Self {
-        let limit = config.admin_timeout.max(config.connect_timeout);
+        // The queue pair has a deadline of its own, and knows better what it waited for.
+        let limit = config.admin_timeout.max(config.connect_timeout) + CONNECT_SLACK;
         let discovery = config.discovery;
         Self {
             config,
