@@ -37,6 +37,8 @@ pub struct ControllerOptions {
     pub header_digest: bool,
     /// Ask for a digest over PDU data (NVMe/TCP).
     pub data_digest: bool,
+    /// R2Ts the controller may have outstanding per command (NVMe/TCP, 1..=65536). 1: more helps only over long distances.
+    pub max_r2t: u32,
     /// Ask to go without SQ flow control (Connect CATTR bit 2).
     pub disable_sq_flow_control: bool,
     /// Local address to connect from.
@@ -79,6 +81,7 @@ impl Default for ControllerOptions {
             attach_timeout: Duration::from_secs(120),
             header_digest: false,
             data_digest: false,
+            max_r2t: 1,
             disable_sq_flow_control: false,
             src_addr: None,
             src_svcid: None,

@@ -65,6 +65,7 @@ mod tcp_intricate {
             .max_c2h_data(12 * 1024);
         let mut options = ControllerOptions::default();
         (options.header_digest, options.data_digest) = (true, true);
+        options.max_r2t = 4;
         tcp_fixture(tcp, options)
     }
 

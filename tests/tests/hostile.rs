@@ -468,3 +468,22 @@ fn discovery_of_a_hostile_service_fails_with_a_reason() -> Result<()> {
     ensure!(start.elapsed() < LIMIT);
     Ok(())
 }
+
+#[test]
+fn a_slow_attach_keeps_the_controller_alive() -> Result<()> {
+    // Every Identify takes longer than half the keep alive timeout, all of them together much longer than all of it.
+    let mut subsystem = SubsystemBuilder::new(NQN);
+    for _ in 0..3 {
+        subsystem = subsystem.namespace(Namespace::memory(1 << 20));
+    }
+    let target = Loopback::builder().subsystem(subsystem).listen_tcp("127.0.0.1:0").build()?;
+    let opcode = nvmf_core::spec::AdminOpcode::IDENTIFY.0;
+    target.faults().push(Rule::new(Fault::Delay(Duration::from_millis(400))).admin().opcode(opcode).always());
+    let mut options = hasty();
+    options.keep_alive_timeout = Duration::from_millis(1000);
+    let start = Instant::now();
+    let controller = driver().connect(&target.tcp_trid(NQN)?.context("no listener")?, &options)?;
+    ensure!(start.elapsed() > Duration::from_secs(2), "it took only {:?}", start.elapsed());
+    ensure!(controller.namespaces().len() == 3 && !controller.is_failed());
+    Ok(())
+}

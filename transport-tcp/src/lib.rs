@@ -53,6 +53,7 @@ impl TcpTransport {
             socket: SocketOptions::new(trid, options).map_err(|error| error.peer(trid))?,
             header_digest: options.header_digest,
             data_digest: options.data_digest,
+            maxr2t_z: options.max_r2t.clamp(1, 65_536) - 1,
             in_capsule_io: 0,
             pinned: Pinned::default(),
         })
@@ -80,6 +81,7 @@ pub struct TcpController {
     socket: SocketOptions,
     header_digest: bool,
     data_digest: bool,
+    maxr2t_z: u32,
     in_capsule_io: u32,
     pinned: Pinned,
 }
@@ -93,6 +95,7 @@ impl TcpController {
         let params = ConnectionParams {
             header_digest: self.header_digest,
             data_digest: self.data_digest,
+            maxr2t_z: self.maxr2t_z,
             in_capsule_io: self.in_capsule_io,
             ..ConnectionParams::new(setup.qid, setup.slots)
         };

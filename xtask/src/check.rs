@@ -13,7 +13,7 @@ const STEPS: [Step; 7] = [
     ("lint", crate::lint::main),
     ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
     ("docs", docs),
-    ("tests", || cargo(&["test", "--workspace", "--quiet"])),
+    ("tests", || cargo(&["test", "--workspace", "--quiet", "--no-fail-fast"])),
     ("deny", crate::deny::main),
     ("vm", || crate::vm::main(&[])),
 ];

@@ -36,6 +36,7 @@ pub(crate) struct Attach {
     controller: Controller,
     machine: ControllerInit,
     runner: Runner,
+    started: Instant,
     deadline: Instant,
 }
 
@@ -74,6 +75,7 @@ impl Attach {
             controller,
             machine: ControllerInit::new(config, now),
             runner: Runner::Idle,
+            started: now,
             deadline: now + options.attach_timeout,
         })
     }
@@ -106,6 +108,7 @@ impl Attach {
                 // The machine knows how long its state may take.
                 return self.machine.next(now).map(|_| false);
             }
+            self.keep_alive();
             match self.machine.next(now)? {
                 Next::Do(action) => self.runner.begin(action, &self.controller)?,
                 Next::Wait(_) if now >= self.deadline => {
@@ -114,18 +117,29 @@ impl Attach {
                 }
                 Next::Wait(_) => return Ok(false),
                 Next::Ready => {
-                    self.finish(now)?;
+                    self.finish()?;
                     return Ok(true);
                 }
             }
         }
     }
 
-    fn finish(&mut self, now: Instant) -> Result<()> {
+    /// The controller's keep alive timer runs since Connect, however long identifying its namespaces takes.
+    fn keep_alive(&mut self) {
+        let timeout = self.machine.result().keep_alive_timeout;
+        if timeout.is_zero() {
+            return;
+        }
+        let mut admin = self.controller.lock();
+        if admin.keep_alive.is_none() {
+            admin.keep_alive = KeepAlive::new(timeout, self.started);
+        }
+    }
+
+    fn finish(&mut self) -> Result<()> {
         let result = self.machine.result().clone();
         let mut admin = self.controller.lock();
         admin.transport.identified(&result.identify)?;
-        admin.keep_alive = KeepAlive::new(result.keep_alive_timeout, now);
         if result.async_events != 0 {
             admin.want_aers(result.identify.aerl_z);
         }

@@ -14,6 +14,8 @@ pub struct Detach {
     controller: Controller,
     /// `None` when there is nothing to shut down.
     machine: Option<(ControllerShutdown, Runner)>,
+    /// Nothing is to be done before this time.
+    not_before: Option<Instant>,
 }
 
 impl Controller {
@@ -30,6 +32,10 @@ impl Controller {
             let seen = detach.controller.arrivals();
             if detach.poll()? {
                 return Ok(());
+            }
+            if let Some(time) = detach.not_before {
+                std::thread::sleep(time.saturating_duration_since(Instant::now()));
+                continue;
             }
             detach.controller.wait_arrival(seen, &mut waiter)?;
         }
@@ -52,7 +58,7 @@ impl Controller {
             // Losing the connection from now on is what was asked for.
             self.lock().closed = true;
         }
-        Detach { controller: self, machine }
+        Detach { controller: self, machine, not_before: None }
     }
 }
 
@@ -76,6 +82,7 @@ impl Detach {
     }
 
     fn step(&mut self, now: Instant) -> Result<bool> {
+        self.not_before = None;
         let Some((machine, runner)) = &mut self.machine else { return Ok(true) };
         loop {
             if !runner.poll(&self.controller, now, &mut |outcome| machine.complete(&outcome, now))? {
@@ -83,7 +90,10 @@ impl Detach {
             }
             match machine.next(now)? {
                 Next::Do(action) => runner.begin(action, &self.controller)?,
-                Next::Wait(_) => return Ok(false),
+                Next::Wait(time) => {
+                    self.not_before = Some(time);
+                    return Ok(false);
+                }
                 Next::Ready => return Ok(true),
             }
         }

@@ -466,11 +466,17 @@ impl Controller {
             priority: options.priority,
         };
         let made = create(&mut *admin.transport, &setup).and_then(|transport| {
-            let fabrics = admin.transport.capabilities().fabrics;
-            let connect =
-                if fabrics { Some(inner.connect_command(&setup, info.init.cntlid, 0)?) } else { None };
+            let capabilities = admin.transport.capabilities();
+            let connect = if capabilities.fabrics {
+                Some(inner.connect_command(&setup, info.init.cntlid, 0)?)
+            } else {
+                None
+            };
             let generations = inner.options.cid_generations;
-            Ok(Engine::new(transport, slots, ops, generations, connect, inner.options.connect_timeout, now))
+            let timeout = inner.options.connect_timeout;
+            let mut engine = Engine::new(transport, slots, ops, generations, connect, timeout, now);
+            engine.set_max_segments(capabilities.max_segments);
+            Ok(engine)
         });
         match made {
             Ok(mut engine) => {

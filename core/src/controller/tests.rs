@@ -411,6 +411,23 @@ fn a_refused_queue_says_why_and_frees_its_identifier() {
 }
 
 #[test]
+fn a_queue_that_cannot_even_be_made_frees_its_identifier() {
+    let target = Target::new();
+    target.knobs().io_queues = 1;
+    let ctrlr = attach(&target);
+    for _ in 0..3 {
+        let made = ctrlr.alloc_io_qpair_with(&IoQpairOptions::default(), |_, _| {
+            Err::<Box<dyn TransportQpair>, _>(Error::exhausted("no sockets"))
+        });
+        assert_eq!(
+            made.unwrap_err().to_string(),
+            format!("making I/O queue 1 ({}): no sockets", trid("disk"))
+        );
+    }
+    ctrlr.alloc_io_qpair(&IoQpairOptions::default()).unwrap();
+}
+
+#[test]
 fn as_many_operations_as_asked_for() {
     let target = Target::new();
     let ctrlr = attach(&target);

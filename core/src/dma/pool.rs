@@ -286,6 +286,25 @@ impl IoBuf {
         }
     }
 
+    /// How many bytes from `offset` on lie within `segments` consecutive buffers.
+    #[must_use]
+    pub fn reach(&self, mut offset: usize, segments: u16) -> usize {
+        let mut reach = 0;
+        let mut left = segments;
+        for buf in self.bufs() {
+            if offset >= buf.len() {
+                offset -= buf.len();
+            } else if left > 0 {
+                reach += buf.len() - offset;
+                offset = 0;
+                left -= 1;
+            } else {
+                break;
+            }
+        }
+        reach
+    }
+
     /// The bytes from `offset` to the end of the buffer that holds them; empty at or past the end.
     #[must_use]
     pub fn chunk(&self, mut offset: usize) -> &[u8] {
@@ -396,6 +415,10 @@ mod tests {
         assert_eq!(io.chunk(1), b"bc");
         assert_eq!(io.chunk(3), b"defg");
         assert_eq!(io.chunk(7), b"");
+        assert_eq!(
+            (io.reach(0, 1), io.reach(1, 1), io.reach(1, 2), io.reach(3, 1), io.reach(7, 9)),
+            (3, 2, 6, 4, 0)
+        );
         io.chunk_mut(4)[0] = b'E';
         assert_eq!(io.chunk(3), b"dEfg");
     }

@@ -34,7 +34,8 @@ pub struct Callbacks<'a> {
 }
 
 impl<'a> Callbacks<'a> {
-    /// Attaches whatever is found, with default options, and says nothing.
+    /// Attaches whatever is found, with default options, and says nothing. A controller whose handle no attach callback
+    /// keeps is given up again.
     pub fn new() -> Self {
         Self::default()
     }
@@ -162,6 +163,10 @@ impl<'a> ProbeContext<'a> {
     fn offer(&mut self, trid: TransportId) {
         let mut options = self.callbacks.options.clone();
         if !self.callbacks.probe.as_mut().is_none_or(|probe| probe(&trid, &mut options)) {
+            return;
+        }
+        // A log may list the same path twice.
+        if self.items.iter().any(|item| matches!(item, Item::Attaching(attach) if *attach.trid() == trid)) {
             return;
         }
         let host = self.driver.host_for(&trid, &options);

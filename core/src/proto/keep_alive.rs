@@ -23,11 +23,11 @@ pub enum KeepAliveStep {
 }
 
 impl KeepAlive {
-    /// A timer for a keep alive timeout; `None` when it is zero. The first command is due at once, as the
-    /// controller's timer is running since Connect.
+    /// A timer for a keep alive timeout; `None` when it is zero. `now` is when Connect was sent, or earlier: that started the
+    /// controller's timer.
     #[must_use]
     pub fn new(timeout: Duration, now: Instant) -> Option<Self> {
-        (!timeout.is_zero()).then_some(Self { timeout, next: now, sent: None })
+        (!timeout.is_zero()).then_some(Self { timeout, next: now + timeout / 2, sent: None })
     }
 
     /// The keep alive timeout.
@@ -66,14 +66,15 @@ mod tests {
     const KATO: Duration = Duration::from_secs(10);
 
     #[test]
-    fn sends_at_once_and_then_every_half_timeout() {
+    fn sends_every_half_timeout() {
         let t0 = Instant::now();
         let mut timer = KeepAlive::new(KATO, t0).unwrap();
-        assert_eq!(timer.poll(t0), KeepAliveStep::Send);
-        timer.sent(t0);
-        timer.answered();
         assert_eq!(timer.poll(t0), KeepAliveStep::Idle(t0 + KATO / 2));
         assert_eq!(timer.poll(t0 + KATO / 2), KeepAliveStep::Send);
+        timer.sent(t0 + KATO / 2);
+        timer.answered();
+        assert_eq!(timer.poll(t0 + KATO / 2), KeepAliveStep::Idle(t0 + KATO));
+        assert_eq!(timer.poll(t0 + KATO), KeepAliveStep::Send);
     }
 
     #[test]

@@ -29,6 +29,16 @@ pub struct Piece {
     pub len: u32,
 }
 
+impl Piece {
+    /// The first part of the piece, of at most `blocks` blocks (at least 1).
+    #[must_use]
+    pub fn shortened(self, blocks: u32) -> Self {
+        let kept = blocks.clamp(1, self.blocks);
+        // `len` is a multiple of `blocks`: every block has the same number of bytes.
+        Self { blocks: kept, len: self.len / self.blocks * kept, ..self }
+    }
+}
+
 impl Span {
     /// The piece that starts after `done` blocks; `None` when all are done.
     #[must_use]

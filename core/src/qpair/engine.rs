@@ -116,6 +116,7 @@ pub(crate) struct Engine<Q: TransportQpair> {
     clock: fn() -> Instant,
     unflushed: bool,
     delay_submit: bool,
+    max_segments: u16,
     polls_since_clock: u32,
     last_scan: Instant,
     stats: QpairStats,
@@ -164,10 +165,16 @@ impl<Q: TransportQpair> Engine<Q> {
             clock: Instant::now,
             unflushed: false,
             delay_submit: false,
+            max_segments: u16::MAX,
             polls_since_clock: 0,
             last_scan: now,
             stats: QpairStats::default(),
         }
+    }
+
+    /// Most buffers one command's data may be made of.
+    pub(crate) fn set_max_segments(&mut self, segments: u16) {
+        self.max_segments = segments.max(1);
     }
 
     pub(crate) fn set_delay_submit(&mut self, delay: bool) {
@@ -301,6 +308,11 @@ impl<Q: TransportQpair> Engine<Q> {
             let error = Error::api_misuse(format!("{} bytes do not fit into one command", request.buf.len()));
             return Err((error, request.buf));
         }
+        if request.buf.bufs().len() > usize::from(self.max_segments)
+            && let Err(error) = self.check_segments(&request)
+        {
+            return Err((error, request.buf));
+        }
         let Some(op) = self.free_ops.pop() else {
             let error = Error::exhausted(format!(
                 "the queue is full: {} operations are outstanding; process completions first",
@@ -327,6 +339,24 @@ impl<Q: TransportQpair> Engine<Q> {
             self.flush();
         }
         Ok(id)
+    }
+
+    /// Whether data in more buffers than one command may have can be cut so that every piece has few enough.
+    fn check_segments(&self, request: &Request) -> Result<()> {
+        let segments = self.max_segments;
+        let block = request.span.map_or(0, |span| span.block_bytes as usize);
+        let fits = match block {
+            0 => request.buf.bufs().iter().filter(|buf| !buf.is_empty()).count() <= usize::from(segments),
+            _ => (0..request.buf.len())
+                .step_by(block)
+                .all(|offset| request.buf.reach(offset, segments) >= block),
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!(
+            "data of one command in more than {segments} buffers over this transport"
+        )))
     }
 
     fn activate(
@@ -356,7 +386,13 @@ impl<Q: TransportQpair> Engine<Q> {
             let (offset, len, blocks) = match op.span {
                 None => (0, self.tracker.buf(index).len() as u32, 1),
                 Some(span) => match span.piece(op.issued) {
-                    Some(piece) => {
+                    Some(mut piece) => {
+                        let buf = self.tracker.buf(index);
+                        if span.block_bytes > 0 && buf.bufs().len() > usize::from(self.max_segments) {
+                            let reach =
+                                buf.reach(piece.offset, self.max_segments) / span.block_bytes as usize;
+                            piece = piece.shortened(u32::try_from(reach).unwrap_or(u32::MAX));
+                        }
                         sqe = sqe.with_slba(piece.slba);
                         sqe.cdw12 = U32::new(sqe.cdw12.get() & 0xffff_0000 | (piece.blocks - 1));
                         if sqe.cdw12.get() & PRCHK_REFTAG != 0 {

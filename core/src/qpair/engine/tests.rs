@@ -272,6 +272,30 @@ fn vectored_data_is_cut_across_its_buffers() {
 }
 
 #[test]
+fn data_in_more_buffers_than_a_command_may_have_is_cut_at_their_bounds() {
+    let mut bench = Bench::new(8, 4);
+    bench.engine.set_max_segments(2);
+    let bufs = |bench: &Bench, lens: &[usize]| -> IoBuf {
+        lens.iter().map(|&len| bench.pool.alloc(len).unwrap()).collect::<Vec<_>>().into()
+    };
+    let mut request = bench.request(NvmOpcode::READ, 0, 8, 8, 1);
+    // 8 blocks in buffers of 1, 1, half, half and 5 blocks.
+    request.buf = bufs(&bench, &[512, 512, 256, 256, 2560]);
+    bench.submit(request);
+    assert_eq!(bench.pieces(), [(0, 2), (2, 1), (3, 5)]);
+    bench.answer_all();
+    let done = bench.poll().remove(0);
+    let data: Vec<u8> = done.buf.bufs().iter().flat_map(|buf| buf.to_vec()).collect();
+    assert_eq!(data, (0..8u8).flat_map(|n| [n; 512]).collect::<Vec<u8>>());
+    // A block in three pieces cannot be transferred.
+    let mut request = bench.request(NvmOpcode::READ, 0, 1, 8, 2);
+    request.buf = bufs(&bench, &[100, 100, 312]);
+    let (error, buf) = bench.engine.submit(request).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
+    assert_eq!(buf.len(), 512);
+}
+
+#[test]
 fn the_first_error_by_offset_wins_and_ends_issuing() {
     let mut bench = Bench::new(3, 2);
     bench.read(0, 80, 8, 1);
