@@ -61,6 +61,9 @@ pub struct ControllerOptions {
     /// Let a thread of the driver process the admin queue: keep alives, asynchronous events, completions. On. When off, call
     /// [`crate::Controller::process_admin_completions`] at least every half keep alive timeout.
     pub background_admin: bool,
+    /// Let I/O queues raise interrupts (PCIe), so that there is a descriptor to sleep on. On. Off for programs that only poll: no
+    /// interrupt is ever raised for I/O then, and waiting for a queue pair is a short sleep.
+    pub enable_interrupts: bool,
     /// Use generations in command identifiers, which tell late completions from new ones. On; off for controllers
     /// that only take small identifiers.
     pub cid_generations: bool,
@@ -92,6 +95,7 @@ impl Default for ControllerOptions {
             disable_read_ana_log_page: false,
             disable_read_changed_ns_list_log_page: false,
             background_admin: true,
+            enable_interrupts: true,
             cid_generations: true,
         }
     }

@@ -134,6 +134,12 @@ impl Capabilities {
         Self { fabrics: true, max_transfer: u32::MAX, max_segments: u16::MAX, min_admin_entries: 2 }
     }
 
+    /// Capabilities of a transport with registers and queues in memory.
+    #[must_use]
+    pub fn memory_based() -> Self {
+        Self { fabrics: false, ..Self::fabrics() }
+    }
+
     /// Sets the largest transfer, bytes.
     #[must_use]
     pub fn with_max_transfer(mut self, bytes: u32) -> Self {
@@ -231,6 +237,20 @@ pub trait TransportQpair: Send {
     /// Gives the queue pair up. After `Done` no memory of any command is accessed again.
     fn disconnect(&mut self, now: Instant) -> Quiesce;
 
+    /// The admin command that has to complete before [`TransportQpair::disconnect`] can say `Done`: Delete I/O Submission
+    /// Queue, then Delete I/O Completion Queue, on memory-based transports. Asked after `disconnect` said `Pending`; the same
+    /// command is returned until [`TransportQpair::quiesce_completed`] reports its end. A command asked for with
+    /// [`ConnectProgress::Admin`] that is still outstanding is reported there as well.
+    fn quiesce_command(&mut self) -> Option<Sqe> {
+        None
+    }
+
+    /// The end of a command from [`TransportQpair::quiesce_command`]; `None` when the admin queue was lost before its
+    /// completion.
+    fn quiesce_completed(&mut self, cqe: Option<&Cqe>) {
+        let _ = cqe;
+    }
+
     /// File descriptor that becomes readable when [`TransportQpair::poll`] has something to do; `None` before there is one.
     fn event_fd(&self) -> Option<RawFd>;
 
@@ -290,6 +310,14 @@ impl<T: TransportQpair + ?Sized> TransportQpair for Box<T> {
 
     fn disconnect(&mut self, now: Instant) -> Quiesce {
         (**self).disconnect(now)
+    }
+
+    fn quiesce_command(&mut self) -> Option<Sqe> {
+        (**self).quiesce_command()
+    }
+
+    fn quiesce_completed(&mut self, cqe: Option<&Cqe>) {
+        (**self).quiesce_completed(cqe);
     }
 
     fn event_fd(&self) -> Option<RawFd> {

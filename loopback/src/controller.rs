@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nvmf_core::spec::fabrics::{PropertySize, property_set_value};
-use nvmf_core::spec::features::AsyncEventConfig;
-use nvmf_core::spec::log_page::{AsyncEvent, ErrorLogEntry, LogPageId, NoticeEvent};
+use nvmf_core::spec::features::{AsyncEventConfig, FeatureSelect, NumberOfQueues};
+use nvmf_core::spec::identify::IDENTIFY_SIZE;
+use nvmf_core::spec::log_page::{AsyncEvent, ErrorLogEntry, GetLogPage, LogPageId, NoticeEvent};
 use nvmf_core::spec::registers::{Cap, ControllerConfig, ControllerStatus, Css, PropertyOffset, Shn, Shst};
 use nvmf_core::spec::{AdminOpcode, Cqe, Sqe, Status};
 use nvmf_core::{HostId, Nqn};
@@ -201,7 +202,10 @@ impl Controller {
         if !self.is_ready() {
             return Err((Status::COMMAND_SEQUENCE_ERROR.with_dnr(), false));
         }
-        if u32::from(qid) > state.features.granted_queues(&self.target.config) {
+        let granted = state.features.granted_queues(&self.target.config);
+        // Fabrics know pairs only; on PCI the two kinds are created, and counted, one by one.
+        let most = if self.front == Front::Pci { granted.submission } else { granted.usable_pairs() };
+        if u32::from(qid) > most {
             return Err((Status::CONNECT_INVALID_PARAMETERS.with_dnr(), true));
         }
         if state.queues.contains_key(&qid) {
@@ -213,12 +217,13 @@ impl Controller {
 
     /// A queue is closed. Without its admin queue the controller ends (Base 2.1 §3.3.2).
     pub(crate) fn remove_queue(&self, qid: u16, epoch: u32) {
-        if qid == 0 {
+        let ends = qid == 0 && self.front != Front::Pci;
+        if ends {
             self.subsystem.remove_controller(self.cntlid);
             self.kill("its admin queue was closed");
         }
         let mut state = self.lock();
-        if qid == 0 || epoch == self.epoch() {
+        if ends || (qid != 0 && epoch == self.epoch()) {
             state.queues.remove(&qid);
         }
         state.held.retain(|&(held_qid, _), _| held_qid != qid);
@@ -240,7 +245,7 @@ impl Controller {
 
     // --- properties --------------------------------------------------------------------------------------------
 
-    fn cap(&self) -> Cap {
+    pub(crate) fn cap(&self) -> Cap {
         let mqes_z = u64::from(self.target.config.max_queue_entries - 1);
         // CQR (16), TO 10 s (31:24), CSS: NVM command set (37) and, but for discovery, CNS 1Ch (43).
         let css = if self.subsystem.is_discovery() { 1 << 37 } else { 1 << 37 | 1 << 43 };
@@ -272,7 +277,7 @@ impl Controller {
         Ok(())
     }
 
-    fn write_cc(&self, cc: ControllerConfig) {
+    pub(crate) fn write_cc(&self, cc: ControllerConfig) {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.cc, cc);
         if cc.en() && !before.en() {
@@ -298,18 +303,22 @@ impl Controller {
             Css::ALL_SUPPORTED => self.cap().css().io_command_sets(),
             _ => false,
         };
-        let sizes = self.subsystem.is_discovery() || (cc.iosqes() == 6 && cc.iocqes() == 4);
+        // On PCI the sizes may be set as late as before the first I/O queue is created (Base 2.1 §3.1.4.5).
+        let unset = self.front == Front::Pci && cc.iosqes() == 0 && cc.iocqes() == 0;
+        let sizes = self.subsystem.is_discovery() || unset || (cc.iosqes() == 6 && cc.iocqes() == 4);
         css && sizes && cc.mps() == 0 && cc.ams() == 0
     }
 
-    /// A controller level reset: I/O queues are deleted, events forgotten, features as at the start. The admin queue and with
-    /// it the association stay (Base 2.1 §3.7.2), so that event requests have to be answered.
+    /// A controller level reset: I/O queues are deleted, events forgotten, features as at the start. On fabrics the admin queue
+    /// and with it the association stay (Base 2.1 §3.7.2), so that event requests have to be answered; on PCI the admin queue
+    /// goes as well and whoever serves it drops the answers.
     fn reset(&self, state: &mut State) {
         self.ready.store(false, Ordering::Release);
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        let kato_ms = state.features.kato_ms;
+        let kato_ms = if self.front == Front::Pci { 0 } else { state.features.kato_ms };
         state.csts = ControllerStatus(0);
         state.features = Features::new(&self.target.config, kato_ms);
+        self.restart_keep_alive(&state.features);
         state.events.clear();
         state.masked = [None; 8];
         state.changed_namespaces.clear();
@@ -319,6 +328,35 @@ impl Controller {
         let admin = state.queues.remove(&0);
         state.queues.values().for_each(|notify| notify());
         state.queues = admin.into_iter().map(|notify| (0, notify)).collect();
+    }
+
+    // --- behind registers --------------------------------------------------------------------------------------
+
+    pub(crate) fn csts(&self) -> ControllerStatus {
+        self.lock().csts
+    }
+
+    /// Queues the host may create.
+    pub(crate) fn granted_queues(&self) -> NumberOfQueues {
+        self.lock().features.granted_queues(&self.target.config)
+    }
+
+    /// CSTS.CFS: nothing works until the next reset (Base 2.1 §9.5).
+    pub(crate) fn fatal(&self, why: &str) {
+        tracing::warn!(subnqn = %self.subsystem.nqn(), cntlid = self.cntlid, why, "controller fatal status");
+        self.ready.store(false, Ordering::Release);
+        let mut state = self.lock();
+        state.csts = state.csts.with_cfs(true);
+    }
+
+    /// A controller level reset that comes from the function, whatever CC is: all is as at the start, and a controller that
+    /// was killed is there again. What was outstanding gets no answer.
+    pub(crate) fn start_over(&self) {
+        let mut state = self.lock();
+        state.cc = ControllerConfig(0);
+        self.reset(&mut state);
+        state.completions.clear();
+        self.dead.store(false, Ordering::Release);
     }
 
     // --- asynchronous events -----------------------------------------------------------------------------------
@@ -455,6 +493,23 @@ impl State {
         if let Some(notify) = self.queues.get(&0) {
             notify();
         }
+    }
+}
+
+/// Bytes of data an admin command other than fabrics ones moves.
+pub(crate) fn data_len(sqe: &Sqe) -> u64 {
+    match AdminOpcode(sqe.opcode) {
+        AdminOpcode::IDENTIFY => IDENTIFY_SIZE as u64,
+        AdminOpcode::GET_LOG_PAGE => {
+            GetLogPage::from_cdw10_13([sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13].map(U32::get)).length()
+        }
+        AdminOpcode::GET_FEATURES
+            if FeatureSelect((sqe.cdw10.get() >> 8) as u8 & 7) == FeatureSelect::SUPPORTED_CAPABILITIES =>
+        {
+            0
+        }
+        AdminOpcode::GET_FEATURES | AdminOpcode::SET_FEATURES => features::data_len(sqe) as u64,
+        _ => 0,
     }
 }
 

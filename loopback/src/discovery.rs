@@ -51,6 +51,8 @@ struct Way {
 /// Hosts in this process reach everything in process, others over TCP.
 fn ways(target: &Target, front: Front) -> Vec<Way> {
     match front {
+        // A local bus has no discovery service: its controllers are found by scanning.
+        Front::Pci => Vec::new(),
         Front::Loop => vec![Way {
             trtype: TransportTypeCode::LOOP,
             adrfam: AddressFamilyCode::LOOP,

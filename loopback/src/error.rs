@@ -59,6 +59,9 @@ pub enum LoopbackError {
         /// Its block size.
         block_size: u32,
     },
+    /// The subsystem has as many controllers as it may have.
+    #[error("{0} has as many controllers as it may have; allow more with Builder::max_controllers")]
+    TooManyControllers(String),
     /// A limit out of its range.
     #[error("{what} of {value} is out of range: it has to be {range}")]
     OutOfRange {
@@ -104,6 +107,14 @@ pub enum LoopbackError {
     Listen {
         /// Where.
         address: SocketAddr,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The vfio-user socket cannot be made.
+    #[error("listening on the vfio-user socket {}: {source}", path.display())]
+    ListenVfioUser {
+        /// Where.
+        path: PathBuf,
         /// What the system answered.
         source: io::Error,
     },

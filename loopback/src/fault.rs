@@ -12,10 +12,13 @@ use nvmf_core::spec::fabrics::FabricsType;
 use nvmf_core::spec::tcp::FatalErrorStatus;
 use nvmf_core::spec::{AdminOpcode, Sqe, Status};
 
+use crate::target::Front;
+
 /// What happens to a command.
 ///
-/// The faults from [`Fault::ShortData`] on are about PDUs and happen on NVMe/TCP connections only; in process they are
-/// as if the rule were not there.
+/// The faults from [`Fault::ShortData`] to [`Fault::WrongDatao`] are about PDUs and happen on NVMe/TCP connections only,
+/// those from [`Fault::StuckPhase`] on are about rings and happen on emulated PCI functions only; elsewhere they are as if
+/// the rule were not there.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Fault {
@@ -25,7 +28,7 @@ pub enum Fault {
     Drop,
     /// It is executed after this time. An Abort command ends it before.
     Delay(Duration),
-    /// The connection is closed without a word.
+    /// The connection is closed without a word; an emulated PCI function is gone, as if pulled out.
     Disconnect,
     /// The data it returns is altered (digests fit the altered data).
     CorruptData,
@@ -49,21 +52,34 @@ pub enum Fault {
     BadHeaderDigest,
     /// The data offset of its last C2HData, or the offset of its R2T, is off by 4 KiB.
     WrongDatao,
+    /// Its completion is written with the phase tag of the round before, so that the host does not see it; the queue goes on
+    /// behind it.
+    StuckPhase,
+    /// It is not executed; the controller sets CSTS.CFS and stops until it is reset.
+    FatalStatus,
 }
 
 impl Fault {
-    /// Whether it happens below the controller, on the wire.
-    pub(crate) fn is_wire(&self) -> bool {
-        !matches!(
-            self,
+    /// Whether it can happen to a command that came by this way.
+    fn happens_on(&self, front: Front) -> bool {
+        match self {
             Self::CompleteWith(_)
-                | Self::Drop
-                | Self::Delay(_)
-                | Self::Disconnect
-                | Self::CorruptData
-                | Self::WrongCid
-                | Self::DuplicateCompletion
-        )
+            | Self::Drop
+            | Self::Delay(_)
+            | Self::Disconnect
+            | Self::CorruptData
+            | Self::WrongCid
+            | Self::DuplicateCompletion => true,
+            Self::StuckPhase | Self::FatalStatus => front == Front::Pci,
+            Self::ShortData(_)
+            | Self::Raw(_)
+            | Self::Terminate(..)
+            | Self::R2tOnRead
+            | Self::C2hOnWrite
+            | Self::BadDataDigest
+            | Self::BadHeaderDigest
+            | Self::WrongDatao => matches!(front, Front::Tcp(_)),
+        }
     }
 }
 
@@ -205,12 +221,12 @@ impl Faults {
     }
 
     /// The fault that happens to this command.
-    pub(crate) fn next(&self, qid: u16, sqe: &Sqe, wire: bool) -> Option<Fault> {
+    pub(crate) fn next(&self, qid: u16, sqe: &Sqe, front: Front) -> Option<Fault> {
         if !self.pending() {
             return None;
         }
         let mut rules = self.rules();
-        let fits = |rule: &&mut Rule| rule.fits(qid, sqe) && (wire || !rule.fault.is_wire());
+        let fits = |rule: &&mut Rule| rule.fits(qid, sqe) && rule.fault.happens_on(front);
         // A rule that still spares commands does not keep those behind it from taking effect.
         let rule = rules.iter_mut().filter(fits).find_map(|rule| match rule.skip {
             0 => Some(rule),
@@ -243,20 +259,28 @@ mod tests {
 
     use super::*;
 
+    fn wire() -> Front {
+        Front::Tcp(([127, 0, 0, 1], 4420).into())
+    }
+
     #[test]
     fn rules_fit_by_queue_opcode_and_count() {
         let faults = Faults::default();
         let read = Sqe::nvm(NvmOpcode::READ, 1);
         let flush = Sqe::nvm(NvmOpcode::FLUSH, 1);
-        assert_eq!(faults.next(1, &read, true), None);
+        assert_eq!(faults.next(1, &read, wire()), None);
         faults.push(Rule::new(Fault::Drop).io().opcode(NvmOpcode::READ.0).after(1).times(2));
         faults.push(Fault::Disconnect);
-        assert_eq!(faults.next(0, &read, true), Some(Fault::Disconnect), "the first rule is for I/O queues");
-        assert_eq!(faults.next(1, &flush, true), None);
-        assert_eq!(faults.next(1, &read, true), None, "spared");
-        assert_eq!(faults.next(1, &read, true), Some(Fault::Drop));
-        assert_eq!(faults.next(1, &read, true), Some(Fault::Drop));
-        assert_eq!(faults.next(1, &read, true), None);
+        assert_eq!(
+            faults.next(0, &read, wire()),
+            Some(Fault::Disconnect),
+            "the first rule is for I/O queues"
+        );
+        assert_eq!(faults.next(1, &flush, wire()), None);
+        assert_eq!(faults.next(1, &read, wire()), None, "spared");
+        assert_eq!(faults.next(1, &read, wire()), Some(Fault::Drop));
+        assert_eq!(faults.next(1, &read, wire()), Some(Fault::Drop));
+        assert_eq!(faults.next(1, &read, wire()), None);
         assert!(!faults.pending());
         assert_eq!(faults.fired(), 3);
     }
@@ -266,10 +290,14 @@ mod tests {
         let faults = Faults::default();
         faults.push(Fault::BadDataDigest);
         let connect = nvmf_core::spec::fabrics::connect(0, 31, 0, 0);
-        assert_eq!(faults.next(0, &connect, false), None);
-        assert_eq!(faults.next(0, &connect, true), Some(Fault::BadDataDigest));
+        assert_eq!(faults.next(0, &connect, Front::Loop), None);
+        assert_eq!(faults.next(0, &connect, Front::Pci), None);
+        assert_eq!(faults.next(0, &connect, wire()), Some(Fault::BadDataDigest));
+        faults.push(Fault::FatalStatus);
+        assert_eq!(faults.next(0, &connect, wire()), None);
+        assert_eq!(faults.next(0, &connect, Front::Pci), Some(Fault::FatalStatus));
         faults.push(Rule::new(Fault::Drop).fabrics(FabricsType::PROPERTY_GET).always());
-        assert_eq!(faults.next(0, &connect, true), None);
+        assert_eq!(faults.next(0, &connect, wire()), None);
         faults.clear();
         assert!(!faults.pending());
     }

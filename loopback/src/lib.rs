@@ -21,8 +21,8 @@
 //! ```text
 //!   NVMe/TCP listener ─▶ a thread per connection ─┐
 //!                                                 ├─▶ Queue ─▶ Controller ─▶ Subsystem ─▶ Namespace
-//!   LoopbackTransport ─▶ the thread that polls ───┘     ▲
-//!                                                    Faults
+//!   LoopbackTransport ─▶ the thread that polls ───┤     ▲
+//!   EmulatedFunction ─▶ a thread per function ────┘   Faults
 //! ```
 //!
 //! # What it does
@@ -31,13 +31,14 @@
 //!   referrals, and events when the log changes; lists of hosts that may connect.
 //! * Dynamic controllers with Connect, properties, Identify, Get Log Page, features, asynchronous events, Abort, keep alive;
 //!   Read, Write, Compare, Write Zeroes, Dataset Management, Verify, Write Uncorrectable, Flush.
+//! * PCI functions emulated in process: registers, doorbells, rings, PRPs and SGLs, MSI-X.
 //! * NVMe/TCP with digests, in-capsule data, R2T, any alignment, without TLS; and an in-process transport, `trtype:loop`.
 //! * Changes while hosts are connected, and [scripted faults](Faults).
 //!
 //! # What it does not
 //!
 //! * Metadata and protection information, fused commands, Copy, reservations, zones, Format, sanitize, namespace management by
-//!   hosts, firmware updates, NVM subsystem reset.
+//!   hosts, firmware updates; NVM subsystem reset over fabrics. Controller memory buffers, shadow doorbells.
 //! * Authentication and TLS. Whoever can reach a listener can say to be any host: do not listen where that matters.
 //! * Static controllers, persistent discovery registrations, priorities of queues.
 //! * It stores data and keeps the protocol; it does not try to survive power loss beyond what Flush and FUA do for files.
@@ -53,6 +54,7 @@ mod error;
 mod fault;
 mod loopback;
 mod namespace;
+mod pci;
 mod queue;
 mod registry;
 mod subsystem;
@@ -65,5 +67,6 @@ pub use error::LoopbackError;
 pub use fault::{Fault, Faults, Rule};
 pub use loopback::{Builder, DEFAULT_NQN, Loopback, LoopbackStats};
 pub use namespace::Namespace;
+pub use pci::{EmulatedDevice, EmulatedFunction, PciOptions, VfioUserServer};
 pub use subsystem::SubsystemBuilder;
 pub use transport::LoopbackTransport;

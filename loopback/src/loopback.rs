@@ -12,6 +12,7 @@ use crate::config::{Config, TcpOptions};
 use crate::error::LoopbackError;
 use crate::fault::Faults;
 use crate::namespace::Namespace;
+use crate::pci::{EmulatedFunction, PciOptions};
 use crate::registry;
 use crate::subsystem::SubsystemBuilder;
 use crate::target::Target;
@@ -245,6 +246,27 @@ impl Loopback {
             failed_commands,
             terminated_connections,
         }
+    }
+
+    /// Makes an emulated PCI function: a controller of this subsystem behind registers and rings, for a host in this process.
+    /// Each call makes another one.
+    ///
+    /// # Errors
+    /// [`LoopbackError`]: no such subsystem, as many controllers as there may be, no thread.
+    pub fn pci_function(&self, subnqn: &str) -> Result<EmulatedFunction, LoopbackError> {
+        self.pci_function_with(subnqn, &PciOptions::default())
+    }
+
+    /// Makes an emulated PCI function that behaves so.
+    ///
+    /// # Errors
+    /// As [`Loopback::pci_function`]; also an option out of its range.
+    pub fn pci_function_with(
+        &self,
+        subnqn: &str,
+        options: &PciOptions,
+    ) -> Result<EmulatedFunction, LoopbackError> {
+        EmulatedFunction::start(&self.target, subnqn, options)
     }
 
     // --- changes while it runs ---------------------------------------------------------------------------------

@@ -286,14 +286,21 @@ impl ActiveNamespace {
         }
     }
 
+    /// Bytes of data the command moves.
+    pub(crate) fn data_len(&self, sqe: &Sqe) -> u64 {
+        match NvmOpcode(sqe.opcode) {
+            NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => blocks_of(sqe) << self.block_shift,
+            NvmOpcode::DATASET_MANAGEMENT => ranges_of(sqe) as u64 * size_of::<DsmRange>() as u64,
+            _ => 0,
+        }
+    }
+
     pub(crate) fn flush(&self) -> Result<(), Status> {
         self.backing.flush().map_err(|e| self.media(&e, Status::WRITE_FAULT))
     }
 
     fn dataset_management(&self, sqe: &Sqe, data: Data<'_>) -> Result<(), Status> {
-        // NVM Command Set 1.1 §3.2.3: CDW10 7:0 number of ranges, 0's based.
-        let count = usize::from(sqe.cdw10.get() as u8) + 1;
-        let bytes = data.sent_at_least(count * size_of::<DsmRange>())?;
+        let bytes = data.sent_at_least(ranges_of(sqe) * size_of::<DsmRange>())?;
         let ranges = <[DsmRange]>::ref_from_bytes(bytes).map_err(|_| Status::INTERNAL_ERROR)?;
         let ranges = ranges
             .iter()
@@ -388,6 +395,11 @@ impl ActiveNamespace {
 /// NLB of an NVM command: CDW12 15:0, 0's based.
 fn blocks_of(sqe: &Sqe) -> u64 {
     u64::from(sqe.cdw12.get() & 0xffff) + 1
+}
+
+/// Ranges of a Dataset Management command: CDW10 7:0, 0's based (NVM Command Set 1.1 §3.2.3).
+fn ranges_of(sqe: &Sqe) -> usize {
+    usize::from(sqe.cdw10.get() as u8) + 1
 }
 
 #[cfg(test)]

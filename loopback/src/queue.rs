@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A queue starts unconnected; its first command has to be Connect, which makes it the admin queue of a new controller or an
-//! I/O queue of one there is. Dropping it takes it away from its controller.
+//! I/O queue of one there is. Queues of an emulated PCI function, where there is no Connect, start attached. Dropping a queue
+//! takes it away from its controller.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use nvmf_core::{HostId, Nqn};
 use zerocopy::FromBytes;
 
 use crate::config::MAX_ADMIN_ENTRIES;
-use crate::controller::{Admin, Association, Controller, Notify};
+use crate::controller::{self, Admin, Association, Controller, Notify};
 use crate::data::Data;
 use crate::fault::Fault;
 use crate::namespace::ActiveNamespace;
@@ -109,6 +110,28 @@ impl Queue {
         Self { target, front, notify, link: None, held: Vec::new() }
     }
 
+    /// A submission queue of an emulated PCI function's controller.
+    ///
+    /// # Errors
+    /// The status Create I/O Submission Queue fails with.
+    pub(crate) fn attached(
+        target: Arc<Target>,
+        controller: Arc<Controller>,
+        qid: u16,
+        entries: u32,
+        notify: Notify,
+    ) -> Result<Self, Status> {
+        let epoch = match qid {
+            0 => controller.epoch(),
+            _ => controller.add_queue(qid, Arc::clone(&notify)).map_err(|(status, at_qid)| match at_qid {
+                true => Status::INVALID_QUEUE_IDENTIFIER.with_dnr(),
+                false => status,
+            })?,
+        };
+        let link = Link { controller, qid, epoch, entries, sqhd: 0, flow_control: true, namespace: None };
+        Ok(Self { target, front: Front::Pci, notify, link: Some(link), held: Vec::new() })
+    }
+
     /// Queue identifier, once connected.
     pub(crate) fn qid(&self) -> Option<u16> {
         self.link.as_ref().map(|link| link.qid)
@@ -144,7 +167,7 @@ impl Queue {
         // Connect tells which queue it is about before the queue knows.
         let connects = sqe.opcode == AdminOpcode::FABRICS.0 && sqe.fctype() == FabricsType::CONNECT.0;
         let qid = self.qid().unwrap_or(if connects { ConnectFields::of(sqe).qid } else { 0 });
-        match self.target.faults.next(qid, sqe, self.front != Front::Loop) {
+        match self.target.faults.next(qid, sqe, self.front) {
             None => Admit::Execute(None),
             Some(Fault::CompleteWith(status)) => Admit::Answer(self.answer(sqe, status)),
             Some(Fault::Drop) => Admit::Hold(None),
@@ -223,7 +246,7 @@ impl Queue {
             Some(link) if link.qid != 0 => count(&counters.io_commands, 1),
             _ => count(&counters.admin_commands, 1),
         }
-        if sqe.opcode == AdminOpcode::FABRICS.0 {
+        if sqe.opcode == AdminOpcode::FABRICS.0 && self.front != Front::Pci {
             return self.fabrics(sqe, data);
         }
         let Some(link) = &mut self.link else {
@@ -262,6 +285,23 @@ impl Queue {
                 Outcome::Answer(self.answer(sqe, Status::SUCCESS))
             }
             Err(status) => Outcome::Answer(self.fail(sqe, status)),
+        }
+    }
+
+    /// Bytes of data a command moves, where nothing but the command says so (PRPs). A command that cannot be executed
+    /// moves none.
+    ///
+    /// # Errors
+    /// Invalid Field, when that is more than MDTS allows.
+    pub(crate) fn data_len(&mut self, sqe: &Sqe) -> Result<usize, Status> {
+        let Some(link) = &mut self.link else { return Ok(0) };
+        let len = match link.qid {
+            0 => controller::data_len(sqe),
+            _ => link.find(sqe.nsid.get()).map_or(0, |namespace| namespace.data_len(sqe)),
+        };
+        match usize::try_from(len) {
+            Ok(bytes) if len <= self.target.config.max_transfer() => Ok(bytes),
+            _ => Err(Status::INVALID_FIELD.with_dnr()),
         }
     }
 
@@ -352,7 +392,9 @@ impl Queue {
             if subsystem.is_discovery() {
                 return Err(invalid_parameter(false, SQE_QID));
             }
-            let controller = subsystem.controller(cntlid).ok_or(invalid_parameter(true, DATA_CNTLID))?;
+            // A controller behind registers has no association to join.
+            let controller = subsystem.controller(cntlid).filter(|controller| controller.front != Front::Pci);
+            let controller = controller.ok_or(invalid_parameter(true, DATA_CNTLID))?;
             if controller.hostnqn != hostnqn {
                 return Err(invalid_parameter(true, DATA_HOSTNQN));
             }
@@ -396,15 +438,18 @@ impl Link {
             data.none()?;
             return subsystem.namespaces().iter().try_for_each(|namespace| namespace.flush());
         }
+        let namespace = self.find(nsid).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())?;
+        namespace.execute(sqe, data, max_transfer)
+    }
+
+    fn find(&mut self, nsid: u32) -> Option<&ActiveNamespace> {
+        let subsystem = &self.controller.subsystem;
         let generation = subsystem.generation();
         match &self.namespace {
             Some((of, namespace)) if *of == generation && namespace.nsid == nsid => {}
             _ => self.namespace = subsystem.namespace(nsid).map(|namespace| (generation, namespace)),
         }
-        let Some((_, namespace)) = &self.namespace else {
-            return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
-        };
-        namespace.execute(sqe, data, max_transfer)
+        self.namespace.as_ref().map(|(_, namespace)| &**namespace)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::config::MAX_NSID;
 use crate::controller::Controller;
 use crate::error::LoopbackError;
 use crate::namespace::{ActiveNamespace, Namespace};
+use crate::target::Front;
 
 /// Largest CNTLID a controller may have; those above are reserved (Base 2.1 §3.1.3.2).
 const MAX_CNTLID: u16 = 0xffef;
@@ -177,7 +178,8 @@ impl Subsystem {
             hosts.allowed.remove(host);
         }
         for controller in self.controllers() {
-            if !self.allows(&controller.hostnqn) {
+            // Whoever sits on a PCI function has no name.
+            if controller.front != Front::Pci && !self.allows(&controller.hostnqn) {
                 controller.kill("the host is no longer allowed");
             }
         }

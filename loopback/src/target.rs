@@ -23,6 +23,8 @@ pub(crate) enum Front {
     Loop,
     /// Over TCP, at this address of ours.
     Tcp(SocketAddr),
+    /// Through the registers and rings of an emulated PCI function.
+    Pci,
 }
 
 /// Counters; read with [`crate::Loopback::stats`].

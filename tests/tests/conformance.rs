@@ -1,9 +1,15 @@
 //! The conformance suite on every transport that needs nothing but this process.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
 use anyhow::{Context, Result};
-use nvmf_core::{ControllerOptions, Driver, Nqn};
-use nvmf_loopback::{Loopback, Namespace, SubsystemBuilder, TcpOptions};
+use nvmf_core::{ControllerOptions, Driver, Nqn, TransportType};
+use nvmf_loopback::{
+    Loopback, LoopbackError, Namespace, PciOptions, SubsystemBuilder, TcpOptions, VfioUserServer,
+};
 use nvmf_tests::conformance::Fixture;
+use nvmf_transport_pcie::{PciDevice, PcieTransport, VfioUserDevice, VfioUserOptions};
 use nvmf_transport_tcp::TcpTransport;
 
 const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:7a1e0c5e-7e57-4c0f-9a55-0123456789ab";
@@ -85,6 +91,128 @@ mod tcp_polled {
         options.cid_generations = false;
         options.disable_sq_flow_control = true;
         tcp_fixture(TcpOptions::new(), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// An emulated PCI function per attachment.
+fn pcie_fixture(pci: PciOptions, options: ControllerOptions) -> Result<Fixture> {
+    let target = Arc::new(Loopback::builder().subsystem(subsystem()).build()?);
+    let of_transport = Arc::clone(&target);
+    let transport = PcieTransport::with_devices(TransportType::Pcie, move |trid| {
+        let function = of_transport.pci_function_with(NQN, &pci);
+        let function =
+            function.map_err(|error| nvmf_core::Error::disconnected(error.to_string()).peer(trid))?;
+        Ok(Box::new(function.open()?) as Box<dyn PciDevice>)
+    });
+    Ok(Fixture {
+        driver: Driver::builder().transport(transport).build(),
+        trid: "trtype:PCIe traddr:0000:01:00.0".parse()?,
+        discovery: None,
+        options,
+        target: Box::new(target),
+    })
+}
+
+mod pcie_emulated {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        pcie_fixture(PciOptions::new(), ControllerOptions::default())
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// Without interrupts, with doorbells apart, small queues, and a program that looks after the admin queue itself.
+mod pcie_emulated_polled {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let mut options = ControllerOptions::default();
+        (options.background_admin, options.enable_interrupts) = (false, false);
+        options.io_queue_size = 8;
+        options.io_queue_requests = 512;
+        options.cid_generations = false;
+        pcie_fixture(PciOptions::new().doorbell_stride(3), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// Two functions that are taken again and again, and take their time to become ready.
+mod pcie_emulated_again {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let target = Loopback::builder().subsystem(subsystem()).build()?;
+        let pci = PciOptions::new().ready_delay(std::time::Duration::from_millis(20));
+        let pci = pci.busy_poll(std::time::Duration::ZERO);
+        let functions = [target.pci_function_with(NQN, &pci)?, target.pci_function_with(NQN, &pci)?];
+        let transport = PcieTransport::with_devices(TransportType::Pcie, move |_| {
+            // Whichever is free.
+            let device = functions[0].open().or_else(|_| functions[1].open())?;
+            Ok(Box::new(device) as Box<dyn PciDevice>)
+        });
+        Ok(Fixture {
+            driver: Driver::builder().transport(transport).build(),
+            trid: "trtype:PCIe traddr:0000:01:00.0".parse()?,
+            discovery: None,
+            options: ControllerOptions::default(),
+            target: Box::new(target),
+        })
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// An emulated PCI function per attachment, each behind a vfio-user socket of its own.
+fn vfio_user_fixture(options: ControllerOptions) -> Result<Fixture> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let target = Arc::new(Loopback::builder().subsystem(subsystem()).build()?);
+    let of_transport = Arc::clone(&target);
+    let servers = Arc::new(Mutex::new(Vec::new()));
+    let of_fixture = Arc::clone(&servers);
+    let transport = PcieTransport::with_devices(TransportType::VfioUser, move |trid| {
+        let fail = |error: LoopbackError| nvmf_core::Error::disconnected(error.to_string()).peer(trid);
+        let function = of_transport.pci_function(NQN).map_err(fail)?;
+        let name =
+            format!("nvmf-conformance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let server = VfioUserServer::listen(&function, std::env::temp_dir().join(name)).map_err(fail)?;
+        let path = server.path().display().to_string();
+        servers.lock().unwrap().push(server);
+        Ok(Box::new(VfioUserDevice::open(&path, &VfioUserOptions::default())?) as Box<dyn PciDevice>)
+    });
+    Ok(Fixture {
+        driver: Driver::builder().transport(transport).build(),
+        trid: "trtype:vfiouser traddr:/nvmf".parse()?,
+        discovery: None,
+        options,
+        target: Box::new((of_fixture, target)),
+    })
+}
+
+mod vfio_user {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        vfio_user_fixture(ControllerOptions::default())
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// Without interrupts, and a program that looks after the admin queue itself.
+mod vfio_user_polled {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let mut options = ControllerOptions::default();
+        (options.background_admin, options.enable_interrupts) = (false, false);
+        options.io_queue_size = 8;
+        options.io_queue_requests = 512;
+        vfio_user_fixture(options)
     }
 
     nvmf_tests::suite!(fixture);

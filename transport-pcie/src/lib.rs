@@ -1,26 +1,64 @@
-//! NVMe controllers on the local PCI bus.
+//! NVMe controllers behind a PCI function: real ones, and whatever else implements [`PciDevice`].
 //!
-//! [`PcieTransport`] scans sysfs for functions of class 01:08:02 and knows who holds each of them ([`PciFunction`]), so that
-//! a probe of the local bus offers them and `nvmf list` shows them.
+//! ```text
+//!   PcieTransport ──▶ PcieController ──▶ PcieQpair: rings, doorbells, PRPs and SGLs
+//!                            │                 │
+//!                            ▼                 ▼
+//!                PciDevice: registers (Bar0), DMA mappings, interrupts, reset
+//! ```
+//!
+//! [`PcieTransport`] scans sysfs for functions of class 01:08:02 and knows who holds each of them ([`PciFunction`]) and why it cannot
+//! be driven ([`Obstacle`]). Functions bound to vfio-pci are driven through the kernel's VFIO; [`PcieTransport::bind`] binds them.
+//! Other [`PciDevice`]s are brought in with [`PcieTransport::with_devices`].
 //!
 //! # What it does not do
-//! It does not drive a controller yet: attaching one ends in [`nvmf_core::ErrorKind::Unsupported`], with the function's
-//! state in the message.
+//! Metadata pointers, shadow doorbells and controller memory buffers are not used. Of VFIO only groups and containers are used, not
+//! iommufd, and two functions of one IOMMU group cannot be driven at the same time.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod bind;
+pub mod controller;
+mod data;
+pub mod device;
+// UNSAFETY: volatile accesses to mapped registers.
+#[expect(unsafe_code, reason = "mmap, and volatile accesses to device registers")]
+mod mmio;
+mod obstacle;
+mod qpair;
 mod scan;
+mod shared;
+#[cfg(test)]
+mod testing;
+mod vfio;
+pub mod vfio_user;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nvmf_core::transport::{Transport, TransportController};
+use nvmf_core::transport_id::PciAddress;
 use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
+pub use controller::PcieController;
+pub use device::{Bar0, BarAccess, PciDevice, PciIdentity};
+pub use mmio::MappedBar;
+pub use obstacle::Obstacle;
+pub use qpair::PcieQpair;
 pub use scan::PciFunction;
+use vfio::VfioDevice;
+pub use vfio_user::{VfioUserDevice, VfioUserOptions};
 
-/// The local PCI bus.
-#[derive(Clone, Debug)]
+type DeviceFactory = dyn Fn(&TransportId) -> Result<Box<dyn PciDevice>> + Send + Sync;
+type DeviceList = dyn Fn() -> Vec<TransportId> + Send + Sync;
+
+/// Controllers on the local PCI bus, or behind devices of the program's own.
+#[derive(Clone)]
 pub struct PcieTransport {
     root: PathBuf,
+    trtype: TransportType,
+    devices: Option<Arc<DeviceFactory>>,
+    list: Option<Arc<DeviceList>>,
 }
 
 impl PcieTransport {
@@ -33,7 +71,23 @@ impl PcieTransport {
     /// A bus described by another directory with the layout of `/sys`.
     #[must_use]
     pub fn with_root(root: impl AsRef<Path>) -> Self {
-        Self { root: root.as_ref().to_owned() }
+        Self { root: root.as_ref().to_owned(), trtype: TransportType::Pcie, devices: None, list: None }
+    }
+
+    /// Controllers of type `trtype` behind devices that `open` makes. It says in its error why an address has none.
+    #[must_use]
+    pub fn with_devices(
+        trtype: TransportType,
+        open: impl Fn(&TransportId) -> Result<Box<dyn PciDevice>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { trtype, devices: Some(Arc::new(open)), ..Self::new() }
+    }
+
+    /// Lets a probe without an address find what `list` returns, instead of what is on the bus.
+    #[must_use]
+    pub fn listing(mut self, list: impl Fn() -> Vec<TransportId> + Send + Sync + 'static) -> Self {
+        self.list = Some(Arc::new(list));
+        self
     }
 
     /// Every NVMe function on the bus, by address.
@@ -42,6 +96,40 @@ impl PcieTransport {
     /// When the bus is there but cannot be read. A machine without PCI has no functions.
     pub fn functions(&self) -> Result<Vec<PciFunction>> {
         scan::functions(&self.root)
+    }
+
+    /// What keeps this process from driving a function, if anything does.
+    #[must_use]
+    pub fn obstacle(&self, function: &PciFunction) -> Option<Obstacle> {
+        Obstacle::find(&self.root, &self.beside("dev"), function)
+    }
+
+    /// Takes a function from the kernel's driver and binds it to vfio-pci, so that a process can drive it. Returns `false` when it
+    /// was bound already.
+    ///
+    /// # Errors
+    /// When there is no such function, it is in use (mounted, swap, part of another device, open), there is no IOMMU, VFIO is not
+    /// loaded, or sysfs refuses.
+    pub fn bind(&self, address: PciAddress) -> Result<bool> {
+        self.binder(|binder| binder.bind(address))
+    }
+
+    /// Gives a function back to the kernel. Returns the driver that has taken it, if one has.
+    ///
+    /// # Errors
+    /// When there is no such function, it is not bound to vfio-pci, a process drives it, or sysfs refuses.
+    pub fn unbind(&self, address: PciAddress) -> Result<Option<String>> {
+        self.binder(|binder| binder.unbind(address))
+    }
+
+    fn binder<R>(&self, run: impl FnOnce(&bind::Binder<'_>) -> R) -> R {
+        let (dev, proc) = (self.beside("dev"), self.beside("proc"));
+        run(&bind::Binder { sys: &self.root, dev: &dev, proc: &proc, write: &bind::write })
+    }
+
+    /// `/dev` or `/proc`; for another root than `/sys`, a directory in it.
+    fn beside(&self, name: &str) -> PathBuf {
+        if self.root == Path::new("/sys") { Path::new("/").join(name) } else { self.root.join(name) }
     }
 }
 
@@ -53,7 +141,7 @@ impl Default for PcieTransport {
 
 impl Transport for PcieTransport {
     fn trtype(&self) -> TransportType {
-        TransportType::Pcie
+        self.trtype
     }
 
     fn is_local(&self) -> bool {
@@ -61,6 +149,20 @@ impl Transport for PcieTransport {
     }
 
     fn scan(&self, filter: Option<&TransportId>, found: &mut dyn FnMut(TransportId)) -> Result<()> {
+        if let (true, Some(trid)) = (self.devices.is_some(), filter) {
+            // Whether there is one shows when it is opened.
+            if !trid.traddr().is_empty() {
+                found(trid.clone());
+                return Ok(());
+            }
+        }
+        if let Some(list) = &self.list {
+            list().into_iter().for_each(found);
+            return Ok(());
+        }
+        if self.trtype != TransportType::Pcie {
+            return Ok(());
+        }
         let wanted = filter.and_then(TransportId::pci_address);
         for function in self.functions()? {
             if wanted.is_none_or(|address| address == function.address) {
@@ -73,8 +175,12 @@ impl Transport for PcieTransport {
     fn ctrlr_construct(
         &self,
         trid: &TransportId,
-        _options: &ControllerOptions,
+        options: &ControllerOptions,
     ) -> Result<Box<dyn TransportController>> {
+        if let Some(open) = &self.devices {
+            let device = open(trid).map_err(|error| error.peer(trid))?;
+            return Ok(Box::new(PcieController::new(device, options).map_err(|error| error.peer(trid))?));
+        }
         let address = trid.pci_address();
         let function = self.functions()?.into_iter().find(|f| Some(f.address) == address);
         let Some(function) = function else {
@@ -82,8 +188,19 @@ impl Transport for PcieTransport {
                 .peer(trid)
                 .hint("`nvmf list` shows the local controllers"));
         };
-        Err(Error::unsupported(format!("driving PCIe controllers is not part of this version ({function})"))
-            .peer(trid)
-            .hint("reach it through the kernel, or export it over TCP"))
+        if let Some(obstacle) = self.obstacle(&function) {
+            return Err(obstacle.error(&function).peer(trid));
+        }
+        let device = VfioDevice::open(&self.beside("dev"), &function).map_err(|error| error.peer(trid))?;
+        Ok(Box::new(PcieController::new(Box::new(device), options).map_err(|error| error.peer(trid))?))
+    }
+}
+
+impl fmt::Debug for PcieTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PcieTransport")
+            .field("trtype", &self.trtype)
+            .field("root", &self.root)
+            .finish_non_exhaustive()
     }
 }

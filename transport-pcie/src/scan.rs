@@ -82,12 +82,12 @@ fn hex(device: &Path, name: &str) -> Option<u32> {
 }
 
 /// Last part of what a link points to.
-fn link_name(device: &Path, name: &str) -> Option<String> {
+pub(crate) fn link_name(device: &Path, name: &str) -> Option<String> {
     Some(fs::read_link(device.join(name)).ok()?.file_name()?.to_str()?.to_owned())
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::symlink;
 
     use nvmf_core::transport::Transport;
@@ -97,16 +97,20 @@ mod tests {
     use crate::PcieTransport;
 
     /// A made-up `/sys` that is removed again.
-    struct Bus(std::path::PathBuf);
+    pub(crate) struct Bus(std::path::PathBuf);
 
     impl Bus {
-        fn new(name: &str) -> Self {
+        pub(crate) fn new(name: &str) -> Self {
             let root = std::env::temp_dir().join(format!("nvmf-pci-{name}-{}", std::process::id()));
             fs::create_dir_all(root.join("bus/pci/devices")).unwrap();
             Self(root)
         }
 
-        fn add(&self, address: &str, class: &str, driver: Option<&str>, group: Option<u32>) {
+        pub(crate) fn root(&self) -> &Path {
+            &self.0
+        }
+
+        pub(crate) fn add(&self, address: &str, class: &str, driver: Option<&str>, group: Option<u32>) {
             let path = self.0.join("bus/pci/devices").join(address);
             fs::create_dir_all(&path).unwrap();
             fs::write(path.join("class"), format!("{class}\n")).unwrap();
@@ -118,6 +122,9 @@ mod tests {
             }
             if let Some(group) = group {
                 symlink(format!("../../../kernel/iommu_groups/{group}"), path.join("iommu_group")).unwrap();
+                let members = self.0.join("kernel/iommu_groups").join(group.to_string()).join("devices");
+                fs::create_dir_all(&members).unwrap();
+                symlink(&path, members.join(address)).unwrap();
             }
         }
     }
@@ -178,5 +185,6 @@ mod tests {
         driver.probe(None, callbacks).unwrap();
         assert_eq!(offered, ["0000:04:00.0"]);
         assert!(failed[0].contains("bound to nvme, IOMMU group 3"), "{failed:?}");
+        assert!(failed[0].contains("nvmf bind 0000:04:00.0"), "{failed:?}");
     }
 }

@@ -15,7 +15,7 @@ use crate::spec::features::FeatureId;
 use crate::spec::identify::Cns;
 use crate::spec::log_page::{GetLogPage, LogPageId};
 use crate::spec::status::CommandKind;
-use crate::spec::{AdminOpcode, Cqe, Sqe, Status};
+use crate::spec::{AdminOpcode, Sqe};
 use crate::wait::{MAX_SLEEP, Waiter};
 
 /// An admin command being prepared.
@@ -89,18 +89,6 @@ impl AdminCommand {
     /// When the controller fails it, it times out, or the admin queue is lost.
     pub fn wait(self) -> Result<AdminResult> {
         self.submit()?.wait()
-    }
-
-    /// Sends it and waits; a status from the controller is not an error.
-    pub(crate) fn wait_raw(self) -> Result<Cqe> {
-        let name = self.name.clone();
-        match self.wait() {
-            Ok(result) => Ok(Cqe::new(0, 0, Status(0)).with_result64(result.value)),
-            Err(error) => match error.status() {
-                Some(status) => Ok(Cqe::new(0, 0, status)),
-                None => Err(error.doing(name)),
-            },
-        }
     }
 }
 
@@ -263,12 +251,12 @@ impl Controller {
     }
 
     /// How many admin completions arrived so far.
-    pub(super) fn arrivals(&self) -> u64 {
+    pub(crate) fn arrivals(&self) -> u64 {
         self.lock().arrivals
     }
 
     /// Sleeps until more admin completions than `seen` arrived, or a moment has passed.
-    pub(super) fn wait_arrival(&self, seen: u64, waiter: &mut Option<Waiter>) -> Result<()> {
+    pub(crate) fn wait_arrival(&self, seen: u64, waiter: &mut Option<Waiter>) -> Result<()> {
         if self.in_background() {
             let admin = self.lock();
             let (admin, timeout) = self

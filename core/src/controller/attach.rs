@@ -263,7 +263,9 @@ impl Controller {
             None
         };
         let (generations, timeout) = (inner.options.cid_generations, inner.options.connect_timeout);
-        Ok(Engine::new(transport, setup.slots, ADMIN_OPS, generations, connect, timeout, now))
+        let mut engine = Engine::new(transport, setup.slots, ADMIN_OPS, generations, connect, timeout, now);
+        engine.set_max_transfer(capabilities.max_transfer);
+        Ok(engine)
     }
 
     /// Runs `f` on the registers, where there are any.

@@ -356,6 +356,10 @@ impl Controller {
         }
         let transport = engine.transport();
         let source = transport.event_fd().map(|fd| (fd, transport.wants_write()));
+        if source.is_none() && admin.busy() {
+            // Nothing wakes us.
+            sleep = sleep.min(SHORT);
+        }
         Some((source, sleep))
     }
 
@@ -402,10 +406,18 @@ impl Controller {
 
     fn connect_io_qpair(&self, options: &IoQpairOptions) -> Result<IoQpair> {
         let mut qpair = self.alloc_io_qpair_async(options)?;
-        while !qpair.poll_connect()? {
-            qpair.wait(Duration::from_millis(20))?;
+        let mut waiter = None;
+        loop {
+            let seen = self.arrivals();
+            if qpair.poll_connect()? {
+                return Ok(qpair);
+            }
+            if qpair.awaits_admin() {
+                self.wait_arrival(seen, &mut waiter)?;
+            } else {
+                qpair.wait(Duration::from_millis(20))?;
+            }
         }
-        Ok(qpair)
     }
 
     /// Makes an I/O queue pair that connects while it is polled ([`IoQpair::poll_connect`],
@@ -476,6 +488,7 @@ impl Controller {
             let timeout = inner.options.connect_timeout;
             let mut engine = Engine::new(transport, slots, ops, generations, connect, timeout, now);
             engine.set_max_segments(capabilities.max_segments);
+            engine.set_max_transfer(capabilities.max_transfer);
             Ok(engine)
         });
         match made {

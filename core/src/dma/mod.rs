@@ -3,12 +3,16 @@
 //! A [`DmaBuf`] is owned by exactly one party at any time: the caller, or the command slot it was
 //! submitted with. It comes back with the completion, never earlier (see `docs/safety.md`).
 
+// UNSAFETY: accesses to memory that a device may write at the same moment.
+#[expect(unsafe_code, reason = "atomic accesses to memory shared with devices, through raw pointers")]
+mod access;
 mod pool;
 // UNSAFETY: mmap, and slices over memory that only this module's ownership rules keep exclusive.
 #[expect(unsafe_code, reason = "the crate's only owner of raw memory")]
 mod region;
 
-pub use pool::{DmaBuf, DmaPool, IoBuf, PoolStats};
+pub use access::{DeviceMemory, DmaFault, SharedMemory, device_write_barrier};
+pub use pool::{DmaBuf, DmaPool, DmaSegment, IoBuf, PoolStats};
 pub use region::{DmaRegion, Extent, RegionId};
 
 /// Granularity of DMA memory, bytes: every buffer starts on such a boundary.

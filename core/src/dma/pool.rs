@@ -229,6 +229,17 @@ impl Drop for DmaBuf {
     }
 }
 
+/// A contiguous piece of a command's data, as a place in a region: what a device is told. It gives no access to the bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct DmaSegment<'a> {
+    /// The region.
+    pub region: &'a DmaRegion,
+    /// Where in the region it starts, bytes.
+    pub offset: usize,
+    /// Length, bytes; not zero.
+    pub len: usize,
+}
+
 /// The data of one I/O: nothing, one buffer, or several in order (vectored I/O).
 #[derive(Debug, Default)]
 pub enum IoBuf {
@@ -303,6 +314,20 @@ impl IoBuf {
             }
         }
         reach
+    }
+
+    /// Where in DMA memory the bytes from `offset` to the end of the buffer that holds them are; `None` at or past the end.
+    #[must_use]
+    pub fn segment(&self, mut offset: usize) -> Option<DmaSegment<'_>> {
+        for buf in self.bufs() {
+            if offset < buf.len() {
+                let extent = buf.extent()?;
+                let (region, start) = (extent.region(), extent.offset() + offset);
+                return Some(DmaSegment { region, offset: start, len: buf.len() - offset });
+            }
+            offset -= buf.len();
+        }
+        None
     }
 
     /// The bytes from `offset` to the end of the buffer that holds them; empty at or past the end.

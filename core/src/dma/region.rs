@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::DMA_PAGE;
 
@@ -26,6 +26,8 @@ struct Mapping {
     base: NonNull<u8>,
     len: usize,
     memory: Memory,
+    /// Extents that exist; once there is none there never will be one again.
+    extents: AtomicUsize,
 }
 
 enum Memory {
@@ -60,13 +62,20 @@ impl DmaRegion {
             io::Error::new(io::ErrorKind::InvalidInput, "a DMA region larger than the address space")
         })?;
         // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
-        let fd = unsafe { libc::memfd_create(c"nvmf-dma".as_ptr(), libc::MFD_CLOEXEC) };
+        let fd =
+            unsafe { libc::memfd_create(c"nvmf-dma".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: fd was just returned by memfd_create and is owned by nobody else.
         let file = unsafe { File::from_raw_fd(fd) };
         file.set_len(len as u64)?;
+        // Whoever the file is passed to must not be able to shorten it: our next access would be a SIGBUS.
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: a file descriptor and integers; no memory is involved.
+        if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
         // SAFETY: a fresh shared mapping of our own file at an address the kernel chooses; nothing else is affected.
         let ptr = unsafe {
             libc::mmap(
@@ -112,7 +121,8 @@ impl DmaRegion {
 
     fn whole(base: NonNull<u8>, len: usize, memory: Memory) -> Extent {
         let id = RegionId(NEXT_REGION.fetch_add(1, Ordering::Relaxed));
-        Extent { region: Self(Arc::new(Mapping { id, base, len, memory })), offset: 0, len }
+        let extents = AtomicUsize::new(1);
+        Extent { region: Self(Arc::new(Mapping { id, base, len, memory, extents })), offset: 0, len }
     }
 
     /// The region's name.
@@ -146,6 +156,17 @@ impl DmaRegion {
             Memory::Memfd(file) => Some(file.as_fd()),
             Memory::Foreign(_) => None,
         }
+    }
+
+    /// Whether any piece of it still belongs to somebody. Once not, it never will again: a device's mapping of it can go.
+    #[must_use]
+    pub fn in_use(&self) -> bool {
+        self.0.extents.load(Ordering::Acquire) > 0
+    }
+
+    /// First byte, for raw accesses by the neighbouring module.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.0.base
     }
 
     /// Leaks the mapping: it stays mapped until the process ends. For memory a device may still write
@@ -207,13 +228,20 @@ impl Extent {
     ///
     /// # Errors
     /// The extent itself when `mid` is greater than its length.
-    pub fn split_at(self, mid: usize) -> Result<(Self, Self), Self> {
+    pub fn split_at(mut self, mid: usize) -> Result<(Self, Self), Self> {
         if mid > self.len {
             return Err(self);
         }
+        self.region.0.extents.fetch_add(1, Ordering::Relaxed);
         let right = Self { region: self.region.clone(), offset: self.offset + mid, len: self.len - mid };
-        let left = Self { region: self.region, offset: self.offset, len: mid };
-        Ok((left, right))
+        self.len = mid;
+        Ok((self, right))
+    }
+
+    /// First byte, for raw accesses by the neighbouring module.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        // SAFETY: the offset lies inside the mapping or at its end (by construction and split_at).
+        unsafe { self.region.0.base.add(self.offset) }
     }
 
     /// The bytes.
@@ -231,6 +259,12 @@ impl Extent {
         unsafe {
             std::slice::from_raw_parts_mut(self.region.0.base.as_ptr().wrapping_add(self.offset), self.len)
         }
+    }
+}
+
+impl Drop for Extent {
+    fn drop(&mut self) {
+        self.region.0.extents.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -253,7 +287,9 @@ mod tests {
         assert!(b.as_slice().iter().all(|&x| x == 0));
         let region = a.region().clone();
         drop(a);
+        assert!(region.in_use());
         drop(b);
+        assert!(!region.in_use());
         assert_eq!(region.len(), 3 * DMA_PAGE);
         assert!(region.file().is_some());
     }

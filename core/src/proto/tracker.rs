@@ -7,7 +7,7 @@
 //! The transport is lent the tracker whenever it runs: it looks up the command identifiers a peer names, reads and
 //! writes the data in place, and reports completions. It can reach a buffer only through a slot that is in flight.
 
-use crate::dma::IoBuf;
+use crate::dma::{DmaSegment, IoBuf};
 use crate::spec::Cqe;
 use crate::spec::command::DataDirection;
 
@@ -196,6 +196,17 @@ impl Tracker {
     pub fn direction(&self, slot: u16) -> DataDirection {
         let slot = &self.slots[usize::from(slot)];
         if slot.len == 0 { DataDirection::None } else { slot.direction }
+    }
+
+    /// Where in DMA memory the command's data from `offset` on is, as far as it is contiguous; `None` at or past its end. For
+    /// transports whose hardware moves the data.
+    #[must_use]
+    pub fn segment(&self, slot: u16, offset: u32) -> Option<DmaSegment<'_>> {
+        let entry = &self.slots[usize::from(slot)];
+        let left = entry.len.checked_sub(offset).filter(|&left| left > 0)?;
+        let mut segment = self.bufs[entry.op as usize].segment(entry.offset + offset as usize)?;
+        segment.len = segment.len.min(left as usize);
+        Some(segment)
     }
 
     /// The command's data from `offset` on, as far as it is contiguous; empty at or past its end.

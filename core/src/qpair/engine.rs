@@ -117,6 +117,10 @@ pub(crate) struct Engine<Q: TransportQpair> {
     unflushed: bool,
     delay_submit: bool,
     max_segments: u16,
+    /// Most bytes of a command that is not cut.
+    max_transfer: u32,
+    /// The transport said that it is quiesced.
+    quiesced: bool,
     polls_since_clock: u32,
     last_scan: Instant,
     stats: QpairStats,
@@ -166,6 +170,8 @@ impl<Q: TransportQpair> Engine<Q> {
             unflushed: false,
             delay_submit: false,
             max_segments: u16::MAX,
+            max_transfer: u32::MAX,
+            quiesced: false,
             polls_since_clock: 0,
             last_scan: now,
             stats: QpairStats::default(),
@@ -175,6 +181,11 @@ impl<Q: TransportQpair> Engine<Q> {
     /// Most buffers one command's data may be made of.
     pub(crate) fn set_max_segments(&mut self, segments: u16) {
         self.max_segments = segments.max(1);
+    }
+
+    /// Most bytes of a command that is sent as it is.
+    pub(crate) fn set_max_transfer(&mut self, bytes: u32) {
+        self.max_transfer = bytes;
     }
 
     pub(crate) fn set_delay_submit(&mut self, delay: bool) {
@@ -304,8 +315,12 @@ impl<Q: TransportQpair> Engine<Q> {
             let error = Error::unsupported("commands that transfer data both ways");
             return Err((error, request.buf));
         }
-        if u32::try_from(request.buf.len()).is_err() && request.span.is_none() {
-            let error = Error::api_misuse(format!("{} bytes do not fit into one command", request.buf.len()));
+        if request.span.is_none() && request.buf.len() > self.max_transfer as usize {
+            let error = Error::api_misuse(format!(
+                "{} bytes do not fit into one command, which takes {}",
+                request.buf.len(),
+                self.max_transfer
+            ));
             return Err((error, request.buf));
         }
         if request.buf.bufs().len() > usize::from(self.max_segments)
@@ -513,7 +528,7 @@ impl<Q: TransportQpair> Engine<Q> {
             let now = (self.clock)();
             match self.transport.disconnect(now) {
                 Quiesce::Pending if now < self.quiesce_deadline => return Ok(0),
-                Quiesce::Done => self.state = State::Failed,
+                Quiesce::Done => self.quiesced(),
                 Quiesce::Pending | Quiesce::Unconfirmed => self.leak_outstanding(),
             }
         }
@@ -630,7 +645,7 @@ impl<Q: TransportQpair> Engine<Q> {
         self.connect = None;
         match self.transport.disconnect(now) {
             Quiesce::Pending => {}
-            Quiesce::Done => self.state = State::Failed,
+            Quiesce::Done => self.quiesced(),
             Quiesce::Unconfirmed => self.leak_outstanding(),
         }
     }
@@ -640,16 +655,54 @@ impl<Q: TransportQpair> Engine<Q> {
         let mut now = Instant::now();
         let deadline = now + DROP_QUIESCE;
         self.fail(Error::disconnected("the queue pair was closed"), CommandError::Disconnected, now);
-        while self.state == State::Quiescing {
-            match self.transport.disconnect(now) {
-                Quiesce::Done => self.state = State::Failed,
-                Quiesce::Pending if now < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                    now = Instant::now();
-                }
-                Quiesce::Pending | Quiesce::Unconfirmed => self.leak_outstanding(),
-            }
+        while self.quiesce_step(now, deadline) {
+            std::thread::sleep(Duration::from_millis(1));
+            now = Instant::now();
         }
+    }
+
+    /// One step towards a quiesced transport, at most until `deadline`. Returns whether there is more to do.
+    fn quiesce_step(&mut self, now: Instant, deadline: Instant) -> bool {
+        if self.state != State::Quiescing {
+            return false;
+        }
+        match self.transport.disconnect(now) {
+            Quiesce::Done => self.quiesced(),
+            Quiesce::Pending if now < deadline => return true,
+            Quiesce::Pending | Quiesce::Unconfirmed => self.leak_outstanding(),
+        }
+        false
+    }
+
+    fn quiesced(&mut self) {
+        self.quiesced = true;
+        self.state = State::Failed;
+    }
+
+    /// As [`Engine::shut_down`] for an I/O queue, whose transport may need admin commands: `assist` gives them to it and waits a
+    /// moment. Returns whether the transport confirmed that the peer is done with the queue.
+    pub(crate) fn shut_down_with(&mut self, mut assist: impl FnMut(&mut Self)) -> bool {
+        let now = Instant::now();
+        let deadline = now + DROP_QUIESCE;
+        self.fail(Error::disconnected("the queue pair was closed"), CommandError::Disconnected, now);
+        while self.quiesce_step(Instant::now(), deadline) {
+            assist(self);
+        }
+        self.quiesced
+    }
+
+    /// The admin command the transport needs to be quiesced, while it is being given up.
+    pub(crate) fn quiesce_command(&mut self) -> Option<Sqe> {
+        if self.state == State::Quiescing { self.transport.quiesce_command() } else { None }
+    }
+
+    /// The end of an admin command the transport asked for, while it is being given up.
+    pub(crate) fn quiesce_completed(&mut self, cqe: Option<&Cqe>) {
+        self.transport.quiesce_completed(cqe);
+    }
+
+    pub(crate) fn is_quiescing(&self) -> bool {
+        self.state == State::Quiescing
     }
 
     /// Completes every outstanding operation with an error; only when quiesced.

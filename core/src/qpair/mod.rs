@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 pub use command::IoCommand;
 use engine::{Connecting, Done, Engine, Request};
 
-use crate::controller::Controller;
+use crate::controller::{AdminPending, Controller};
 use crate::dma::{DmaBuf, IoBuf};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
-use crate::spec::Status;
 use crate::spec::command::DsmRange;
 use crate::spec::status::CommandKind;
+use crate::spec::{Cqe, Status};
 use crate::transport::{TransportQpair, TransportStats};
 use crate::wait::{MAX_SLEEP, Waiter};
 
@@ -123,6 +123,8 @@ pub struct IoQpair<Q: TransportQpair = Box<dyn TransportQpair>> {
     qid: u16,
     io_timeout: Option<Duration>,
     waiter: Option<Waiter>,
+    /// An admin command the transport needs: to create its queues, or to delete them.
+    assist: Option<AdminPending>,
 }
 
 impl<Q: TransportQpair> IoQpair<Q> {
@@ -132,7 +134,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         qid: u16,
         io_timeout: Option<Duration>,
     ) -> Self {
-        Self { engine, controller, qid, io_timeout, waiter: None }
+        Self { engine, controller, qid, io_timeout, waiter: None, assist: None }
     }
 
     /// Queue identifier.
@@ -189,6 +191,24 @@ impl<Q: TransportQpair> IoQpair<Q> {
     pub fn poll_connect(&mut self) -> Result<bool> {
         let now = Instant::now();
         loop {
+            if let Some(pending) = &mut self.assist
+                && self.engine.is_connecting()
+                && let Some(result) = pending.poll_result()
+            {
+                self.assist = None;
+                match raw(result) {
+                    Ok(cqe) => self
+                        .engine
+                        .admin_completed(&cqe, now)
+                        .map_err(|error| error.doing(format!("creating I/O queue {}", self.qid)))
+                        .map_err(|error| self.explain_connect(error))?,
+                    Err(error) => {
+                        self.engine.fail(error.clone(), CommandError::Disconnected, now);
+                        self.engine.quiesce_completed(None);
+                        return Err(self.explain_connect(error));
+                    }
+                }
+            }
             let step = self.engine.poll_connect(now).map_err(|error| self.explain_connect(error))?;
             match step {
                 Connecting::Pending => return Ok(false),
@@ -201,12 +221,23 @@ impl<Q: TransportQpair> IoQpair<Q> {
                     }
                     return Ok(true);
                 }
-                Connecting::Admin(sqe) => {
-                    let cqe = self.controller.admin(sqe).name("creating an I/O queue").wait_raw()?;
-                    self.engine.admin_completed(&cqe, now).map_err(|error| self.explain_connect(error))?;
-                }
+                Connecting::Admin(sqe) => match self.controller.admin(sqe).name(CREATING).submit() {
+                    Ok(pending) => self.assist = Some(pending),
+                    Err(error) => {
+                        // It was never sent: as if the controller had refused it.
+                        let error = self.explain_connect(error);
+                        self.engine.fail(error.clone(), CommandError::Disconnected, now);
+                        self.engine.quiesce_completed(Some(&Cqe::new(0, 0, Status::ABORT_REQUESTED)));
+                        return Err(error);
+                    }
+                },
             }
         }
+    }
+
+    /// Whether an admin command is awaited on the queue pair's behalf.
+    pub(crate) fn awaits_admin(&self) -> bool {
+        self.assist.is_some()
     }
 
     fn explain_connect(&self, error: Error) -> Error {
@@ -361,6 +392,9 @@ impl<Q: TransportQpair> IoQpair<Q> {
         if self.engine.is_connecting() && matches!(self.poll_connect(), Ok(false)) {
             return Ok(0);
         }
+        if self.engine.is_quiescing() {
+            assist_quiesce(&mut self.engine, &self.controller, &mut self.assist);
+        }
         self.engine.process(max, &mut |done| f(done.into()))
     }
 
@@ -375,7 +409,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     /// Whether waiting for the descriptor would miss work that is here already.
     #[must_use]
     pub fn has_local_work(&self) -> bool {
-        self.engine.has_local_work()
+        self.engine.has_local_work() || self.assist.is_some()
     }
 
     /// Sleeps until [`IoQpair::process_completions`] may have something to do, at most `timeout`. Returns whether
@@ -470,9 +504,55 @@ impl From<Done> for Completion {
 
 impl<Q: TransportQpair> Drop for IoQpair<Q> {
     fn drop(&mut self) {
-        // The controller knows the queue by its identifier until it is disconnected.
-        self.engine.shut_down();
-        self.controller.free_qid(self.qid);
+        let Self { engine, controller, assist, .. } = self;
+        let mut waiter = None;
+        let quiesced = engine.shut_down_with(|engine| {
+            let seen = controller.arrivals();
+            assist_quiesce(engine, controller, assist);
+            if assist.is_none() || controller.wait_arrival(seen, &mut waiter).is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // The controller knows the queue by its identifier until it is disconnected; one that may still exist is not
+        // used again.
+        if quiesced {
+            controller.free_qid(self.qid);
+        }
+    }
+}
+
+const CREATING: &str = "creating an I/O queue";
+const DELETING: &str = "deleting an I/O queue";
+
+/// Sends the admin commands a transport needs to be quiesced and reports their ends to it. Does not block.
+fn assist_quiesce<Q: TransportQpair>(
+    engine: &mut Engine<Q>,
+    controller: &Controller,
+    assist: &mut Option<AdminPending>,
+) {
+    if let Some(pending) = assist {
+        let Some(result) = pending.poll_result() else { return };
+        *assist = None;
+        engine.quiesce_completed(raw(result).ok().as_ref());
+    }
+    if let Some(sqe) = engine.quiesce_command() {
+        match controller.admin(sqe).name(DELETING).submit() {
+            Ok(pending) => *assist = Some(pending),
+            // No room in the admin queue: once more later.
+            Err(error) if matches!(error.kind(), crate::ErrorKind::Exhausted(_)) => {}
+            Err(_) => engine.quiesce_completed(None),
+        }
+    }
+}
+
+/// The completion of an admin command, whatever its status.
+fn raw(result: Result<crate::AdminResult>) -> Result<Cqe> {
+    match result {
+        Ok(result) => Ok(Cqe::new(0, 0, Status::SUCCESS).with_result64(result.value)),
+        Err(error) => match error.status() {
+            Some(status) => Ok(Cqe::new(0, 0, status)),
+            None => Err(error),
+        },
     }
 }
 

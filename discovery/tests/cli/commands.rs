@@ -244,6 +244,53 @@ fn target_serves_until_told_to_stop() {
     assert_eq!(stored[4096..4112], [4096u64.to_le_bytes(), 1u64.to_le_bytes()].concat());
 }
 
+#[cfg(feature = "pcie")]
+#[test]
+fn a_vfio_user_target_is_a_controller_like_any_other() {
+    let directory = std::env::temp_dir().join(format!("nvmf-cli-vfio-user-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let start = || {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nvmf"))
+            .args(["target", "--namespace", "1MiB", "--nqn", NQN, "--vfio-user"])
+            .arg(&directory)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, format!("listening on {}/cntrl\n", directory.display()));
+        child
+    };
+    let mut child = start();
+    let trid = format!("trtype:vfiouser traddr:{}", directory.display());
+    nvmf(&[&"verify", &trid, &"--length", &"64K", &"--yes"]).ok();
+    let text = nvmf(&[&"identify", &trid]).text();
+    assert!(text.contains(NQN), "{text}");
+    let run = nvmf(&[&"perf", &trid, &"-w", &"randread", &"-t", &"0.2", &"--interrupt"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+
+    // It dies without a word while somebody reads, and leaves its socket behind.
+    let reader = std::thread::spawn({
+        let trid = trid.clone();
+        move || nvmf(&[&"perf", &trid, &"-w", &"randread", &"-t", &"30"])
+    });
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let run = reader.join().unwrap();
+    assert_ne!(run.code, Some(0), "{run:?}");
+    assert!(run.took < std::time::Duration::from_secs(20), "{run:?}");
+    let line = nvmf(&[&"identify", &trid]).failed(3);
+    assert!(line.contains("no server listens on it"), "{line}");
+
+    let mut child = start();
+    nvmf(&[&"verify", &trid, &"--length", &"64K", &"--yes"]).ok();
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    // The socket is gone, and nothing else was left.
+    std::fs::remove_dir(&directory).unwrap();
+}
+
 #[test]
 fn logs_only_when_asked_to() {
     let target = target();

@@ -1,6 +1,6 @@
 //! Get and Set Features (Base 2.1 §5.1.11 and §5.1.25).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nvmf_core::spec::features::{
     AsyncEventConfig, FeatureId, FeatureSelect, HOST_IDENTIFIER_EXTENDED, HostBehaviorSupport,
@@ -12,11 +12,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{Controller, INVALID_FIELD};
 use crate::config::Config;
 use crate::data::Data;
+use crate::target::Front;
 
 /// Get Features with "supported capabilities": the feature can be changed.
 const CHANGEABLE: u32 = 1 << 2;
 /// Set Features CDW10 bit 31: keep the value over a reset.
 const SAVE: u32 = 1 << 31;
+/// Interrupt Vector Configuration CDW11 bit 16, CD.
+const COALESCING_DISABLE: u32 = 1 << 16;
 /// Composite temperature threshold, over, until one is set: kelvin.
 const DEFAULT_THRESHOLD: u32 = 343;
 
@@ -28,7 +31,11 @@ pub(super) struct Features {
     /// Queues the host asked for and got.
     number_of_queues: Option<NumberOfQueues>,
     host_behavior: HostBehaviorSupport,
+    /// What Set Features gave; on fabrics it is Connect that does, once for all.
+    host_identifier: [u8; 16],
     temperature: BTreeMap<(u8, bool), u16>,
+    /// Interrupt vectors without coalescing.
+    uncoalesced: BTreeSet<u16>,
     /// Features that are no more than the value of CDW11.
     plain: BTreeMap<u8, u32>,
 }
@@ -41,6 +48,7 @@ const fn plain(fid: FeatureId) -> Option<(u32, u32)> {
         FeatureId::ERROR_RECOVERY => Some((0, 0x0000_ffff)),
         FeatureId::VOLATILE_WRITE_CACHE => Some((1, 1)),
         FeatureId::WRITE_ATOMICITY_NORMAL => Some((0, 1)),
+        FeatureId::INTERRUPT_COALESCING => Some((0, 0x0000_ffff)),
         _ => None,
     }
 }
@@ -52,14 +60,16 @@ impl Features {
             async_events: AsyncEventConfig(0),
             number_of_queues: None,
             host_behavior: HostBehaviorSupport::default(),
+            host_identifier: [0; 16],
             temperature: BTreeMap::new(),
+            uncoalesced: BTreeSet::new(),
             plain: BTreeMap::new(),
         }
     }
 
-    /// I/O queues the host may connect.
-    pub(super) fn granted_queues(&self, config: &Config) -> u32 {
-        self.number_of_queues.map_or(u32::from(config.max_io_queues), NumberOfQueues::usable_pairs)
+    /// I/O queues the host may connect or create.
+    pub(super) fn granted_queues(&self, config: &Config) -> NumberOfQueues {
+        self.number_of_queues.unwrap_or(NumberOfQueues::pairs(config.max_io_queues.into()))
     }
 }
 
@@ -67,6 +77,20 @@ impl Features {
 fn round_kato(config: &Config, ms: u32) -> u32 {
     let unit = u32::from(config.kas) * 100;
     ms.checked_next_multiple_of(unit).unwrap_or(u32::MAX / unit * unit)
+}
+
+/// Length of the Host Identifier data: 128 bits with EXHID, else 64.
+fn host_identifier_len(sqe: &Sqe) -> usize {
+    if sqe.cdw11.get() & HOST_IDENTIFIER_EXTENDED != 0 { 16 } else { 8 }
+}
+
+/// Bytes of data that Get or Set Features of this feature moves.
+pub(super) fn data_len(sqe: &Sqe) -> usize {
+    match FeatureId(sqe.cdw10.get() as u8) {
+        FeatureId::HOST_BEHAVIOR_SUPPORT => size_of::<HostBehaviorSupport>(),
+        FeatureId::HOST_IDENTIFIER => host_identifier_len(sqe),
+        _ => 0,
+    }
 }
 
 impl Controller {
@@ -77,6 +101,9 @@ impl Controller {
     fn supports(&self, fid: FeatureId) -> bool {
         if self.subsystem.is_discovery() {
             return matches!(fid, FeatureId::ASYNC_EVENT_CONFIG | FeatureId::KEEP_ALIVE_TIMER);
+        }
+        if matches!(fid, FeatureId::INTERRUPT_COALESCING | FeatureId::INTERRUPT_VECTOR_CONFIG) {
+            return self.front == Front::Pci;
         }
         plain(fid).is_some()
             || matches!(
@@ -105,7 +132,8 @@ impl Controller {
             FeatureSelect::DEFAULT | FeatureSelect::SAVED => &default,
             FeatureSelect::SUPPORTED_CAPABILITIES => {
                 data.none()?;
-                return Ok(if fid == FeatureId::HOST_IDENTIFIER { 0 } else { CHANGEABLE });
+                let fixed = fid == FeatureId::HOST_IDENTIFIER && self.front != Front::Pci;
+                return Ok(if fixed { 0 } else { CHANGEABLE });
             }
             _ => return Err(INVALID_FIELD),
         };
@@ -117,6 +145,11 @@ impl Controller {
             FeatureId::HOST_BEHAVIOR_SUPPORT => {
                 data.room(size_of::<HostBehaviorSupport>())?
                     .copy_from_slice(features.host_behavior.as_bytes());
+                Ok(0)
+            }
+            FeatureId::HOST_IDENTIFIER if self.front == Front::Pci => {
+                let len = host_identifier_len(sqe);
+                data.room(len)?.copy_from_slice(&features.host_identifier[..len]);
                 Ok(0)
             }
             FeatureId::HOST_IDENTIFIER => {
@@ -135,6 +168,11 @@ impl Controller {
                         features.number_of_queues.unwrap_or(most).encode()
                     }
                     FeatureId::ASYNC_EVENT_CONFIG => features.async_events.0,
+                    FeatureId::INTERRUPT_VECTOR_CONFIG => {
+                        let vector = sqe.cdw11.get() as u16;
+                        let coalesced = !features.uncoalesced.contains(&vector);
+                        u32::from(vector) | if coalesced { 0 } else { COALESCING_DISABLE }
+                    }
                     FeatureId::TEMPERATURE_THRESHOLD => {
                         let threshold = TemperatureThreshold(sqe.cdw11.get());
                         let first = if threshold.is_under() { 0 } else { DEFAULT_THRESHOLD as u16 };
@@ -174,6 +212,16 @@ impl Controller {
             state.features.host_behavior = behavior;
             return Ok(0);
         }
+        if fid == FeatureId::HOST_IDENTIFIER && self.front == Front::Pci {
+            let len = host_identifier_len(sqe);
+            let bytes = data.sent(len)?;
+            // A host that has a name keeps it until the controller is reset (Base 2.1 §5.1.25.2.2).
+            if state.features.host_identifier != [0; 16] {
+                return Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr());
+            }
+            state.features.host_identifier[..len].copy_from_slice(bytes);
+            return Ok(0);
+        }
         if fid == FeatureId::HOST_IDENTIFIER {
             // It was set by Connect.
             return Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr());
@@ -207,6 +255,14 @@ impl Controller {
                     return Err(INVALID_FIELD);
                 }
                 state.features.async_events = AsyncEventConfig(value);
+                Ok(0)
+            }
+            FeatureId::INTERRUPT_VECTOR_CONFIG => {
+                // A hint: interrupts are never held back.
+                match value & COALESCING_DISABLE {
+                    0 => state.features.uncoalesced.remove(&(value as u16)),
+                    _ => state.features.uncoalesced.insert(value as u16),
+                };
                 Ok(0)
             }
             FeatureId::TEMPERATURE_THRESHOLD => {

@@ -13,6 +13,8 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{Controller, INVALID_FIELD};
 use crate::config::{ERROR_LOG_ENTRIES, MAX_ABORTS, MAX_AERS, MAX_NSID};
 use crate::data::Data;
+use crate::pci::PCI_VENDOR;
+use crate::target::Front;
 
 const INVALID_NAMESPACE: Status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
 /// The ANA states that are reported: all of them.
@@ -154,6 +156,14 @@ impl Controller {
             ofcs: U16::new(1),
             ..IdentifyController::default()
         };
+        if self.front == Front::Pci {
+            // The fields of fabrics are reserved elsewhere (Base 2.1 Figure 312), and SGLs may be whatever memory can hold:
+            // without alignment (1:0 = 01b), bit buckets (16).
+            (data.vid, data.ssvid) = (U16::new(PCI_VENDOR), U16::new(PCI_VENDOR));
+            data.sgls = U32::new(1 | 1 << 16);
+            (data.ioccsz, data.iorcsz) = (U32::ZERO, U32::ZERO);
+            (data.msdbd, data.ofcs, data.maxcmd) = (0, U16::ZERO, U16::ZERO);
+        }
         if subsystem.is_discovery() {
             data.cntrltype = ControllerType::DISCOVERY;
             data.dctype = DiscoveryControllerType::DIRECT;

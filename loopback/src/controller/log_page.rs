@@ -14,6 +14,7 @@ use super::{Controller, INVALID_FIELD};
 use crate::config::ERROR_LOG_ENTRIES;
 use crate::data::Data;
 use crate::discovery;
+use crate::target::Front;
 
 const IO_PAGES: [LogPageId; 7] = [
     LogPageId::SUPPORTED_LOG_PAGES,
@@ -86,7 +87,7 @@ impl Controller {
                 page.resize(4096, 0);
                 page
             }
-            LogPageId::COMMAND_EFFECTS => effects(),
+            LogPageId::COMMAND_EFFECTS => effects(self.front),
             _ => self.ana(fields.lsp & 1 != 0),
         })
     }
@@ -144,7 +145,7 @@ fn supported(pages: &[LogPageId]) -> Vec<u8> {
 }
 
 /// Commands Supported and Effects. Bit 0 CSUPP, bit 1 LBCC: changes the content of logical blocks.
-fn effects() -> Vec<u8> {
+fn effects(front: Front) -> Vec<u8> {
     const ADMIN: [AdminOpcode; 7] = [
         AdminOpcode::GET_LOG_PAGE,
         AdminOpcode::IDENTIFY,
@@ -153,6 +154,13 @@ fn effects() -> Vec<u8> {
         AdminOpcode::GET_FEATURES,
         AdminOpcode::ASYNC_EVENT_REQUEST,
         AdminOpcode::KEEP_ALIVE,
+    ];
+    /// Fabrics have Connect and Disconnect instead.
+    const QUEUES: [AdminOpcode; 4] = [
+        AdminOpcode::CREATE_IO_CQ,
+        AdminOpcode::CREATE_IO_SQ,
+        AdminOpcode::DELETE_IO_CQ,
+        AdminOpcode::DELETE_IO_SQ,
     ];
     const READING: [NvmOpcode; 4] =
         [NvmOpcode::FLUSH, NvmOpcode::READ, NvmOpcode::COMPARE, NvmOpcode::VERIFY];
@@ -163,7 +171,8 @@ fn effects() -> Vec<u8> {
         NvmOpcode::DATASET_MANAGEMENT,
     ];
     let mut log = CommandEffectsLog::new_zeroed();
-    for opcode in ADMIN {
+    let queues: &[AdminOpcode] = if front == Front::Pci { &QUEUES } else { &[] };
+    for opcode in ADMIN.iter().chain(queues) {
         log.acs[usize::from(opcode.0)] = U32::new(0b01);
     }
     for opcode in READING {

@@ -25,6 +25,9 @@ const GRACE: Duration = Duration::from_secs(30);
 const COMMAND_LINE: &str = "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off nokaslr \
      tsc=nowatchdog nowatchdog audit=0 net.ifnames=0";
 
+/// Stands for this run's own directory in the QEMU arguments of a suite: for sockets, say.
+const RUN_DIR: &str = "%run%";
+
 /// What became of a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -125,7 +128,7 @@ impl Guest {
             qemu.args(["-chardev", &format!("file,id={serial},path={}", path.display())])
                 .args(["-serial", &format!("chardev:{serial}")]);
         }
-        qemu.args(&suite.conf.qemu);
+        qemu.args(suite.conf.qemu.iter().map(|word| word.replace(RUN_DIR, &dir.to_string_lossy())));
         let errors = File::create(dir.join("qemu"))?;
         qemu.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
         let qemu = qemu.spawn().context("start qemu-system-x86_64")?;

@@ -43,7 +43,7 @@ pub(super) struct Conf {
     pub(super) programs: Vec<(String, String)>,
     /// Memory, as QEMU takes it.
     pub(super) memory: Option<String>,
-    /// More QEMU arguments (devices, another machine type).
+    /// More QEMU arguments (devices, another machine type); `%run%` in them is a directory of this run's own.
     pub(super) qemu: Vec<String>,
     /// More of the kernel's command line.
     pub(super) append: Vec<String>,

@@ -667,3 +667,40 @@ fn an_idle_queue_pair_is_disconnected_when_dropped() {
     drop(bench);
     assert_eq!(fake.wire().disconnects, 1);
 }
+
+#[test]
+fn a_queue_that_needs_admin_commands_to_be_quiesced_is_assisted_until_it_is() {
+    for lost in [false, true] {
+        let mut bench = Bench::new(2, 4);
+        bench.read(0, 1, 8, 0);
+        bench.fake.wire().quiesce = Quiesce::Pending;
+        bench.fake.wire().quiesce_commands = 2;
+        assert!(bench.engine.quiesce_command().is_none(), "not while it works");
+        let mut asked = Vec::new();
+        let quiesced = bench.engine.shut_down_with(|engine| {
+            let sqe = engine.quiesce_command().expect("a command");
+            assert_eq!(engine.quiesce_command(), Some(sqe), "until its end is told");
+            asked.push(sqe.cdw10.get());
+            let end = (!lost || asked.len() == 1).then(Cqe::default);
+            engine.quiesce_completed(end.as_ref());
+        });
+        assert_eq!(asked, [2, 1]);
+        assert_eq!(quiesced, !lost);
+        let (done, _) = bench.drain();
+        assert_eq!(matches!(done[0].buf, IoBuf::None), lost, "leaked only when it may still be written");
+    }
+}
+
+#[test]
+fn a_command_sent_as_it_is_cannot_be_larger_than_the_transport_takes() {
+    let mut bench = Bench::new(2, 4);
+    bench.engine.set_max_transfer(1024);
+    let mut request = bench.request(NvmOpcode::READ, 0, 3, 8, 0);
+    request.span = None;
+    let (error, buf) = bench.engine.submit(request).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::ApiMisuse(_)), "{error}");
+    assert_eq!(buf.len(), 3 * BLOCK as usize);
+    let mut request = bench.request(NvmOpcode::READ, 0, 2, 8, 0);
+    request.span = None;
+    assert!(bench.engine.submit(request).is_ok());
+}

@@ -4,6 +4,8 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+#[cfg(feature = "pcie")]
+use crate::commands::bind;
 use crate::commands::{copy, discover, identify, list, perf, verify};
 #[cfg(feature = "tcp")]
 use crate::commands::{demo, target};
@@ -50,6 +52,10 @@ pub(crate) enum Command {
     Demo(demo::Args),
     Discover(discover::Args),
     List(list::Args),
+    #[cfg(feature = "pcie")]
+    Bind(bind::BindArgs),
+    #[cfg(feature = "pcie")]
+    Unbind(bind::UnbindArgs),
     Identify(identify::Args),
     Read(copy::ReadArgs),
     Write(copy::WriteArgs),

@@ -34,6 +34,8 @@ pub(super) struct Wire {
     pub(super) fail_flush: bool,
     pub(super) fail_poll: bool,
     pub(super) quiesce: Quiesce,
+    /// Admin commands it needs before it is quiesced.
+    pub(super) quiesce_commands: u32,
     pub(super) disconnects: usize,
     /// Buffers out of the pool when the first disconnect came.
     pub(super) out_at_disconnect: usize,
@@ -113,6 +115,21 @@ impl TransportQpair for Fake {
         wire.quiesce
     }
 
+    fn quiesce_command(&mut self) -> Option<Sqe> {
+        let left = self.wire().quiesce_commands;
+        (left > 0).then(|| Sqe::default().with_cdw10(left))
+    }
+
+    fn quiesce_completed(&mut self, cqe: Option<&Cqe>) {
+        let mut wire = self.wire();
+        wire.quiesce_commands -= 1;
+        if cqe.is_none() {
+            wire.quiesce = Quiesce::Unconfirmed;
+        } else if wire.quiesce_commands == 0 {
+            wire.quiesce = Quiesce::Done;
+        }
+    }
+
     fn event_fd(&self) -> Option<RawFd> {
         None
     }
@@ -146,6 +163,7 @@ impl Bench {
             fail_flush: false,
             fail_poll: false,
             quiesce: Quiesce::Done,
+            quiesce_commands: 0,
             disconnects: 0,
             out_at_disconnect: 0,
             pool: pool.clone(),

@@ -1,11 +1,15 @@
 //! One module per command.
 
+#[cfg(feature = "pcie")]
+pub(crate) mod bind;
 pub(crate) mod copy;
 #[cfg(feature = "tcp")]
 pub(crate) mod demo;
 pub(crate) mod discover;
 pub(crate) mod identify;
 pub(crate) mod list;
+#[cfg(feature = "pcie")]
+mod local;
 pub(crate) mod perf;
 #[cfg(feature = "tcp")]
 pub(crate) mod target;
@@ -25,6 +29,10 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(&args),
         Command::Discover(args) => discover::run(&args),
         Command::List(args) => list::run(&args),
+        #[cfg(feature = "pcie")]
+        Command::Bind(args) => bind::bind(&args),
+        #[cfg(feature = "pcie")]
+        Command::Unbind(args) => bind::unbind(&args),
         Command::Identify(args) => identify::run(&args),
         Command::Read(args) => copy::read(&args),
         Command::Write(args) => copy::write(&args),

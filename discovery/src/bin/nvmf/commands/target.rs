@@ -1,36 +1,46 @@
-//! `nvmf target`: serves memory or files over NVMe/TCP until told to stop.
+//! `nvmf target`: serves memory or files over NVMe/TCP or vfio-user until told to stop.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use nvmf_loopback::{Loopback, LoopbackError, Namespace, SubsystemBuilder};
+use nvmf_loopback::{Loopback, LoopbackError, Namespace, SubsystemBuilder, VfioUserServer};
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
 use super::print;
 use crate::failure::Failure;
 use crate::size::{parse_length32, parse_size};
 
+/// Where to listen unless told otherwise.
+const DEFAULT_LISTEN: &str = "127.0.0.1:4420";
 /// The subsystem unless another is named.
 const DEFAULT_NQN: &str = "nqn.2024-01.com.example:nvmf";
 
-/// Serve memory or files as an NVMe/TCP target, for tests and development
+/// Serve memory or files over NVMe/TCP or vfio-user, for tests and development
 ///
 /// Prints one line, `listening on ADDRESS:PORT`, once connections are accepted, and runs until SIGINT or SIGTERM. Any
 /// host may connect and nothing is encrypted: keep to addresses you trust. The same port answers discovery.
+///
+/// With --vfio-user there is a PCIe controller behind each socket, for one client at a time, and a line with its path.
+/// TCP is listened to only if --listen is there as well.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   nvmf target --namespace 64MiB
   nvmf target --listen 0.0.0.0:4420 --namespace disk.img --namespace 1GiB --block-size 4KiB
   nvmf target --listen [::1]:0 --namespace new.img:256MiB --nqn nqn.2024-01.com.example:disk
+  nvmf target --vfio-user /tmp/nvme.sock --namespace 64MiB
 
 FILE:SIZE makes the file, or makes it longer, as needed. A file whose name looks like a size is
 written ./64MiB.")]
 pub(crate) struct Args {
-    /// Address and port to listen on; port 0 takes a free one
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4420")]
-    listen: String,
+    /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:4420]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+
+    /// A PCIe controller for vfio-user clients: path of its socket, or of a directory for a socket `cntrl`. May be repeated
+    #[arg(long, value_name = "PATH")]
+    vfio_user: Vec<PathBuf>,
 
     /// A namespace: SIZE in memory, or FILE, or FILE:SIZE. May be repeated
     #[arg(long, value_name = "SIZE|FILE[:SIZE]", required = true, value_parser = parse_namespace)]
@@ -97,16 +107,24 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         };
         subsystem = subsystem.namespace(namespace.block_size(args.block_size));
     }
-    let target = Loopback::builder()
-        .subsystem(subsystem)
-        .listen_tcp(&args.listen)
-        .build()
-        .map_err(|error| failure(&error))?;
+    let mut target = Loopback::builder().subsystem(subsystem);
+    let tcp = args.listen.as_deref().or(args.vfio_user.is_empty().then_some(DEFAULT_LISTEN));
+    if let Some(address) = tcp {
+        target = target.listen_tcp(address);
+    }
+    let target = target.build().map_err(|error| failure(&error))?;
+    let serve = |path| VfioUserServer::listen(&target.pci_function(&args.nqn)?, path);
+    let servers: Result<Vec<VfioUserServer>, _> = args.vfio_user.iter().map(serve).collect();
+    let servers = servers.map_err(|error| failure(&error))?;
     for address in target.tcp_addrs() {
         print(format!("listening on {address}\n"))?;
     }
+    for server in &servers {
+        print(format!("listening on {}\n", server.path().display()))?;
+    }
     // Blocks until a signal writes a byte.
     let _ = told.read(&mut [0]);
+    drop(servers);
     drop(target);
     Ok(())
 }

@@ -1,0 +1,698 @@
+//! The function as a whole: what a host opens, what a test holds, and the thread in between.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nvmf_core::dma::{DeviceMemory, RegionId};
+use nvmf_core::spec::registers::DOORBELL_BASE;
+use nvmf_core::{DmaRegion, Error, HostId, Result};
+use nvmf_transport_pcie::{Bar0, BarAccess, PciDevice, PciIdentity};
+
+use super::config_space::{BAR4_LEN, ConfigSpace, DEVICE, VENDOR};
+use super::engine::{ALL_ONES, Engine, Pass};
+use super::interrupt::Interrupt;
+use super::registers::Registers;
+use super::signal::Signal;
+use crate::controller::{Association, Controller, Notify};
+use crate::error::LoopbackError;
+use crate::fault::Faults;
+use crate::target::{Front, Target};
+
+/// Where bus addresses start: beyond 32 bits, so that a host that cuts them is found out.
+const FIRST_IOVA: u64 = 0x10_0000_0000;
+/// Nothing is mapped between two regions, so that running over the end of one is found out.
+const IOVA_GAP: u64 = 1 << 21;
+
+/// How an emulated function behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PciOptions {
+    inline: bool,
+    dstrd: u8,
+    vectors: Option<u16>,
+    ready_delay: Duration,
+    busy: Duration,
+}
+
+impl Default for PciOptions {
+    fn default() -> Self {
+        Self {
+            inline: false,
+            dstrd: 0,
+            vectors: None,
+            ready_delay: Duration::ZERO,
+            busy: Duration::from_micros(50),
+        }
+    }
+}
+
+impl PciOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Commands are executed by whoever writes the doorbell, before the write returns, instead of by a thread. What is due
+    /// at another time happens with the next write or [`EmulatedFunction::poll`]. Off.
+    #[must_use]
+    pub fn inline(mut self, on: bool) -> Self {
+        self.inline = on;
+        self
+    }
+
+    /// CAP.DSTRD: doorbells are `4 << dstrd` bytes apart, 0..=15. 0.
+    #[must_use]
+    pub fn doorbell_stride(mut self, dstrd: u8) -> Self {
+        self.dstrd = dstrd;
+        self
+    }
+
+    /// MSI-X vectors, 1..=2048. One for each I/O queue there may be, and one for the admin queue.
+    #[must_use]
+    pub fn vectors(mut self, vectors: u16) -> Self {
+        self.vectors = Some(vectors);
+        self
+    }
+
+    /// How long CSTS.RDY takes to follow CC.EN. No time.
+    #[must_use]
+    pub fn ready_delay(mut self, delay: Duration) -> Self {
+        self.ready_delay = delay;
+        self
+    }
+
+    /// How long the thread looks for doorbells, once it has nothing to do, before it sleeps. 50 µs.
+    #[must_use]
+    pub fn busy_poll(mut self, time: Duration) -> Self {
+        self.busy = time;
+        self
+    }
+}
+
+struct Shared {
+    identity: PciIdentity,
+    target: Arc<Target>,
+    controller: Arc<Controller>,
+    options: PciOptions,
+    bar0_len: u64,
+    vectors: u16,
+    /// CAP.DSTRD as a distance, bytes.
+    stride: u64,
+    signal: Arc<Signal>,
+    /// Locked before `memory`.
+    engine: Mutex<Engine>,
+    memory: RwLock<DeviceMemory>,
+    config: Mutex<ConfigSpace>,
+    bar4: Mutex<Vec<u8>>,
+    /// By vector.
+    interrupts: Mutex<Vec<Option<Interrupt>>>,
+    /// PCI command register, Bus Master Enable.
+    bus_master: AtomicBool,
+    removed: AtomicBool,
+    /// The first end becomes readable for the holder of the second when the function is gone.
+    removal: (UnixStream, UnixStream),
+    open: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing here panics while holding a lock; should it, the state is as whole as before.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn memory(&self) -> RwLockReadGuard<'_, DeviceMemory> {
+        self.memory.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn memory_mut(&self) -> RwLockWriteGuard<'_, DeviceMemory> {
+        self.memory.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    fn remove(&self) {
+        if self.removed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tracing::info!(function = %self.identity, "the function is gone");
+        self.quiesce();
+        self.controller.subsystem.remove_controller(self.controller.cntlid);
+        let _ = (&self.removal.0).write(&[1]);
+        self.signal.wake();
+    }
+
+    /// Whether the subsystem this is a controller of is gone.
+    fn is_orphan(&self) -> bool {
+        let found = self.target.find(self.controller.subsystem.nqn());
+        self.target.is_stopped()
+            || !found.is_some_and(|subsystem| Arc::ptr_eq(&subsystem, &self.controller.subsystem))
+    }
+
+    /// Queues and mappings go: no memory is accessed after this.
+    fn quiesce(&self) {
+        self.bus_master.store(false, Ordering::Release);
+        lock(&self.engine).reset(false);
+        self.signal.clear();
+        lock(&self.interrupts).clear();
+        self.memory_mut().clear();
+    }
+
+    /// A reset of the function: all but its mappings is as after power on.
+    fn reset(&self) {
+        let mut engine = lock(&self.engine);
+        engine.reset(false);
+        self.signal.clear();
+        *lock(&self.config) = ConfigSpace::new(self.bar0_len, self.vectors);
+        self.bus_master.store(false, Ordering::Release);
+        drop(engine);
+        lock(&self.interrupts).clear();
+    }
+
+    /// Looks around once, and when to look again.
+    fn work(&self, fired: &mut Vec<u16>) -> (Pass, Option<Instant>) {
+        let now = Instant::now();
+        if self.is_removed() {
+            return (Pass::Removed, None);
+        }
+        let (pass, deadline) = {
+            let mut engine = lock(&self.engine);
+            self.signal.take(|index, value| engine.doorbell(index, value, now));
+            let pass = if self.bus_master.load(Ordering::Acquire) {
+                engine.pass(&self.memory(), now)
+            } else {
+                // Without bus mastering there is no memory to be reached.
+                engine.pass(&DeviceMemory::new(), now)
+            };
+            engine.take_fired(fired);
+            (pass, engine.deadline(now))
+        };
+        if !fired.is_empty() {
+            let interrupts = lock(&self.interrupts);
+            for vector in fired.drain(..) {
+                if let Some(Some(interrupt)) = interrupts.get(usize::from(vector)) {
+                    interrupt.ring();
+                }
+            }
+        }
+        if pass == Pass::Removed || (self.controller.is_dead(now) && self.is_orphan()) {
+            self.remove();
+            return (Pass::Removed, None);
+        }
+        (pass, deadline)
+    }
+
+    /// Looks around until there is nothing to do.
+    fn run(&self) {
+        let mut fired = Vec::new();
+        while self.work(&mut fired).0 == Pass::Busy {}
+    }
+
+    /// The thread.
+    fn serve(&self) {
+        self.signal.attend();
+        let mut fired = Vec::new();
+        loop {
+            self.signal.take_news();
+            match self.work(&mut fired) {
+                (Pass::Busy, _) => {}
+                (Pass::Idle, deadline) => self.signal.wait(self.options.busy, deadline),
+                (Pass::Removed, _) => return,
+            }
+        }
+    }
+
+    // --- configuration space -----------------------------------------------------------------------------------
+
+    fn config_read(&self, offset: u32, to: &mut [u8]) -> Result<()> {
+        if self.is_removed() {
+            return Err(gone(&self.identity).doing("reading configuration space"));
+        }
+        lock(&self.config).read(offset, to).ok_or_else(|| self.outside_config(offset, to.len()))
+    }
+
+    fn config_write(&self, offset: u32, from: &[u8]) -> Result<()> {
+        if self.is_removed() {
+            return Err(gone(&self.identity).doing("writing configuration space"));
+        }
+        let mut config = lock(&self.config);
+        let written = config.write(offset, from).ok_or_else(|| self.outside_config(offset, from.len()))?;
+        self.bus_master.store(config.bus_master(), Ordering::Release);
+        drop(config);
+        if written.reset {
+            self.reset();
+        }
+        Ok(())
+    }
+
+    fn outside_config(&self, offset: u32, len: usize) -> Error {
+        Error::api_misuse(format!("configuration space has no {len} bytes at {offset:#x}"))
+            .peer(&self.identity)
+    }
+
+    // --- BAR 0 -------------------------------------------------------------------------------------------------
+
+    fn bar_read32(&self, offset: u64) -> u32 {
+        if self.is_removed() {
+            return ALL_ONES;
+        }
+        // Doorbells are write only; what is read from them is anything.
+        if offset >= DOORBELL_BASE { 0 } else { lock(&self.engine).read32(offset, Instant::now()) }
+    }
+
+    fn bar_write32(&self, offset: u64, value: u32) {
+        if self.is_removed() {
+            return;
+        }
+        if let Some(from_first) = offset.checked_sub(DOORBELL_BASE) {
+            let index = from_first.is_multiple_of(self.stride).then_some(from_first / self.stride);
+            self.signal.ring(index, value);
+        } else {
+            let mut engine = lock(&self.engine);
+            // Doorbells that were rung before the register was written come before it.
+            let now = Instant::now();
+            self.signal.take(|index, value| engine.doorbell(index, value, now));
+            engine.write32(offset, value, now);
+            drop(engine);
+            self.signal.wake();
+        }
+        if self.options.inline {
+            self.run();
+        }
+    }
+}
+
+/// BAR 0 for a host in this process.
+struct Registers0(Arc<Shared>);
+
+impl BarAccess for Registers0 {
+    fn len(&self) -> u64 {
+        self.0.bar0_len
+    }
+
+    fn read32(&self, offset: u64) -> Result<u32> {
+        Ok(self.0.bar_read32(offset))
+    }
+
+    fn write32(&self, offset: u64, value: u32) -> Result<()> {
+        self.0.bar_write32(offset, value);
+        Ok(())
+    }
+}
+
+/// Ends the function with the last handle.
+struct Owner {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.remove();
+        if let Some(thread) = lock(&self.thread).take() {
+            // A thread that panicked has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// An NVMe controller of a loopback's subsystem as a PCI function: registers, rings in memory, doorbells, MSI-X.
+///
+/// Made by [`crate::Loopback::pci_function`]. This is the handle that stays with whoever made it, cheap to clone; a host takes
+/// the function with [`EmulatedFunction::open`], one at a time. The function ends with its last handle and its last host, or
+/// with the loopback, and is then gone for its host as if it had been pulled out.
+///
+/// The loopback's faults ([`EmulatedFunction::faults`]) happen to commands; what else a function can do wrong is in the methods
+/// here.
+#[derive(Clone)]
+pub struct EmulatedFunction(Arc<Owner>);
+
+impl fmt::Debug for EmulatedFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EmulatedFunction({})", self.shared().identity)
+    }
+}
+
+impl EmulatedFunction {
+    pub(crate) fn start(
+        target: &Arc<Target>,
+        subnqn: &str,
+        options: &PciOptions,
+    ) -> std::result::Result<Self, LoopbackError> {
+        let range = |ok: bool, what, value: u64, range| {
+            if ok { Ok(()) } else { Err(LoopbackError::OutOfRange { what, value, range }) }
+        };
+        range(options.dstrd <= 15, "doorbell stride", options.dstrd.into(), "0..=15")?;
+        let queues = u32::from(target.config.max_io_queues) + 1;
+        let vectors = options.vectors.unwrap_or(queues.min(2048) as u16);
+        range((1..=2048).contains(&vectors), "number of MSI-X vectors", vectors.into(), "1..=2048")?;
+        let subsystem = target.subsystem(subnqn)?;
+        let signal = Arc::new(Signal::new(2 * queues as usize));
+        let ringer = Arc::clone(&signal);
+        let notify: Notify = Arc::new(move || ringer.wake());
+        let association = Association {
+            // Whoever sits on a local bus needs no name.
+            hostnqn: subsystem.nqn().clone(),
+            hostid: HostId::from_bytes([0; 16]),
+            front: Front::Pci,
+            kato_ms: 0,
+        };
+        let made = subsystem.add_controller(target.config.max_controllers, |cntlid| {
+            let (target, subsystem) = (Arc::clone(target), Arc::clone(&subsystem));
+            Controller::new(cntlid, target, subsystem, association, Arc::clone(&notify))
+        });
+        let controller = made.ok_or_else(|| LoopbackError::TooManyControllers(subnqn.to_owned()))?;
+        let bar0_len = Registers::size(queues, options.dstrd);
+        let engine = Engine::new(
+            Arc::clone(target),
+            Arc::clone(&controller),
+            notify,
+            options.dstrd,
+            vectors,
+            options.ready_delay,
+        );
+        let removal = UnixStream::pair().map_err(LoopbackError::Start)?;
+        let name = format!("{}:{}", target.name, controller.cntlid);
+        let shared = Arc::new(Shared {
+            identity: PciIdentity { vendor: VENDOR, device: DEVICE, name },
+            target: Arc::clone(target),
+            controller,
+            options: options.clone(),
+            bar0_len,
+            vectors,
+            stride: 4 << options.dstrd,
+            signal,
+            engine: Mutex::new(engine),
+            memory: RwLock::default(),
+            config: Mutex::new(ConfigSpace::new(bar0_len, vectors)),
+            bar4: Mutex::new(vec![0; BAR4_LEN as usize]),
+            interrupts: Mutex::default(),
+            bus_master: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+            removal,
+            open: AtomicBool::new(false),
+        });
+        let owner = Arc::new(Owner { shared: Arc::clone(&shared), thread: Mutex::default() });
+        if !options.inline {
+            let thread = std::thread::Builder::new().name(format!("nvmf-pci-{}", shared.identity.name));
+            let thread = thread.spawn(move || shared.serve()).map_err(LoopbackError::Start)?;
+            *lock(&owner.thread) = Some(thread);
+        }
+        Ok(Self(owner))
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> &PciIdentity {
+        &self.shared().identity
+    }
+
+    /// Takes the function for a host, as opening it through VFIO would. Dropping the device resets the function and lets
+    /// another host take it.
+    ///
+    /// # Errors
+    /// When a host has it, or it is gone.
+    pub fn open(&self) -> Result<EmulatedDevice> {
+        let shared = self.shared();
+        if shared.is_removed() {
+            return Err(gone(&shared.identity).doing("opening an emulated PCI function"));
+        }
+        if shared.open.swap(true, Ordering::AcqRel) {
+            return Err(Error::api_misuse("the emulated PCI function is in use")
+                .peer(&shared.identity)
+                .hint("drop the device that was opened before"));
+        }
+        Ok(EmulatedDevice { owner: Arc::clone(&self.0), regions: BTreeMap::new(), next: FIRST_IOVA })
+    }
+
+    /// The scripted faults, those of the whole loopback. [`crate::Fault::Disconnect`] removes the function.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.shared().target.faults
+    }
+
+    /// While `on`, CSTS.RDY does not follow when CC.EN is set.
+    pub fn never_ready(&self, on: bool) {
+        lock(&self.shared().engine).never_ready = on;
+    }
+
+    /// Sets CSTS.CFS and stops executing commands, until the controller is reset.
+    pub fn fail(&self) {
+        lock(&self.shared().engine).fail("the program asked for it");
+    }
+
+    /// Takes the function away: registers read as all ones, writes go nowhere, memory is accessed no more. For good.
+    pub fn remove(&self) {
+        self.shared().remove();
+    }
+
+    /// Whether it was taken away.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.shared().is_removed()
+    }
+
+    /// Executes what there is, in the calling thread.
+    pub fn poll(&self) {
+        self.shared().run();
+    }
+
+    // --- for those who serve the function to another process -----------------------------------------------------
+
+    /// Bytes of a BAR: 0 for those there are not. BAR 0 has the registers, BAR 4 the MSI-X table.
+    #[must_use]
+    pub fn bar_len(&self, bar: u32) -> u64 {
+        match bar {
+            0 => self.shared().bar0_len,
+            4 => BAR4_LEN,
+            _ => 0,
+        }
+    }
+
+    /// Reads from a BAR. BAR 0 is read by aligned dwords.
+    ///
+    /// # Errors
+    /// When the range lies outside, or is not aligned.
+    pub fn bar_read(&self, bar: u32, offset: u64, to: &mut [u8]) -> Result<()> {
+        self.check_bar(bar, offset, to.len())?;
+        if bar == 0 {
+            for (at, dword) in (offset..).step_by(4).zip(to.chunks_exact_mut(4)) {
+                dword.copy_from_slice(&self.shared().bar_read32(at).to_le_bytes());
+            }
+        } else {
+            to.copy_from_slice(&lock(&self.shared().bar4)[offset as usize..][..to.len()]);
+        }
+        Ok(())
+    }
+
+    /// Writes to a BAR, doorbells included. BAR 0 is written by aligned dwords, in order.
+    ///
+    /// # Errors
+    /// As [`EmulatedFunction::bar_read`].
+    pub fn bar_write(&self, bar: u32, offset: u64, from: &[u8]) -> Result<()> {
+        self.check_bar(bar, offset, from.len())?;
+        if bar == 0 {
+            for (at, dword) in (offset..).step_by(4).zip(from.as_chunks::<4>().0) {
+                self.shared().bar_write32(at, u32::from_le_bytes(*dword));
+            }
+        } else {
+            lock(&self.shared().bar4)[offset as usize..][..from.len()].copy_from_slice(from);
+        }
+        Ok(())
+    }
+
+    fn check_bar(&self, bar: u32, offset: u64, len: usize) -> Result<()> {
+        let inside = offset.checked_add(len as u64).is_some_and(|end| end <= self.bar_len(bar));
+        let aligned = bar != 0 || (offset.is_multiple_of(4) && len.is_multiple_of(4));
+        if inside && aligned {
+            return Ok(());
+        }
+        Err(Error::api_misuse(format!("BAR {bar} cannot be accessed at {offset:#x}, {len} bytes"))
+            .peer(self.identity()))
+    }
+
+    /// Reads configuration space.
+    ///
+    /// # Errors
+    /// When the function is gone or the range lies outside.
+    pub fn config_read(&self, offset: u32, to: &mut [u8]) -> Result<()> {
+        self.shared().config_read(offset, to)
+    }
+
+    /// Writes configuration space, as far as it can be written. May reset the function.
+    ///
+    /// # Errors
+    /// As [`EmulatedFunction::config_read`].
+    pub fn config_write(&self, offset: u32, from: &[u8]) -> Result<()> {
+        self.shared().config_write(offset, from)
+    }
+
+    /// Resets the function. What memory it reaches stays.
+    pub fn reset(&self) {
+        self.shared().reset();
+    }
+
+    /// MSI-X vectors.
+    #[must_use]
+    pub fn vectors(&self) -> u16 {
+        self.shared().vectors
+    }
+
+    /// Changes what memory the function reaches. Returns when no access by an earlier mapping goes on.
+    pub fn with_memory<R>(&self, change: impl FnOnce(&mut DeviceMemory) -> R) -> R {
+        change(&mut self.shared().memory_mut())
+    }
+
+    /// Signals a vector through this eventfd, or no longer. Vectors beyond those there are take no notice.
+    pub fn set_interrupt(&self, vector: u16, eventfd: Option<OwnedFd>) {
+        if vector >= self.shared().vectors {
+            return;
+        }
+        let mut interrupts = lock(&self.shared().interrupts);
+        let index = usize::from(vector);
+        if interrupts.len() <= index {
+            interrupts.resize_with(index + 1, || None);
+        }
+        interrupts[index] = eventfd.map(|fd| Interrupt::Event(File::from(fd)));
+    }
+}
+
+fn gone(identity: &PciIdentity) -> Error {
+    Error::disconnected("the function is gone").peer(identity)
+}
+
+/// An emulated function in the hands of a host.
+pub struct EmulatedDevice {
+    owner: Arc<Owner>,
+    /// Bus addresses.
+    regions: BTreeMap<RegionId, u64>,
+    next: u64,
+}
+
+impl fmt::Debug for EmulatedDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EmulatedDevice({}, {} regions)", self.shared().identity, self.regions.len())
+    }
+}
+
+impl EmulatedDevice {
+    fn shared(&self) -> &Shared {
+        &self.owner.shared
+    }
+
+    /// Becomes readable when the function is gone.
+    pub(super) fn removal(&self) -> BorrowedFd<'_> {
+        self.shared().removal.1.as_fd()
+    }
+}
+
+impl PciDevice for EmulatedDevice {
+    fn identity(&self) -> PciIdentity {
+        self.shared().identity.clone()
+    }
+
+    fn bar0(&mut self) -> Result<Bar0> {
+        Ok(Bar0::new(Arc::new(Registers0(Arc::clone(&self.owner.shared)))))
+    }
+
+    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
+        if self.regions.contains_key(&region.id()) {
+            return Err(Error::api_misuse("the region is mapped already").peer(&self.shared().identity));
+        }
+        if self.shared().is_removed() {
+            return Err(gone(&self.shared().identity).doing("mapping memory"));
+        }
+        let iova = self.next;
+        let end = iova.checked_add(region.len() as u64 + IOVA_GAP);
+        self.next = end.ok_or_else(|| Error::exhausted("no bus addresses are left"))?;
+        self.shared()
+            .memory_mut()
+            .map_region(iova, region)
+            .map_err(|e| Error::from(e).doing("mapping memory"))?;
+        self.regions.insert(region.id(), iova);
+        Ok(iova)
+    }
+
+    fn dma_unmap(&mut self, region: RegionId) -> Result<()> {
+        // A removed function has no mappings left.
+        if let Some(iova) = self.regions.remove(&region) {
+            self.shared().memory_mut().unmap(iova);
+        }
+        Ok(())
+    }
+
+    fn max_vectors(&self) -> u16 {
+        self.shared().vectors
+    }
+
+    fn enable_interrupts(&mut self, vectors: u16) -> Result<Vec<OwnedFd>> {
+        let shared = self.shared();
+        if shared.is_removed() {
+            return Err(gone(&shared.identity).doing("enabling interrupts"));
+        }
+        if vectors > shared.vectors {
+            return Err(Error::unsupported(format!(
+                "{vectors} interrupt vectors are asked for and there are {}",
+                shared.vectors
+            ))
+            .peer(&shared.identity));
+        }
+        let pairs = (0..vectors).map(|_| Interrupt::pair()).collect::<std::io::Result<Vec<_>>>();
+        let pairs = pairs.map_err(|error| Error::from(error).doing("making interrupts"))?;
+        let (ours, theirs): (Vec<_>, _) = pairs.into_iter().unzip();
+        *lock(&shared.interrupts) = ours.into_iter().map(Some).collect();
+        Ok(theirs)
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        if self.shared().is_removed() {
+            return Err(gone(&self.shared().identity).doing("resetting it"));
+        }
+        self.shared().reset();
+        Ok(())
+    }
+
+    fn read_config(&mut self, offset: u32, to: &mut [u8]) -> Result<()> {
+        self.shared().config_read(offset, to)
+    }
+
+    fn write_config(&mut self, offset: u32, from: &[u8]) -> Result<()> {
+        self.shared().config_write(offset, from)
+    }
+
+    fn isolate(&mut self) -> bool {
+        self.shared().quiesce();
+        self.regions.clear();
+        true
+    }
+
+    fn is_removed(&self) -> bool {
+        self.shared().is_removed()
+    }
+
+    fn removal_fd(&self) -> Option<RawFd> {
+        Some(self.shared().removal.1.as_raw_fd())
+    }
+}
+
+impl Drop for EmulatedDevice {
+    fn drop(&mut self) {
+        let shared = self.shared();
+        shared.quiesce();
+        *lock(&shared.config) = ConfigSpace::new(shared.bar0_len, shared.vectors);
+        shared.open.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,23 @@
+//! The PCI front: an NVMe function, emulated in this process.
+//!
+//! ```text
+//! host ─▶ BAR 0 ─▶ Registers ─▶ enable, reset              ┌─▶ Queue ─▶ Controller ─▶ …
+//!            └───▶ doorbells ─▶ Signal ─▶ thread ─▶ Engine ─┤
+//!                                                           └─▶ rings, PRPs, SGLs: DeviceMemory
+//! ```
+
+mod config_space;
+mod data;
+mod engine;
+mod function;
+mod interrupt;
+mod queues;
+mod registers;
+mod signal;
+#[cfg(test)]
+mod tests;
+mod vfio_user;
+
+pub(crate) use config_space::VENDOR as PCI_VENDOR;
+pub use function::{EmulatedDevice, EmulatedFunction, PciOptions};
+pub use vfio_user::VfioUserServer;

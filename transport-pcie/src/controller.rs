@@ -1,0 +1,145 @@
+//! The transport's side of one controller: registers, queue pairs, what it can do.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use nvmf_core::spec::identify::IdentifyController;
+use nvmf_core::spec::registers::{Cap, PropertyOffset};
+use nvmf_core::transport::{
+    AdminQueueRegisters, Capabilities, QpairSetup, Registers, TransportController, TransportQpair,
+};
+use nvmf_core::{ControllerOptions, Error, Result};
+
+use crate::data::MAX_TRANSFER;
+use crate::device::PciDevice;
+use crate::qpair::PcieQpair;
+use crate::shared::{SglSupport, Shared};
+
+/// Offset of the command register in configuration space.
+const PCI_COMMAND: u32 = 0x04;
+/// Memory space enable, bus master enable, INTx disable (MSI-X is used, or nothing).
+const COMMAND_BITS: u16 = 1 << 1 | 1 << 2 | 1 << 10;
+/// Most interrupt vectors asked for; queues beyond them are polled.
+const MAX_VECTORS: u16 = 256;
+
+/// A controller behind a [`PciDevice`].
+pub struct PcieController {
+    registers: RegisterFile,
+    admin: Option<AdminQueueRegisters>,
+    /// I/O queues raise interrupts.
+    interrupts: bool,
+}
+
+impl PcieController {
+    /// Takes a function over: enables its memory space, bus mastering and interrupts, and reads what its controller can do.
+    ///
+    /// # Errors
+    /// When the function does not answer or has no sensible registers.
+    pub fn new(mut device: Box<dyn PciDevice>, options: &ControllerOptions) -> Result<Self> {
+        let identity = device.identity();
+        let mut command = [0; 2];
+        device.read_config(PCI_COMMAND, &mut command)?;
+        let command = u16::from_le_bytes(command);
+        if command == u16::MAX {
+            return Err(Error::disconnected(format!("the PCI function {identity} does not answer")));
+        }
+        if command & COMMAND_BITS != COMMAND_BITS {
+            device.write_config(PCI_COMMAND, &(command | COMMAND_BITS).to_le_bytes())?;
+        }
+        let bar = device.bar0()?;
+        let cap = bar.read64(u64::from(PropertyOffset::CAP.0))?;
+        if cap == u64::MAX {
+            return Err(Error::disconnected(format!("the registers of {identity} do not answer (all ones)")));
+        }
+        let wanted = if options.enable_interrupts { options.num_io_queues.saturating_add(1) } else { 1 };
+        let vectors = wanted.min(device.max_vectors()).min(MAX_VECTORS);
+        let vectors = if vectors == 0 { Vec::new() } else { device.enable_interrupts(vectors)? };
+        let shared = Arc::new(Shared::new(device, bar, Cap(cap), vectors));
+        let interrupts = options.enable_interrupts;
+        Ok(Self { registers: RegisterFile(shared), admin: None, interrupts })
+    }
+
+    /// As [`TransportController::create_qpair`], with the concrete type.
+    ///
+    /// # Errors
+    /// When there is no memory, the controller is gone, or it has no doorbell for such a queue.
+    pub fn pcie_qpair(&mut self, setup: &QpairSetup) -> Result<PcieQpair> {
+        let shared = &self.registers.0;
+        if let Some(failure) = shared.failure() {
+            return Err(failure);
+        }
+        let wanted = setup.qid == 0 || self.interrupts;
+        let vector = (wanted && setup.qid < shared.vectors()).then_some(setup.qid);
+        let qpair = PcieQpair::new(Arc::clone(shared), setup, vector)?;
+        if setup.qid == 0 {
+            let size_z = u32::from(setup.entries - 1);
+            let (asq, acq) = qpair.ring_addresses();
+            self.admin = Some(AdminQueueRegisters { aqa: size_z | size_z << 16, asq, acq });
+        }
+        Ok(qpair)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.registers.0
+    }
+}
+
+impl TransportController for PcieController {
+    fn capabilities(&self) -> Capabilities {
+        // Any number of buffers: what the controller cannot be told in place is copied.
+        Capabilities::memory_based().with_max_transfer(MAX_TRANSFER)
+    }
+
+    fn registers(&mut self) -> Option<&mut dyn Registers> {
+        Some(&mut self.registers)
+    }
+
+    fn admin_queue(&self) -> Option<AdminQueueRegisters> {
+        self.admin
+    }
+
+    fn create_qpair(&mut self, setup: &QpairSetup) -> Result<Box<dyn TransportQpair>> {
+        Ok(Box::new(self.pcie_qpair(setup)?))
+    }
+
+    fn identified(&mut self, identify: &IdentifyController) -> Result<()> {
+        self.registers.0.set_sgl(match identify.sgls.get() & 3 {
+            1 => SglSupport::Yes,
+            2 => SglSupport::Dwords,
+            _ => SglSupport::No,
+        });
+        Ok(())
+    }
+
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+/// The registers as the core sees them. All ones from a register that cannot have that value means that nobody is there.
+struct RegisterFile(Arc<Shared>);
+
+impl Registers for RegisterFile {
+    fn read32(&mut self, offset: u32) -> Result<u32> {
+        match self.0.bar.read32(u64::from(offset))? {
+            u32::MAX => Err(self.0.mark_lost()),
+            value => Ok(value),
+        }
+    }
+
+    fn read64(&mut self, offset: u32) -> Result<u64> {
+        match self.0.bar.read64(u64::from(offset))? {
+            u64::MAX => Err(self.0.mark_lost()),
+            value => Ok(value),
+        }
+    }
+
+    fn write32(&mut self, offset: u32, value: u32) -> Result<()> {
+        self.0.bar.write32(u64::from(offset), value)
+    }
+
+    fn write64(&mut self, offset: u32, value: u64) -> Result<()> {
+        self.0.bar.write64(u64::from(offset), value)
+    }
+}

@@ -1,0 +1,108 @@
+//! How a command's data is described to a controller: PRP entries or SGL descriptors. NVMe Base 2.1 §4.3.
+
+use nvmf_core::dma::{DMA_PAGE, SharedMemory};
+use nvmf_core::spec::Sqe;
+use nvmf_core::spec::data_ptr::{DataPointer, SglDescriptor, SglSubtype};
+use zerocopy::IntoBytes;
+
+use crate::shared::SglSupport;
+
+/// Memory page size as set by CC.MPS, bytes.
+pub(crate) const PAGE: u64 = DMA_PAGE as u64;
+/// Bytes of a slot's list, one page.
+pub(crate) const LIST_BYTES: usize = DMA_PAGE;
+/// Entries of a PRP list that fits into a slot's page.
+pub(crate) const LIST_ENTRIES: usize = LIST_BYTES / 8;
+/// Descriptors of an SGL segment that fits into a slot's page.
+pub(crate) const SGL_ENTRIES: usize = LIST_BYTES / 16;
+/// Largest transfer of one command: whatever its offset in the first page, PRP entry 1 and one list cover it.
+pub(crate) const MAX_TRANSFER: u32 = (LIST_ENTRIES * DMA_PAGE) as u32;
+
+/// A contiguous piece of data at a bus address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Piece {
+    pub(crate) iova: u64,
+    pub(crate) len: u32,
+}
+
+impl Piece {
+    fn end(self) -> u64 {
+        self.iova + u64::from(self.len)
+    }
+}
+
+/// A slot's page for a PRP list or SGL segment.
+#[derive(Clone, Copy)]
+pub(crate) struct List<'a> {
+    pub(crate) memory: &'a SharedMemory,
+    /// Where it starts in `memory`, bytes.
+    pub(crate) offset: usize,
+    /// Its bus address, a multiple of [`PAGE`].
+    pub(crate) iova: u64,
+}
+
+/// Describes `pieces` in `sqe`'s data pointer, by PRPs where they can, else by an SGL where `sgl` allows it. `false` when
+/// neither can: then the data has to be copied.
+pub(crate) fn describe(sqe: &mut Sqe, pieces: &[Piece], list: List<'_>, sgl: SglSupport) -> bool {
+    if prp_possible(pieces) {
+        return prps(sqe, pieces, list);
+    }
+    let dwords = pieces.iter().all(|piece| piece.iova.is_multiple_of(4) && piece.len.is_multiple_of(4));
+    let allowed = sgl == SglSupport::Yes || sgl == SglSupport::Dwords && dwords;
+    if !allowed || pieces.len() > SGL_ENTRIES {
+        return false;
+    }
+    for (i, piece) in pieces.iter().enumerate() {
+        let descriptor = SglDescriptor::data_block(piece.iova, piece.len);
+        list.memory.write_bytes(list.offset + i * 16, descriptor.as_bytes());
+    }
+    let len = (pieces.len() * 16) as u32;
+    sqe.set_sgl(match pieces {
+        [piece] => SglDescriptor::data_block(piece.iova, piece.len),
+        _ => SglDescriptor::segment(list.iova, len, true, SglSubtype::ADDRESS),
+    });
+    true
+}
+
+/// Whether PRPs can describe the pieces: only the first may start, and only the last may end, inside of a page; the offset of the
+/// first is a multiple of four (§4.3.1, Figure 108).
+fn prp_possible(pieces: &[Piece]) -> bool {
+    let last = pieces.len().saturating_sub(1);
+    pieces.iter().enumerate().all(|(i, piece)| {
+        let start = if i == 0 { piece.iova.is_multiple_of(4) } else { piece.iova.is_multiple_of(PAGE) };
+        start && (i == last || piece.end().is_multiple_of(PAGE))
+    })
+}
+
+/// PRP entries 1 and 2 and, for more than two pages, a list. `false` when the list is too short.
+fn prps(sqe: &mut Sqe, pieces: &[Piece], list: List<'_>) -> bool {
+    let Some(first) = pieces.first() else { return true };
+    let (mut entries, mut second) = (0usize, 0u64);
+    for (i, piece) in pieces.iter().enumerate() {
+        // The very first page is PRP entry 1.
+        let mut page = (piece.iova & !(PAGE - 1)) + if i == 0 { PAGE } else { 0 };
+        while page < piece.end() {
+            if entries == LIST_ENTRIES {
+                return false;
+            }
+            if entries == 0 {
+                second = page;
+            }
+            // Whether there is a list at all shows only with the second of these.
+            list.memory.write_u64(list.offset + entries * 8, page);
+            entries += 1;
+            page += PAGE;
+        }
+    }
+    let prp2 = match entries {
+        0 => 0,
+        1 => second,
+        _ => list.iova,
+    };
+    sqe.flags &= 0x3f;
+    sqe.dptr = DataPointer::prp(first.iova, prp2);
+    true
+}
+
+#[cfg(test)]
+mod tests;

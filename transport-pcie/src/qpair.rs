@@ -1,0 +1,546 @@
+//! A queue pair: two rings in memory and two doorbells. NVMe over PCIe Transport 1.1 §3; Base 2.1 §3.3.1.
+//!
+//! ```text
+//!   submit ─▶ submission ring, tail ──flush──▶ SQ tail doorbell ─▶ controller
+//!   poll   ◀─ completion ring, head, phase ◀─────────────────────── controller
+//!              └── once per batch ──▶ CQ head doorbell
+//! ```
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nvmf_core::dma::{RegionId, SharedMemory};
+use nvmf_core::proto::Tracker;
+use nvmf_core::spec::command::DataDirection;
+use nvmf_core::spec::status::CommandKind;
+use nvmf_core::spec::{AdminOpcode, Cqe, Sqe, Status};
+use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
+use nvmf_core::{DmaBuf, DmaRegion, Error, Result};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U16, U32};
+
+use crate::data::{self, LIST_BYTES, List, PAGE, Piece};
+use crate::shared::{SglSupport, Shared};
+
+const SQE_BYTES: usize = 64;
+const CQE_BYTES: usize = 16;
+/// How often an idle queue pair looks whether the function is still there.
+const ALIVE_CHECK: Duration = Duration::from_millis(100);
+/// Bus addresses of regions kept at hand per queue pair.
+const CACHED_REGIONS: usize = 1024;
+
+/// Whether the controller knows one of an I/O queue's two rings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Exists {
+    No,
+    Maybe,
+    Yes,
+}
+
+/// An admin command that was handed out and whose end is not known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sent {
+    CreateCq,
+    CreateSq,
+    DeleteSq,
+    DeleteCq,
+}
+
+/// What the controller knows of the queue, and what is being done about it.
+#[derive(Debug)]
+struct Life {
+    cq: Exists,
+    sq: Exists,
+    sent: Option<Sent>,
+    closing: bool,
+    /// The controller cannot reach the rings or the data of any command any more, or never could.
+    quiesced: bool,
+    /// A queue could not be deleted although the controller works otherwise.
+    stuck: bool,
+}
+
+/// A queue pair of a PCIe controller.
+pub struct PcieQpair {
+    shared: Arc<Shared>,
+    /// Submission ring, completion ring, and a page per slot for PRP lists or SGL segments, in this order. Always present but
+    /// while being dropped.
+    memory: Option<SharedMemory>,
+    /// Bus address of `memory`.
+    iova: u64,
+    cq_offset: usize,
+    lists_offset: usize,
+    qid: u16,
+    entries: u16,
+    priority: u8,
+    vector: Option<u16>,
+    sq_doorbell: u64,
+    cq_doorbell: u64,
+    sq_tail: u16,
+    /// Tail the controller was told.
+    sq_rung: u16,
+    cq_head: u16,
+    /// Phase tag of entries the controller has written in this round.
+    phase: bool,
+    /// Copies of data that could not be described, by slot.
+    bounce: Vec<Option<DmaBuf>>,
+    pieces: Vec<Piece>,
+    /// Bus addresses of regions, by region.
+    regions: Vec<(RegionId, u64)>,
+    /// Commands that never reached the controller: slot and identifier.
+    unsent: Vec<(u16, u16)>,
+    /// The last poll stopped at its budget.
+    more: bool,
+    last_check: Instant,
+    life: Life,
+    stats: TransportStats,
+}
+
+impl PcieQpair {
+    pub(crate) fn new(shared: Arc<Shared>, setup: &QpairSetup, vector: Option<u16>) -> Result<Self> {
+        let entries = usize::from(setup.entries.max(2));
+        let page = |bytes: usize| bytes.next_multiple_of(PAGE as usize);
+        let cq_offset = page(entries * SQE_BYTES);
+        let lists_offset = cq_offset + page(entries * CQE_BYTES);
+        let len = lists_offset + usize::from(setup.slots) * LIST_BYTES;
+        let memory = SharedMemory::allocate(len)
+            .map_err(|error| Error::from(error).doing(format!("allocating {} KiB for queues", len >> 10)))?;
+        let iova = shared.map(memory.extent().region())? + memory.extent().offset() as u64;
+        let (sq_doorbell, cq_doorbell) =
+            (shared.cap.sq_tail_doorbell(setup.qid), shared.cap.cq_head_doorbell(setup.qid));
+        if cq_doorbell + 4 > shared.bar.len() {
+            return Err(Error::peer_misbehaved(format!(
+                "queue {} would have its doorbell at {cq_doorbell:#x}, but BAR 0 ends at {:#x}",
+                setup.qid,
+                shared.bar.len()
+            )));
+        }
+        Ok(Self {
+            shared,
+            memory: Some(memory),
+            iova,
+            cq_offset,
+            lists_offset,
+            qid: setup.qid,
+            entries: setup.entries.max(2),
+            priority: setup.priority,
+            vector,
+            sq_doorbell,
+            cq_doorbell,
+            sq_tail: 0,
+            sq_rung: 0,
+            cq_head: 0,
+            phase: true,
+            bounce: (0..setup.slots).map(|_| None).collect(),
+            pieces: Vec::new(),
+            regions: Vec::new(),
+            unsent: Vec::new(),
+            more: false,
+            last_check: Instant::now(),
+            life: Life {
+                cq: Exists::No,
+                sq: Exists::No,
+                sent: None,
+                closing: false,
+                quiesced: false,
+                stuck: false,
+            },
+            stats: TransportStats::default(),
+        })
+    }
+
+    /// Bus addresses of submission and completion ring.
+    pub(crate) fn ring_addresses(&self) -> (u64, u64) {
+        (self.iova, self.iova + self.cq_offset as u64)
+    }
+
+    fn memory(&self) -> Result<&SharedMemory> {
+        self.memory.as_ref().ok_or_else(|| Error::disconnected("the queue pair is closed"))
+    }
+
+    // --- creating and deleting -----------------------------------------------------------------------------------------
+
+    /// Base 2.1 §5.2.1 (Create I/O Completion Queue), §5.2.2 (Create I/O Submission Queue), §5.2.3, §5.2.4.
+    fn command(&self, what: Sent) -> Sqe {
+        let (sq, cq) = self.ring_addresses();
+        let size_and_id = u32::from(self.entries - 1) << 16 | u32::from(self.qid);
+        let prp = |address| nvmf_core::spec::data_ptr::DataPointer::prp(address, 0);
+        match what {
+            Sent::CreateCq => {
+                // PC: physically contiguous; IEN and IV: interrupt.
+                let interrupt = self.vector.map_or(0, |vector| 1 << 1 | u32::from(vector) << 16);
+                let mut sqe = Sqe::admin(AdminOpcode::CREATE_IO_CQ, 0)
+                    .with_cdw10(size_and_id)
+                    .with_cdw11(1 | interrupt);
+                sqe.dptr = prp(cq);
+                sqe
+            }
+            Sent::CreateSq => {
+                // PC, QPRIO, and the completion queue of the same identifier.
+                let mut sqe = Sqe::admin(AdminOpcode::CREATE_IO_SQ, 0)
+                    .with_cdw10(size_and_id)
+                    .with_cdw11(1 | u32::from(self.priority & 3) << 1 | u32::from(self.qid) << 16);
+                sqe.dptr = prp(sq);
+                sqe
+            }
+            Sent::DeleteSq => Sqe::admin(AdminOpcode::DELETE_IO_SQ, 0).with_cdw10(u32::from(self.qid)),
+            Sent::DeleteCq => Sqe::admin(AdminOpcode::DELETE_IO_CQ, 0).with_cdw10(u32::from(self.qid)),
+        }
+    }
+
+    /// Takes notice of the end of the admin command that was handed out. Returns its name and status if it failed.
+    fn ended(&mut self, status: Status) -> Option<(&'static str, Status)> {
+        let created = if status.is_success() { Exists::Yes } else { Exists::No };
+        // A queue the controller does not know is as good as deleted.
+        let gone = status.is_success() || status.is(Status::INVALID_QUEUE_IDENTIFIER);
+        let name = match self.life.sent.take()? {
+            Sent::CreateCq => {
+                self.life.cq = created;
+                "Create I/O Completion Queue"
+            }
+            Sent::CreateSq => {
+                self.life.sq = created;
+                "Create I/O Submission Queue"
+            }
+            Sent::DeleteSq => {
+                self.life.sq = if gone { Exists::No } else { self.life.sq };
+                self.life.stuck |= !gone;
+                "Delete I/O Submission Queue"
+            }
+            Sent::DeleteCq => {
+                self.life.cq = if gone { Exists::No } else { self.life.cq };
+                self.life.stuck |= !gone;
+                "Delete I/O Completion Queue"
+            }
+        };
+        (!status.is_success()).then_some((name, status))
+    }
+
+    // --- submitting ------------------------------------------------------------------------------------------------------
+
+    /// The bus address of a region: from this queue pair's own table, else from the controller's.
+    fn address(&mut self, region: &DmaRegion) -> Result<u64> {
+        let id = region.id();
+        match self.regions.binary_search_by_key(&id, |&(known, _)| known) {
+            Ok(index) => Ok(self.regions[index].1),
+            Err(mut index) => {
+                let iova = self.shared.map(region)?;
+                if self.regions.len() >= CACHED_REGIONS {
+                    // Regions come and go with large buffers; identifiers are never used again.
+                    self.regions.clear();
+                    index = 0;
+                }
+                self.regions.insert(index, (id, iova));
+                Ok(iova)
+            }
+        }
+    }
+
+    /// Fills the data pointer for the data of `slot`.
+    fn describe(&mut self, slot: u16, sqe: &mut Sqe, tracker: &Tracker) -> Result<()> {
+        let len = tracker.data_len(slot);
+        if len == 0 {
+            return Ok(());
+        }
+        self.pieces.clear();
+        let mut offset = 0;
+        while let Some(segment) = tracker.segment(slot, offset) {
+            let iova = self.address(segment.region)? + segment.offset as u64;
+            self.pieces.push(Piece { iova, len: segment.len as u32 });
+            offset += segment.len as u32;
+        }
+        if offset != len {
+            return Err(Error::api_misuse("the command's buffers are shorter than its data"));
+        }
+        // Admin commands use PRPs on this transport (Base 2.1 §4.3.2).
+        let sgl = if self.qid == 0 { SglSupport::No } else { self.shared.sgl() };
+        if self.describe_pieces(slot, sqe, sgl)? {
+            return Ok(());
+        }
+        let mut copy = self.shared.bounce.alloc(len as usize)?;
+        if tracker.direction(slot) == DataDirection::HostToController {
+            let mut done = 0;
+            while done < len as usize {
+                let chunk = tracker.chunk(slot, done as u32);
+                copy[done..done + chunk.len()].copy_from_slice(chunk);
+                done += chunk.len();
+            }
+        }
+        let extent = copy.extent().ok_or_else(|| Error::exhausted("a buffer without memory"))?;
+        let (region, start) = (extent.region().clone(), extent.offset() as u64);
+        let iova = self.address(&region)? + start;
+        self.pieces.clear();
+        self.pieces.push(Piece { iova, len });
+        if !self.describe_pieces(slot, sqe, SglSupport::No)? {
+            return Err(Error::api_misuse(format!("{len} bytes do not fit into one command")));
+        }
+        self.bounce[usize::from(slot)] = Some(copy);
+        Ok(())
+    }
+
+    fn describe_pieces(&self, slot: u16, sqe: &mut Sqe, sgl: SglSupport) -> Result<bool> {
+        let offset = self.lists_offset + usize::from(slot) * LIST_BYTES;
+        let list = List { memory: self.memory()?, offset, iova: self.iova + offset as u64 };
+        Ok(data::describe(sqe, &self.pieces, list, sgl))
+    }
+
+    fn ring_sq(&mut self) -> Result<()> {
+        if self.sq_tail != self.sq_rung {
+            self.shared.bar.doorbell(self.sq_doorbell, u32::from(self.sq_tail))?;
+            self.sq_rung = self.sq_tail;
+            self.stats.sends += 1;
+        }
+        Ok(())
+    }
+
+    // --- completing --------------------------------------------------------------------------------------------------------
+
+    /// Takes new completions. Returns how many.
+    fn consume(&mut self, tracker: &mut Tracker, budget: usize) -> Result<usize> {
+        let mut count = 0;
+        // One round at most: a controller that writes without end must not keep us here.
+        while tracker.completed() < budget && count < usize::from(self.entries) {
+            let at = self.cq_offset + usize::from(self.cq_head) * CQE_BYTES;
+            let memory = self.memory()?;
+            // The dword with the phase tag is written last (Base 2.1 §4.2.4); nothing else is read before it.
+            let dw3 = memory.load_acquire_u32(at + 12);
+            if (dw3 >> 16 & 1 != 0) != self.phase {
+                return Ok(count);
+            }
+            let dw2 = memory.read_u32(at + 8);
+            let cqe = Cqe {
+                dw0: U32::new(memory.read_u32(at)),
+                dw1: U32::new(memory.read_u32(at + 4)),
+                sqhd: U16::new(dw2 as u16),
+                sqid: U16::new((dw2 >> 16) as u16),
+                cid: U16::new(dw3 as u16),
+                status_phase: U16::new((dw3 >> 16) as u16),
+            };
+            count += 1;
+            self.cq_head += 1;
+            if self.cq_head == self.entries {
+                self.cq_head = 0;
+                self.phase = !self.phase;
+            }
+            self.complete(&cqe, tracker)?;
+        }
+        self.more = true;
+        Ok(count)
+    }
+
+    fn complete(&mut self, cqe: &Cqe, tracker: &mut Tracker) -> Result<()> {
+        let (sqid, sqhd, cid) = (cqe.sqid.get(), cqe.sqhd.get(), cqe.cid.get());
+        if sqid != self.qid {
+            return Err(Error::peer_misbehaved(format!(
+                "completion queue {} holds a completion for submission queue {sqid}",
+                self.qid
+            )));
+        }
+        if sqhd >= self.entries {
+            return Err(Error::peer_misbehaved(format!(
+                "a completion says that submission queue {sqid} of {} entries is consumed up to entry {sqhd}",
+                self.entries
+            )));
+        }
+        let Some(slot) = tracker.lookup(cid) else {
+            return Err(Error::peer_misbehaved(format!(
+                "a completion on queue {} names command identifier {cid:#06x}, under which no command is outstanding",
+                self.qid
+            )));
+        };
+        let len = u64::from(tracker.data_len(slot));
+        match tracker.direction(slot) {
+            DataDirection::None => {}
+            DataDirection::HostToController => self.stats.bytes_sent += len,
+            DataDirection::ControllerToHost | DataDirection::Bidirectional => {
+                self.stats.bytes_received += len
+            }
+        }
+        if let Some(copy) = self.bounce.get_mut(usize::from(slot)).and_then(Option::take)
+            && tracker.direction(slot) == DataDirection::ControllerToHost
+            && !tracker.write(slot, 0, &copy)
+        {
+            return Err(Error::api_misuse("the command's buffers are shorter than its data"));
+        }
+        tracker.complete(slot, *cqe);
+        Ok(())
+    }
+}
+
+impl TransportQpair for PcieQpair {
+    fn poll_connect(&mut self, _now: Instant) -> Result<ConnectProgress> {
+        if let Some(failure) = self.shared.failure() {
+            return Err(failure);
+        }
+        if self.qid == 0 {
+            // The core writes AQA, ASQ and ACQ and enables the controller before it submits anything.
+            return Ok(ConnectProgress::Established);
+        }
+        if self.life.sent.is_some() {
+            return Ok(ConnectProgress::Pending);
+        }
+        let (next, exists) = match (self.life.cq, self.life.sq) {
+            (Exists::Yes, Exists::Yes) => return Ok(ConnectProgress::Established),
+            (Exists::Yes, _) => (Sent::CreateSq, &mut self.life.sq),
+            _ => (Sent::CreateCq, &mut self.life.cq),
+        };
+        *exists = Exists::Maybe;
+        self.life.sent = Some(next);
+        Ok(ConnectProgress::Admin(self.command(next)))
+    }
+
+    fn admin_completed(&mut self, cqe: &Cqe) -> Result<()> {
+        match self.ended(cqe.status()) {
+            Some((name, status)) => Err(Error::command(CommandKind::Admin, name, status)),
+            None => Ok(()),
+        }
+    }
+
+    fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
+        let mut sqe = *sqe;
+        if let Err(error) = self.describe(slot, &mut sqe, tracker) {
+            if let Some(failure) = self.shared.failure() {
+                return Err(failure);
+            }
+            // The controller never sees it, and the others go on.
+            tracing::warn!(%error, qid = self.qid, "a command's data cannot be described to the controller");
+            self.unsent.push((slot, sqe.cid.get()));
+            return Ok(());
+        }
+        let at = usize::from(self.sq_tail) * SQE_BYTES;
+        self.memory()?.write_bytes(at, sqe.as_bytes());
+        self.sq_tail += 1;
+        if self.sq_tail == self.entries {
+            self.sq_tail = 0;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, _tracker: &Tracker) -> Result<()> {
+        self.ring_sq()
+    }
+
+    fn poll(&mut self, tracker: &mut Tracker, budget: usize) -> Result<()> {
+        if let Some(failure) = self.shared.failure() {
+            return Err(failure);
+        }
+        self.more = false;
+        while tracker.completed() < budget
+            && let Some((slot, cid)) = self.unsent.pop()
+        {
+            tracker.complete(slot, Cqe::new(cid, 0, Status::DATA_TRANSFER_ERROR));
+        }
+        let mut count = self.consume(tracker, budget)?;
+        if count == 0 && (self.vector.is_some() || self.qid == 0) {
+            // What was signalled before is seen by the second look; what comes after it is signalled again.
+            match self.vector {
+                Some(vector) if self.qid != 0 => self.shared.silence(vector),
+                _ => self.shared.silence_admin()?,
+            }
+            count = self.consume(tracker, budget)?;
+        }
+        if count > 0 {
+            self.shared.bar.doorbell(self.cq_doorbell, u32::from(self.cq_head))?;
+            self.stats.receives += 1;
+            return Ok(());
+        }
+        self.stats.empty_receives += 1;
+        let now = Instant::now();
+        if now.duration_since(self.last_check) >= ALIVE_CHECK {
+            self.last_check = now;
+            self.shared.check_alive()?;
+        }
+        Ok(())
+    }
+
+    fn disconnect(&mut self, now: Instant) -> Quiesce {
+        self.life.closing = true;
+        if self.life.quiesced {
+            return Quiesce::Done;
+        }
+        let result = if self.qid == 0 || self.shared.is_dead() {
+            self.shared.stop(now)
+        } else if self.shared.failure().is_some() {
+            // Gone: nobody answers Delete commands any more.
+            self.shared.stop(now)
+        } else if self.life.sent.is_some() {
+            Quiesce::Pending
+        } else if self.life.stuck {
+            Quiesce::Unconfirmed
+        } else if self.life.sq == Exists::No && self.life.cq == Exists::No {
+            Quiesce::Done
+        } else {
+            Quiesce::Pending
+        };
+        self.life.quiesced = result == Quiesce::Done;
+        result
+    }
+
+    fn quiesce_command(&mut self) -> Option<Sqe> {
+        if !self.life.closing
+            || self.life.quiesced
+            || self.life.stuck
+            || self.shared.is_dead()
+            || self.qid == 0
+        {
+            return None;
+        }
+        let next = match self.life.sent {
+            Some(Sent::CreateCq | Sent::CreateSq) => return None,
+            Some(delete) => delete,
+            // Only after the submission queue is gone may its completion queue go (§5.2.3). The controller completes a
+            // deletion after all commands of the queue are completed or aborted.
+            None if self.life.sq != Exists::No => Sent::DeleteSq,
+            None if self.life.cq != Exists::No => Sent::DeleteCq,
+            None => return None,
+        };
+        self.life.sent = Some(next);
+        Some(self.command(next))
+    }
+
+    fn quiesce_completed(&mut self, cqe: Option<&Cqe>) {
+        match cqe {
+            Some(cqe) => {
+                if let Some((command, status)) = self.ended(cqe.status()) {
+                    tracing::debug!(qid = self.qid, command, %status, "while giving a queue up");
+                }
+            }
+            None => {
+                // The admin queue is lost and with it the controller, which is stopped as a whole. If it is not, nobody
+                // knows what became of the queue.
+                self.life.sent = None;
+                self.life.stuck = true;
+            }
+        }
+    }
+
+    fn event_fd(&self) -> Option<RawFd> {
+        if self.qid == 0 { self.shared.admin_fd() } else { self.shared.vector_fd(self.vector?) }
+    }
+
+    fn has_local_work(&self) -> bool {
+        self.more || !self.unsent.is_empty()
+    }
+
+    fn stats(&self) -> TransportStats {
+        self.stats
+    }
+}
+
+impl Drop for PcieQpair {
+    fn drop(&mut self) {
+        // A queue the controller never heard of, and one it has forgotten, leave nothing to fear.
+        let unknown = self.qid != 0 && self.life.sq == Exists::No && self.life.cq == Exists::No;
+        if self.life.quiesced || unknown {
+            return;
+        }
+        tracing::error!(qid = self.qid, "queue memory is given up: the controller may still access it");
+        if let Some(memory) = self.memory.take() {
+            memory.leak();
+        }
+        self.bounce.iter_mut().filter_map(Option::take).for_each(DmaBuf::leak);
+    }
+}
+
+#[cfg(test)]
+mod tests;

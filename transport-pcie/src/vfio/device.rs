@@ -1,0 +1,253 @@
+//! A PCI function behind VFIO.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nvmf_core::dma::RegionId;
+use nvmf_core::{DmaRegion, Error, Result};
+use vfio_bindings::bindings::vfio;
+
+use super::bar::{Region, VfioBar};
+use super::container::Container;
+use super::{open_failed, syscall};
+use crate::device::{Bar0, PciDevice, PciIdentity};
+use crate::scan::PciFunction;
+
+/// Offset of the command register in configuration space.
+const COMMAND: u32 = 4;
+/// Command: memory space enable.
+const MEMORY_SPACE: u16 = 1 << 1;
+/// Command: bus master enable.
+const BUS_MASTER: u16 = 1 << 2;
+
+/// An NVMe function that the kernel lends to this process.
+#[derive(Debug)]
+pub(crate) struct VfioDevice {
+    identity: PciIdentity,
+    // In this order: a device before its group, a group before its container.
+    file: Arc<File>,
+    _group: File,
+    container: Container,
+    config: Region,
+    registers: Region,
+    bar: Option<Arc<VfioBar>>,
+    vectors: u16,
+    resettable: bool,
+    /// Signalled when the kernel wants the device back.
+    removal: Option<OwnedFd>,
+}
+
+impl VfioDevice {
+    /// Opens a function that is bound to vfio-pci; `dev` is where `/dev` is.
+    pub(crate) fn open(dev: &Path, function: &PciFunction) -> Result<Self> {
+        let name = function.address.to_string();
+        let Some(number) = function.iommu_group else {
+            return Err(Error::unsupported("the function is in no IOMMU group"));
+        };
+        let path = dev.join("vfio").join(number.to_string());
+        let group = File::options().read(true).write(true).open(&path).map_err(|e| open_failed(&path, &e))?;
+        let flags = syscall::group_flags(group.as_fd()).map_err(|error| {
+            Error::from(error).doing(format!("asking for the state of IOMMU group {number}"))
+        })?;
+        if flags & vfio::VFIO_GROUP_FLAGS_VIABLE == 0 {
+            return Err(Error::unsupported(format!(
+                "IOMMU group {number} has devices that other drivers hold"
+            ))
+            .hint("bind all of its devices to vfio-pci"));
+        }
+        let container = Container::open(dev, group.as_fd())?;
+        let file = syscall::device(group.as_fd(), &name)
+            .map_err(|error| Error::from(error).doing(format!("opening {name} in IOMMU group {number}")))?;
+        let file = Arc::new(File::from(file));
+        let device = file.as_fd();
+        let info = syscall::device_info(device).map_err(failed("asking VFIO what the device is"))?;
+        if info.flags & vfio::VFIO_DEVICE_FLAGS_PCI == 0 {
+            return Err(Error::unsupported("VFIO says that it is no PCI device"));
+        }
+        let region = |index: u32| -> Result<Region> {
+            let info = syscall::region_info(device, index)
+                .map_err(|error| Error::from(error).doing(format!("asking VFIO for region {index}")))?;
+            Region::parse(&info).ok_or_else(|| Error::unsupported("VFIO gave an answer that is too short"))
+        };
+        let config = region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
+        let registers = region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
+        let vectors = if info.num_irqs > vfio::VFIO_PCI_MSIX_IRQ_INDEX {
+            syscall::interrupts(device, vfio::VFIO_PCI_MSIX_IRQ_INDEX)
+                .map_err(failed("asking VFIO for the MSI-X vectors"))?
+        } else {
+            0
+        };
+        let removal = removal_notice(&file, info.num_irqs)?;
+        let identity = PciIdentity { vendor: function.vendor, device: function.device, name };
+        tracing::debug!(%identity, bar = registers.size, vectors, flags = info.flags, "opened through VFIO");
+        Ok(Self {
+            identity,
+            config,
+            registers,
+            bar: None,
+            vectors: u16::try_from(vectors).unwrap_or(u16::MAX),
+            resettable: info.flags & vfio::VFIO_DEVICE_FLAGS_RESET != 0,
+            removal,
+            file,
+            _group: group,
+            container,
+        })
+    }
+
+    /// Checks that a range lies in configuration space; returns where it is in the device's file.
+    fn config_at(&self, offset: u32, len: usize) -> Result<u64> {
+        let end = u64::from(offset).checked_add(len as u64);
+        if end.is_none_or(|end| end > self.config.size) {
+            return Err(Error::api_misuse(format!(
+                "{len} bytes at {offset:#x} lie outside configuration space, which has {:#x}",
+                self.config.size
+            )));
+        }
+        Ok(self.config.offset.saturating_add(offset.into()))
+    }
+
+    /// Stops the function from accessing memory of its own accord, as far as it listens.
+    fn clear_bus_master(&mut self) -> Result<()> {
+        let mut command = [0; 2];
+        self.read_config(COMMAND, &mut command)?;
+        let command = u16::from_le_bytes(command);
+        self.write_config(COMMAND, &(command & !BUS_MASTER).to_le_bytes())
+    }
+}
+
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> Error {
+    move |error| Error::from(error).doing(doing)
+}
+
+/// Asks to be told when the kernel wants the device back (it is unplugged, or its driver is unbound).
+fn removal_notice(device: &File, kinds: u32) -> Result<Option<OwnedFd>> {
+    let index = vfio::VFIO_PCI_REQ_IRQ_INDEX;
+    let device = device.as_fd();
+    if kinds <= index || !syscall::interrupts(device, index).is_ok_and(|count| count > 0) {
+        return Ok(None);
+    }
+    let fd = syscall::eventfd().map_err(failed("making an event counter"))?;
+    syscall::set_interrupts(device, index, std::slice::from_ref(&fd))
+        .map_err(failed("asking to be told about the device's removal"))?;
+    Ok(Some(fd))
+}
+
+impl PciDevice for VfioDevice {
+    fn identity(&self) -> PciIdentity {
+        self.identity.clone()
+    }
+
+    fn bar0(&mut self) -> Result<Bar0> {
+        if let Some(bar) = &self.bar {
+            return Ok(Bar0::new(Arc::<VfioBar>::clone(bar)));
+        }
+        // Registers of a function whose memory space is off are no memory: an access would end this process.
+        let mut command = [0; 2];
+        self.read_config(COMMAND, &mut command)?;
+        self.write_config(COMMAND, &command)?;
+        let bar = Arc::new(VfioBar::map(&self.file, &self.registers)?);
+        self.bar = Some(Arc::clone(&bar));
+        Ok(Bar0::new(bar))
+    }
+
+    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
+        self.container.map(region).map_err(|error| error.peer(&self.identity))
+    }
+
+    fn dma_unmap(&mut self, region: RegionId) -> Result<()> {
+        self.container.unmap(region).map_err(|error| error.peer(&self.identity))
+    }
+
+    fn max_vectors(&self) -> u16 {
+        self.vectors
+    }
+
+    fn enable_interrupts(&mut self, vectors: u16) -> Result<Vec<OwnedFd>> {
+        if vectors > self.vectors {
+            return Err(Error::unsupported(format!(
+                "{vectors} interrupt vectors are needed, {} has {}",
+                self.identity, self.vectors
+            )));
+        }
+        let fds = (0..vectors)
+            .map(|_| syscall::eventfd())
+            .collect::<io::Result<Vec<OwnedFd>>>()
+            .map_err(failed("making event counters for interrupts"))?;
+        syscall::set_interrupts(self.file.as_fd(), vfio::VFIO_PCI_MSIX_IRQ_INDEX, &fds).map_err(|error| {
+            Error::from(error).doing(format!("enabling {vectors} MSI-X vectors")).peer(&self.identity)
+        })?;
+        Ok(fds)
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        if !self.resettable {
+            return Err(Error::unsupported("the kernel knows no way to reset this function alone")
+                .peer(&self.identity));
+        }
+        // The kernel restores what was set before, which is not what a reset promises.
+        self.clear_bus_master()?;
+        syscall::set_interrupts::<OwnedFd>(self.file.as_fd(), vfio::VFIO_PCI_MSIX_IRQ_INDEX, &[])
+            .map_err(failed("turning MSI-X off"))?;
+        syscall::reset(self.file.as_fd())
+            .map_err(|error| Error::from(error).doing("resetting the function").peer(&self.identity))
+    }
+
+    fn read_config(&mut self, offset: u32, to: &mut [u8]) -> Result<()> {
+        let at = self.config_at(offset, to.len())?;
+        self.file.read_exact_at(to, at).map_err(|error| {
+            Error::from(error)
+                .doing(format!("reading configuration space at {offset:#x}"))
+                .peer(&self.identity)
+        })
+    }
+
+    /// Memory space stays enabled, whatever is written to the command register: while it is off, the kernel answers an access to a
+    /// mapped register with a signal that ends the process.
+    fn write_config(&mut self, offset: u32, from: &[u8]) -> Result<()> {
+        let at = self.config_at(offset, from.len())?;
+        let mut bytes = from.to_vec();
+        let low = usize::try_from(COMMAND).ok().and_then(|command| command.checked_sub(offset as usize));
+        if let Some(byte) = low.and_then(|index| bytes.get_mut(index)) {
+            *byte |= MEMORY_SPACE as u8;
+        }
+        self.file.write_all_at(&bytes, at).map_err(|error| {
+            Error::from(error)
+                .doing(format!("writing configuration space at {offset:#x}"))
+                .peer(&self.identity)
+        })
+    }
+
+    fn isolate(&mut self) -> bool {
+        if let Err(error) = self.clear_bus_master() {
+            tracing::debug!(%error, "bus mastering could not be turned off");
+        }
+        // What the IOMMU no longer translates cannot be reached, whether the function listens or not.
+        self.container.unmap_all()
+    }
+
+    fn is_removed(&self) -> bool {
+        self.removal.as_ref().is_some_and(|fd| syscall::is_readable(fd.as_fd()))
+    }
+
+    fn removal_fd(&self) -> Option<RawFd> {
+        self.removal.as_ref().map(AsRawFd::as_raw_fd)
+    }
+}
+
+impl Drop for VfioDevice {
+    fn drop(&mut self) {
+        let off = syscall::set_interrupts::<OwnedFd>(self.file.as_fd(), vfio::VFIO_PCI_MSIX_IRQ_INDEX, &[]);
+        if let Err(error) = off {
+            tracing::debug!(%error, "interrupts could not be turned off");
+        }
+        self.isolate();
+        // The kernel waits for the last mapping of the registers before it takes the device back.
+        if let Some(bar) = self.bar.take() {
+            bar.revoke();
+        }
+    }
+}

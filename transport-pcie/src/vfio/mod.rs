@@ -1,0 +1,61 @@
+//! Functions of the local bus, lent to this process by the kernel's VFIO.
+//!
+//! A device is in an IOMMU group (`/dev/vfio/N`), the group is put into a container (`/dev/vfio/vfio`) of its own, and the
+//! container's IOMMU lets the device reach what is mapped there and nothing else.
+//!
+//! The ioctls are called here and not through `vfio-ioctls`, which does not report whether reading or writing a region or a reset
+//! worked, and does not ask for the IOMMU's address ranges. Structures and constants are those of `vfio-bindings`.
+
+mod bar;
+mod capability;
+mod container;
+mod device;
+mod iova;
+// UNSAFETY: ioctls.
+#[expect(unsafe_code, reason = "VFIO's ioctls")]
+mod syscall;
+
+use std::io;
+use std::path::Path;
+
+use nvmf_core::Error;
+
+pub(crate) use device::VfioDevice;
+pub(crate) use syscall::may_use;
+
+/// Why a file of VFIO could not be opened, and what to do about it.
+fn open_failed(path: &Path, error: &io::Error) -> Error {
+    let shown = path.display();
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Some(format!("run as root, or give yourself access: chown $USER {shown}"))
+        }
+        io::ErrorKind::NotFound => Some("load VFIO: modprobe vfio-pci".to_owned()),
+        io::ErrorKind::ResourceBusy => Some("another process uses a device of this IOMMU group".to_owned()),
+        _ => None,
+    };
+    let error = Error::from(error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error))
+        .doing(format!("opening {shown}"));
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_opening_say_what_to_do() {
+        let text =
+            |code| open_failed(Path::new("/dev/vfio/7"), &io::Error::from_raw_os_error(code)).to_string();
+        assert_eq!(
+            text(libc::EACCES),
+            "opening /dev/vfio/7: Permission denied (os error 13); run as root, or give yourself access: chown $USER /dev/vfio/7"
+        );
+        assert!(text(libc::ENOENT).ends_with("; load VFIO: modprobe vfio-pci"));
+        assert!(text(libc::EBUSY).contains("another process"));
+        assert!(!text(libc::EIO).contains(';'));
+    }
+}
