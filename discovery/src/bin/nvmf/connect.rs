@@ -99,6 +99,12 @@ impl ConnectArgs {
         Ok(trid)
     }
 
+    /// Whether no controller is named.
+    #[cfg(feature = "pcie")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.trid.is_empty() && self.transport.is_none()
+    }
+
     fn address(&self) -> Result<TransportId, Failure> {
         if let (Some(transport), Some(traddr)) = (&self.transport, &self.traddr) {
             let trtype = transport
@@ -213,6 +219,11 @@ pub(crate) fn driver() -> Driver {
     let builder = Driver::builder();
     #[cfg(feature = "tcp")]
     let builder = builder.transport(nvmf_transport_tcp::TcpTransport::new());
+    // These two say what is missing where they cannot connect.
+    #[cfg(feature = "rdma")]
+    let builder = builder.transport(nvmf_transport_rdma::RdmaTransport::new());
+    #[cfg(feature = "pcie")]
+    let builder = builder.transport(nvmf_transport_pcie::PcieTransport::new());
     builder.build()
 }
 

@@ -11,13 +11,16 @@ use crate::connect::{ConnectArgs, detach, driver};
 use crate::failure::Failure;
 use crate::units::{self, Table};
 
-/// Attach everything a target offers and list its namespaces
+/// List local controllers, or everything a target offers with its namespaces
+///
+/// Without a target, the controllers on the local PCI bus are listed, with who holds them; nothing is attached.
 ///
 /// Without a subsystem NQN the discovery controller at the address is asked, and each NVM subsystem in its log is attached
 /// for a moment. With one, only that subsystem is listed.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
+  nvmf list                                             what is on the PCI bus?
   nvmf list -t tcp -a 192.0.2.1                         discovery on port 8009
   nvmf list nvme+tcp://192.0.2.1:4420                   discovery on port 4420
   nvmf list -t tcp -a 192.0.2.1 -n nqn.2024-01.com.example:disk
@@ -182,6 +185,10 @@ impl Listing {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    #[cfg(feature = "pcie")]
+    if args.connect.is_empty() {
+        return super::local::list(&nvmf_transport_pcie::PcieTransport::new(), args.output_format);
+    }
     let trid = args.connect.trid()?;
     let options = args.connect.options(1)?;
     let (mut attached, mut failed) = (Vec::new(), Vec::new());

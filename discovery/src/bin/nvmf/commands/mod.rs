@@ -6,6 +6,8 @@ pub(crate) mod demo;
 pub(crate) mod discover;
 pub(crate) mod identify;
 pub(crate) mod list;
+#[cfg(feature = "pcie")]
+mod local;
 pub(crate) mod perf;
 #[cfg(feature = "tcp")]
 pub(crate) mod target;
