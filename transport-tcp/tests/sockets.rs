@@ -293,7 +293,7 @@ fn host_names_are_resolved() {
         // A machine without /etc/hosts: the name is as unknown as any.
         let error = qpair.unwrap_err();
         assert!(error.to_string().contains("resolving localhost"), "{error}");
-        drop(std::net::TcpStream::connect(address));
+        drop(TcpStream::connect(address));
     }
     drop(serving);
 
