@@ -52,7 +52,7 @@ pub enum ErrorKind {
     #[error("{0}")]
     Transport(Arc<io::Error>),
     /// A deadline passed.
-    #[error("no answer within {after:?} while {state}")]
+    #[error("no answer within {:?} while {state}", rounded(*after))]
     TimedOut {
         /// What was being waited for.
         state: Cow<'static, str>,
@@ -80,6 +80,14 @@ pub enum ErrorKind {
     /// A transport address could not be understood.
     #[error("{0}")]
     Address(Arc<TransportIdError>),
+}
+
+/// A duration as people state it: whole milliseconds, from ten seconds on tenths of a second.
+fn rounded(time: Duration) -> Duration {
+    let step = if time < Duration::from_secs(10) { 1 } else { 100 };
+    let nearest = (time + Duration::from_micros(step * 500)).as_millis();
+    let millis = u64::try_from(nearest).unwrap_or(u64::MAX) / step * step;
+    if millis == 0 { time } else { Duration::from_millis(millis) }
 }
 
 /// An error with its context: what was attempted, against whom, and what to try next.
@@ -247,6 +255,15 @@ mod tests {
             "connecting the admin queue (tcp 127.0.0.1:4420): no answer within 2s while waiting for the ICResp; \
              is an NVMe/TCP target listening there?"
         );
+    }
+
+    #[test]
+    fn times_are_stated_without_noise() {
+        let text = |time| Error::timed_out("waiting", time).to_string();
+        assert_eq!(text(Duration::from_nanos(500_172_349)), "no answer within 500ms while waiting");
+        assert_eq!(text(Duration::from_nanos(499_972_349)), "no answer within 500ms while waiting");
+        assert_eq!(text(Duration::from_nanos(30_012_345_678)), "no answer within 30s while waiting");
+        assert_eq!(text(Duration::from_micros(20)), "no answer within 20µs while waiting");
     }
 
     #[test]

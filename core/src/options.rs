@@ -24,8 +24,8 @@ pub struct ControllerOptions {
     pub keep_alive_timeout: Duration,
     /// Deadline of one admin command. 30 s.
     pub admin_timeout: Duration,
-    /// Deadline from submission to completion of an I/O command; when it passes, the queue pair is given up and every
-    /// command on it fails. `None` is never. 30 s, as in the Linux kernel (SPDK has none): a target that stops answering
+    /// Deadline of an I/O: so long it may go without any of its commands completing. When it passes, the queue pair is given
+    /// up and every command on it fails. `None` is never. 30 s, as in the Linux kernel (SPDK has none): a target that stops answering
     /// must not hold a caller for ever.
     pub io_timeout: Option<Duration>,
     /// Deadline for opening one connection: name resolution, transport connect, ICReq or RDMA CM, Fabrics Connect.

@@ -24,3 +24,8 @@ mod client;
 pub mod output;
 
 pub use client::{Discovery, discover};
+
+// The examples of the README compile, and the one that can runs.
+#[cfg(all(doctest, feature = "tcp"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -562,6 +562,8 @@ impl<Q: TransportQpair> Engine<Q> {
             }
             let op = &mut self.ops[op_index as usize];
             op.in_flight -= 1;
+            // A large operation has its time for every command, not for all of them.
+            op.seen = None;
             let status = cqe.status();
             if status.is_success() {
                 if let Ok(value) = &mut op.result {
@@ -604,7 +606,7 @@ impl<Q: TransportQpair> Engine<Q> {
         }
         self.last_scan = now;
         let mut expired = None;
-        for op in self.ops.iter_mut().filter(|op| op.active) {
+        for op in self.ops.iter_mut().filter(|op| op.active && op.in_flight > 0) {
             let Some(timeout) = op.timeout else { continue };
             // The clock is not read per command: time counts from the first scan that sees the operation.
             let seen = *op.seen.get_or_insert(now);

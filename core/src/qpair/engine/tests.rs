@@ -489,6 +489,26 @@ fn deadlines_are_looked_at_under_load_too() {
 }
 
 #[test]
+fn an_operation_that_makes_progress_is_not_late() {
+    // Six pieces one after the other, each within its time, all together far beyond it; another operation waits meanwhile.
+    let mut bench = Bench::new(1, 2);
+    let timeout = Some(Duration::from_secs(1));
+    bench.submit(Request { timeout, ..bench.request(NvmOpcode::READ, 0, 48, 8, 1) });
+    bench.submit(Request { timeout, ..bench.request(NvmOpcode::READ, 0, 1, 8, 2) });
+    let mut done = Vec::new();
+    for _ in 0..7 {
+        for _ in 0..4 {
+            advance(Duration::from_millis(200));
+            done.extend(bench.poll());
+        }
+        bench.answer(0, Status::SUCCESS);
+    }
+    done.extend(bench.poll());
+    assert_eq!(user_data(&done), [1, 2]);
+    assert!(done.iter().all(|d| d.result.is_ok()), "{done:?}");
+}
+
+#[test]
 fn without_a_timeout_nothing_is_ever_late() {
     let mut bench = Bench::new(2, 8);
     bench.read(0, 1, 8, 0);
