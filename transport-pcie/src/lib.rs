@@ -37,12 +37,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nvmf_core::transport::{Transport, TransportController};
-use nvmf_core::transport_id::PciAddress;
-use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
 pub use controller::PcieController;
 pub use device::{Bar0, BarAccess, PciDevice, PciIdentity};
 pub use mmio::MappedBar;
+use nvmf_core::transport::{Transport, TransportController};
+use nvmf_core::transport_id::PciAddress;
+use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
 pub use obstacle::Obstacle;
 pub use qpair::PcieQpair;
 pub use scan::PciFunction;
