@@ -246,6 +246,16 @@ fn target_serves_until_told_to_stop() {
 }
 
 #[cfg(feature = "pcie")]
+/// A program that is ended with the test, however that ends.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_vfio_user_target_is_a_controller_like_any_other() {
     let directory = std::env::temp_dir().join(format!("nvmf-cli-vfio-user-{}", std::process::id()));
@@ -260,9 +270,9 @@ fn a_vfio_user_target_is_a_controller_like_any_other() {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, format!("listening on {}/cntrl\n", directory.display()));
-        child
+        Running(child)
     };
-    let mut child = start();
+    let child = start();
     let trid = format!("trtype:vfiouser traddr:{}", directory.display());
     nvmf(&[&"verify", &trid, &"--length", &"64K", &"--yes"]).ok();
     let text = nvmf(&[&"identify", &trid]).text();
@@ -276,8 +286,7 @@ fn a_vfio_user_target_is_a_controller_like_any_other() {
         move || nvmf(&[&"perf", &trid, &"-w", &"randread", &"-t", &"30"])
     });
     std::thread::sleep(std::time::Duration::from_millis(700));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    drop(child);
     let run = reader.join().unwrap();
     assert_ne!(run.code, Some(0), "{run:?}");
     assert!(run.took < std::time::Duration::from_secs(20), "{run:?}");
@@ -286,8 +295,9 @@ fn a_vfio_user_target_is_a_controller_like_any_other() {
 
     let mut child = start();
     nvmf(&[&"verify", &trid, &"--length", &"64K", &"--yes"]).ok();
-    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let kill = format!("kill -TERM {}", child.0.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    assert_eq!(child.0.wait().unwrap().code(), Some(0));
     // The socket is gone, and nothing else was left.
     std::fs::remove_dir(&directory).unwrap();
 }

@@ -219,7 +219,7 @@ pub(crate) fn driver() -> Driver {
     let builder = Driver::builder();
     #[cfg(feature = "tcp")]
     let builder = builder.transport(nvmf_transport_tcp::TcpTransport::new());
-    // These two say what is missing where they cannot connect.
+    // For now it says what this machine lacks.
     #[cfg(feature = "rdma")]
     let builder = builder.transport(nvmf_transport_rdma::RdmaTransport::new());
     #[cfg(feature = "pcie")]
