@@ -22,7 +22,7 @@ pub(crate) struct ConnectArgs {
     #[arg(value_name = "TRID", conflicts_with_all = ["transport", "traddr", "trsvcid"], num_args = 1..)]
     trid: Vec<String>,
 
-    /// Transport type: tcp
+    /// Transport type: tcp, pcie or vfiouser
     #[arg(short = 't', long, value_name = "TYPE", requires = "traddr", help_heading = ADDRESS)]
     transport: Option<String>,
 
