@@ -192,7 +192,7 @@ fn a_target_may_close_at_any_byte() -> Result<()> {
     let upstream = target.tcp_addrs()[0];
     let driver = driver();
     let finished = AtomicBool::new(false);
-    // Both directions of each connection are cut after so many bytes; the step is coprime to the sizes of PDUs.
+    // Each connection is closed both ways after so many bytes from the target; the step is coprime to the sizes of PDUs.
     let mut cut = 0;
     while !finished.load(Ordering::Relaxed) {
         let address = fake(move |downstream| {
