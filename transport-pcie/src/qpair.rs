@@ -458,10 +458,8 @@ impl TransportQpair for PcieQpair {
         if self.life.quiesced {
             return Quiesce::Done;
         }
-        let result = if self.qid == 0 || self.shared.is_dead() {
-            self.shared.stop(now)
-        } else if self.shared.failure().is_some() {
-            // Gone: nobody answers Delete commands any more.
+        let result = if self.qid == 0 || self.shared.is_dead() || self.shared.failure().is_some() {
+            // The admin queue itself, or nobody is left to answer Delete commands.
             self.shared.stop(now)
         } else if self.life.sent.is_some() {
             Quiesce::Pending
