@@ -6,6 +6,8 @@ note() { echo "note: $*"; }
 
 # wait_for SECONDS COMMAND...: until the command succeeds.
 wait_for() {
+    # Local: what is waited for may wait itself.
+    local _left
     _left=$(($1 * 10)); shift
     until "$@" >/dev/null 2>&1; do
         _left=$((_left - 1))
