@@ -2,5 +2,8 @@
 //! every block must hold.
 
 pub mod conformance;
+pub mod history;
+pub mod proxy;
 pub mod rng;
+pub mod session;
 pub mod workload;
