@@ -6,4 +6,5 @@ pub mod history;
 pub mod proxy;
 pub mod rng;
 pub mod session;
+pub mod soak;
 pub mod workload;

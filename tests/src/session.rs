@@ -236,5 +236,5 @@ pub fn check(qpair: &mut IoQpair, ns: &Namespace, history: &mut History) -> Resu
     let submitted = Instant::now();
     let buf =
         qpair.read_blocking(ns, 0, qpair.alloc(usize::try_from(blocks)? * ns.block_size() as usize)?)?;
-    history.read(0, &buf.to_vec(), submitted, Instant::now())
+    history.read(0, &buf, submitted, Instant::now())
 }
