@@ -2,5 +2,9 @@
 //! every block must hold.
 
 pub mod conformance;
+pub mod history;
+pub mod proxy;
 pub mod rng;
+pub mod session;
+pub mod soak;
 pub mod workload;

@@ -6,6 +6,7 @@ mod check;
 mod deny;
 mod lint;
 mod shell;
+mod soak;
 mod vm;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ cargo xtask COMMAND
 
   test [--no-vm] [--no-deny]   everything: format, clippy, docs, tests, lint, deny, virtual machines
   vm [SUITE[::TEST]...]        suites against real Linux peers in a QEMU guest (`cargo xtask vm --help`)
+  soak [--seconds N] [--seed S]  random I/O over TCP while its connections are harmed (`cargo xtask soak --help`)
   lint                         house rules the compiler does not know
   deny                         licences, duplicate and forbidden crates, sources (cargo-deny)
 ";
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_str() {
         "test" => check::main(&rest),
         "vm" => vm::main(&rest),
+        "soak" => soak::main(&rest),
         "lint" => no_arguments(&rest).and_then(|()| lint::main()),
         "deny" => no_arguments(&rest).and_then(|()| deny::main()),
         "" | "help" | "-h" | "--help" => {
