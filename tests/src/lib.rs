@@ -2,6 +2,7 @@
 //! every block must hold.
 
 pub mod conformance;
+pub mod fuzz;
 pub mod history;
 pub mod proxy;
 pub mod rng;
