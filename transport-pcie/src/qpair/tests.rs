@@ -3,9 +3,13 @@ use nvmf_core::spec::NvmOpcode;
 use nvmf_core::transport::TransportController;
 use nvmf_core::{DmaPool, ErrorKind};
 
+use nvmf_core::dma::DMA_PAGE;
+
 use super::*;
 use crate::PcieController;
 use crate::testing::{Fake, opcode, setup};
+
+const PAGE: u64 = DMA_PAGE as u64;
 
 /// A device, its controller with an enabled admin queue, and an I/O queue pair of `entries`, not yet created.
 struct Bench {
