@@ -190,3 +190,6 @@ impl Drop for CmbPart {
         self.cmb.used()[self.first..self.first + self.pages].fill(false);
     }
 }
+
+#[cfg(test)]
+mod tests;

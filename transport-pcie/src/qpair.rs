@@ -601,4 +601,4 @@ impl Drop for PcieQpair {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -120,19 +120,4 @@ pub(crate) fn unavailable(error: &Error) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_register_is_written_when_the_value_passes_what_is_waited_for() {
-        // The controller has seen up to 5 and waits for more.
-        assert!(must_ring(5, 5, 6) && must_ring(5, 5, 9) && must_ring(7, 5, 9));
-        // It has not come to what was told before, or waits for more than there is.
-        assert!(!must_ring(4, 5, 6) && !must_ring(9, 5, 9) && !must_ring(0, 5, 9));
-        // Around the end of a ring of eight.
-        assert!(must_ring(7, 7, 0) && must_ring(7, 6, 1) && !must_ring(5, 7, 0) && must_ring(0, 7, 1));
-        // Around the end of the numbers.
-        assert!(must_ring(u16::MAX, u16::MAX, 0) && !must_ring(u16::MAX - 1, u16::MAX, 0));
-        assert!(!must_ring(0, 3, 3), "nothing new");
-    }
-}
+mod tests;

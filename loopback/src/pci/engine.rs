@@ -192,6 +192,17 @@ impl Engine {
         self.fired.clear();
     }
 
+    /// Whether the host uses shadow doorbells.
+    pub(super) fn has_shadow(&self) -> bool {
+        self.shadow.is_some()
+    }
+
+    /// Submission queues in the controller memory buffer.
+    pub(super) fn queues_in_buffer(&self) -> usize {
+        let queues = self.queues.active().iter().filter_map(|&qid| self.queues.sq(qid));
+        queues.filter(|sq| sq.is_in_buffer()).count()
+    }
+
     /// The host has moved BAR 2.
     pub(super) fn move_cmb(&mut self, bar: u64) {
         self.registers.move_cmb(bar);

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -172,6 +172,8 @@ struct Shared {
     /// PCI command register, Bus Master Enable.
     bus_master: AtomicBool,
     removed: AtomicBool,
+    /// Doorbell registers written.
+    rung: AtomicU64,
     /// The first end becomes readable for the holder of the second when the function is gone.
     removal: (UnixStream, UnixStream),
     open: AtomicBool,
@@ -336,6 +338,7 @@ impl Shared {
         }
         if let Some(from_first) = offset.checked_sub(DOORBELL_BASE) {
             let index = from_first.is_multiple_of(self.stride).then_some(from_first / self.stride);
+            self.rung.fetch_add(1, Ordering::Relaxed);
             self.signal.ring(index, value);
         } else {
             let mut engine = lock(&self.engine);
@@ -511,6 +514,7 @@ impl EmulatedFunction {
             interrupts: Mutex::default(),
             bus_master: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            rung: AtomicU64::new(0),
             removal,
             open: AtomicBool::new(false),
         });
@@ -586,6 +590,24 @@ impl EmulatedFunction {
     #[must_use]
     pub fn is_removed(&self) -> bool {
         self.shared().is_removed()
+    }
+
+    /// How often a doorbell register was written so far.
+    #[must_use]
+    pub fn doorbell_writes(&self) -> u64 {
+        self.shared().rung.load(Ordering::Relaxed)
+    }
+
+    /// Whether its host has given it shadow doorbells.
+    #[must_use]
+    pub fn has_shadow_doorbells(&self) -> bool {
+        lock(&self.shared().engine).has_shadow()
+    }
+
+    /// I/O submission queues that its host has put into the controller memory buffer.
+    #[must_use]
+    pub fn queues_in_controller_memory(&self) -> usize {
+        lock(&self.shared().engine).queues_in_buffer()
     }
 
     /// Executes what there is, in the calling thread.

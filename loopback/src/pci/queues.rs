@@ -48,6 +48,10 @@ impl Sq {
         self
     }
 
+    pub(super) fn is_in_buffer(&self) -> bool {
+        self.buffer.is_some()
+    }
+
     /// SQHD of completions.
     pub(super) fn head(&self) -> u16 {
         self.head as u16
