@@ -88,6 +88,10 @@ pub(super) struct Engine {
     timing: Timing,
     /// CC.EN has no effect, a scripted fault.
     pub(super) never_ready: bool,
+    /// CSTS.CFS comes up instead of CSTS.RDY, a scripted fault.
+    pub(super) fatal_when_enabled: bool,
+    /// Clearing CC.EN has no effect, a scripted fault.
+    pub(super) never_disabled: bool,
     /// CC.SHN has no effect, a scripted fault.
     pub(super) never_shut_down: bool,
     /// Shutdown processing goes on until then.
@@ -124,6 +128,8 @@ impl Engine {
             stride: 4 << dstrd,
             timing,
             never_ready: false,
+            fatal_when_enabled: false,
+            never_disabled: false,
             never_shut_down: false,
             shutdown_until: None,
             shadow: None,
@@ -167,6 +173,7 @@ impl Engine {
             (false, true) => {
                 self.ready_at = (!self.never_ready).then_some(now + self.timing.ready);
             }
+            (true, false) if self.never_disabled => {}
             (true, false) => {
                 self.stop();
                 self.controller.start_over();
@@ -238,6 +245,9 @@ impl Engine {
     fn enable(&mut self) {
         let controller = Arc::clone(&self.controller);
         controller.write_cc(self.registers.cc());
+        if self.fatal_when_enabled {
+            return controller.fatal("a scripted fault");
+        }
         if !controller.is_ready() {
             return;
         }

@@ -571,6 +571,16 @@ impl EmulatedFunction {
         lock(&self.shared().engine).never_ready = on;
     }
 
+    /// While `on`, CSTS.CFS comes up when CC.EN is set, instead of CSTS.RDY.
+    pub fn fatal_when_enabled(&self, on: bool) {
+        lock(&self.shared().engine).fatal_when_enabled = on;
+    }
+
+    /// While `on`, the controller goes on as if CC.EN had not been cleared.
+    pub fn never_disabled(&self, on: bool) {
+        lock(&self.shared().engine).never_disabled = on;
+    }
+
     /// While `on`, CSTS.SHST does not follow when CC.SHN is set.
     pub fn never_shut_down(&self, on: bool) {
         lock(&self.shared().engine).never_shut_down = on;
