@@ -82,24 +82,4 @@ impl Quirks {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn devices_are_found_by_both_identifiers_and_vendors_by_one() {
-        assert_eq!(Quirks::of(0x8086, 0x0a54).min_io_entries, 1024);
-        assert!(Quirks::of(0x8086, 0x0b60).no_sgl_for_dsm && !Quirks::of(0x8086, 0x0b60).no_sgl);
-        assert!(Quirks::of(0x19e5, 1).no_sgl && Quirks::of(0x19e5, 0xffff).no_sgl);
-        for nothing in [(0x8086, 0x0001), (0x1c5f, 0xa821), (0x1234, 0x4e56), (0xffff, 0xffff)] {
-            assert_eq!(Quirks::of(nothing.0, nothing.1), Quirks::default());
-        }
-    }
-
-    #[test]
-    fn no_line_hides_another() {
-        for (index, (vendor, device, _)) in TABLE.iter().enumerate() {
-            let before = &TABLE[..index];
-            assert!(!before.iter().any(|(v, d, _)| v == vendor && (d.is_none() || d == device)), "{index}");
-        }
-    }
-}
+mod tests;
