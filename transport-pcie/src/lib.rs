@@ -12,12 +12,13 @@
 //! Other [`PciDevice`]s are brought in with [`PcieTransport::with_devices`].
 //!
 //! # What it does not do
-//! Metadata pointers, shadow doorbells and controller memory buffers are not used. Of VFIO only groups and containers are used, not
+//! Metadata pointers are not used, and of controller memory buffers only the room for submission queues. Of VFIO only groups and containers are used, not
 //! iommufd, and two functions of one IOMMU group cannot be driven at the same time.
 
 #![deny(unsafe_code)]
 
 mod bind;
+mod cmb;
 pub mod controller;
 mod data;
 pub mod device;
@@ -26,7 +27,9 @@ pub mod device;
 mod mmio;
 mod obstacle;
 mod qpair;
+mod quirks;
 mod scan;
+mod shadow;
 mod shared;
 #[cfg(test)]
 mod testing;

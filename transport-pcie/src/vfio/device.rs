@@ -35,6 +35,8 @@ pub(crate) struct VfioDevice {
     config: Region,
     registers: Region,
     bar: Option<Arc<VfioBar>>,
+    /// Other BARs, by index.
+    memory: Vec<(u8, Arc<VfioBar>)>,
     vectors: u16,
     resettable: bool,
     /// Signalled when the kernel wants the device back.
@@ -68,13 +70,8 @@ impl VfioDevice {
         if info.flags & vfio::VFIO_DEVICE_FLAGS_PCI == 0 {
             return Err(Error::unsupported("VFIO says that it is no PCI device"));
         }
-        let region = |index: u32| -> Result<Region> {
-            let info = syscall::region_info(device, index)
-                .map_err(|error| Error::from(error).doing(format!("asking VFIO for region {index}")))?;
-            Region::parse(&info).ok_or_else(|| Error::unsupported("VFIO gave an answer that is too short"))
-        };
-        let config = region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
-        let registers = region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
+        let config = region(&file, vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
+        let registers = region(&file, vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
         let vectors = if info.num_irqs > vfio::VFIO_PCI_MSIX_IRQ_INDEX {
             syscall::interrupts(device, vfio::VFIO_PCI_MSIX_IRQ_INDEX)
                 .map_err(failed("asking VFIO for the MSI-X vectors"))?
@@ -89,6 +86,7 @@ impl VfioDevice {
             config,
             registers,
             bar: None,
+            memory: Vec::new(),
             vectors: u16::try_from(vectors).unwrap_or(u16::MAX),
             resettable: info.flags & vfio::VFIO_DEVICE_FLAGS_RESET != 0,
             removal,
@@ -117,6 +115,12 @@ impl VfioDevice {
         let command = u16::from_le_bytes(command);
         self.write_config(COMMAND, &(command & !BUS_MASTER).to_le_bytes())
     }
+}
+
+fn region(device: &File, index: u32) -> Result<Region> {
+    let info = syscall::region_info(device.as_fd(), index)
+        .map_err(|error| Error::from(error).doing(format!("asking VFIO for region {index}")))?;
+    Region::parse(&info).ok_or_else(|| Error::unsupported("VFIO gave an answer that is too short"))
 }
 
 fn failed(doing: &'static str) -> impl Fn(io::Error) -> Error {
@@ -152,6 +156,26 @@ impl PciDevice for VfioDevice {
         let bar = Arc::new(VfioBar::map(&self.file, &self.registers)?);
         self.bar = Some(Arc::clone(&bar));
         Ok(Bar0::new(bar))
+    }
+
+    fn bar(&mut self, index: u8) -> Result<Bar0> {
+        if let Some((_, bar)) = self.memory.iter().find(|(known, _)| *known == index) {
+            return Ok(Bar0::new(Arc::<VfioBar>::clone(bar)));
+        }
+        if !(2..=5).contains(&index) {
+            return Err(Error::api_misuse(format!("BAR {index} is none of a function's memory")));
+        }
+        let region = region(&self.file, vfio::VFIO_PCI_BAR0_REGION_INDEX + u32::from(index))?;
+        if region.size == 0 {
+            return Err(Error::unsupported(format!("the function has no BAR {index}")).peer(&self.identity));
+        }
+        let bar = Arc::new(VfioBar::map(&self.file, &region)?);
+        self.memory.push((index, Arc::clone(&bar)));
+        Ok(Bar0::new(bar))
+    }
+
+    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        self.container.reserve(at, len).map_err(|error| error.peer(&self.identity))
     }
 
     fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
@@ -249,5 +273,6 @@ impl Drop for VfioDevice {
         if let Some(bar) = self.bar.take() {
             bar.revoke();
         }
+        self.memory.drain(..).for_each(|(_, bar)| bar.revoke());
     }
 }
