@@ -13,6 +13,7 @@ mod function;
 mod interrupt;
 mod queues;
 mod registers;
+mod ringer;
 mod signal;
 #[cfg(test)]
 mod tests;
