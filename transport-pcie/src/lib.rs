@@ -32,6 +32,7 @@ mod shared;
 mod testing;
 mod vfio;
 pub mod vfio_user;
+mod wake;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use nvmf_core::transport::Quiesce;
 use nvmf_core::{DmaPool, DmaRegion, Error, ErrorKind, Result};
 
 use crate::device::{Bar0, PciDevice};
+use crate::wake::{self, Bell};
 
 /// Shortest time a controller is given to become disabled, whatever CAP.TO says: some report zero.
 const MIN_DISABLE: Duration = Duration::from_millis(500);
@@ -26,6 +27,7 @@ const NOBODY_32: u32 = u32::MAX;
 
 /// The removal notice among what the admin queue's descriptor stands for.
 const REMOVAL: Token = Token(0);
+const OTHERS: Token = Token(1);
 
 /// How SGLs may be used for I/O commands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,8 +47,10 @@ pub(crate) struct Shared {
     pub(crate) bounce: DmaPool,
     name: String,
     vectors: Vec<File>,
-    /// Sleeps on vector 0 and the removal notice together.
+    /// Sleeps on vector 0, the removal notice and the bell together; only with a vector 0.
     admin_wait: Option<Mutex<Poll>>,
+    /// Wakes every queue pair when the function is lost or stopped.
+    bell: Option<Bell>,
     sgl: AtomicU8,
     /// Reads return all ones, or the function says that it is gone.
     lost: AtomicBool,
@@ -78,12 +82,15 @@ enum Stop {
 
 impl Shared {
     pub(crate) fn new(device: Box<dyn PciDevice>, bar: Bar0, cap: Cap, vectors: Vec<OwnedFd>) -> Self {
-        let admin_wait = device.removal_fd().and_then(|removal| {
+        let bell = Bell::new()
+            .inspect_err(|error| tracing::warn!(%error, "queue pairs will not be woken by a removal"))
+            .ok();
+        let admin_wait = vectors.first().and_then(|vector| {
             let poll = Poll::new().ok()?;
-            for (token, fd) in
-                [removal].into_iter().chain(vectors.first().map(AsRawFd::as_raw_fd)).enumerate()
-            {
-                poll.registry().register(&mut SourceFd(&fd), Token(token), Interest::READABLE).ok()?;
+            let others = [bell.as_ref().map(Bell::as_fd), Some(vector.as_fd())];
+            let fds = device.removal_fd().map(|fd| (REMOVAL, fd)).into_iter();
+            for (token, fd) in fds.chain(others.into_iter().flatten().map(|fd| (OTHERS, fd))) {
+                poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE).ok()?;
             }
             Some(poll)
         });
@@ -94,6 +101,7 @@ impl Shared {
             name: device.identity().to_string(),
             vectors: vectors.into_iter().map(File::from).collect(),
             admin_wait: admin_wait.map(Mutex::new),
+            bell,
             sgl: AtomicU8::new(SglSupport::No as u8),
             lost: AtomicBool::new(false),
             dead: AtomicBool::new(false),
@@ -149,6 +157,17 @@ impl Shared {
         Ok(())
     }
 
+    /// What to sleep on for an I/O queue: readable when its vector fires, and as long as the function is lost, stopped, or
+    /// about to be taken away. Where there cannot be one, the vector's own descriptor has to do.
+    pub(crate) fn sleep_on(&self, vector: u16) -> Option<OwnedFd> {
+        let vector = self.vectors.get(usize::from(vector))?.as_fd();
+        let inner = self.lock();
+        let ends = [self.bell.as_ref().map(Bell::as_fd), inner.device.removal_fd()];
+        wake::any_of([vector].into_iter().chain(ends.into_iter().flatten()))
+            .inspect_err(|error| tracing::warn!(%error, "a queue pair will not be woken by a removal"))
+            .ok()
+    }
+
     pub(crate) fn vector_fd(&self, vector: u16) -> Option<RawFd> {
         self.vectors.get(usize::from(vector)).map(AsRawFd::as_raw_fd)
     }
@@ -172,9 +191,16 @@ impl Shared {
         Error::disconnected(format!("the PCI function {} is gone: its registers do not answer", self.name))
     }
 
+    fn ring(&self) {
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
+    }
+
     /// Remembers that the function is gone.
     pub(crate) fn mark_lost(&self) -> Error {
         self.lost.store(true, Ordering::Release);
+        self.ring();
         self.gone()
     }
 
@@ -190,10 +216,8 @@ impl Shared {
 
     /// Looks whether the function still answers and its controller works.
     pub(crate) fn check_alive(&self) -> Result<()> {
-        let csts = self
-            .bar
-            .read32(u64::from(PropertyOffset::CSTS.0))
-            .inspect_err(|_| self.lost.store(true, Ordering::Release))?;
+        let csts =
+            self.bar.read32(u64::from(PropertyOffset::CSTS.0)).inspect_err(|_| drop(self.mark_lost()))?;
         if csts == NOBODY_32 || self.lock().device.is_removed() {
             return Err(self.mark_lost());
         }
@@ -241,7 +265,9 @@ impl Shared {
     /// controller has forgotten all queues). Whoever is gone or does not obey is cut off from memory.
     pub(crate) fn stop(&self, now: Instant) -> Quiesce {
         let mut inner = self.lock();
-        self.dead.store(true, Ordering::Release);
+        if !self.dead.swap(true, Ordering::AcqRel) {
+            self.ring();
+        }
         inner.stop = match inner.stop {
             Stop::Running => self.disable(&mut inner, now),
             Stop::Disabling { deadline } => self.await_disabled(&mut inner, now, deadline),

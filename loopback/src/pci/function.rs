@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -670,8 +670,8 @@ impl PciDevice for EmulatedDevice {
         self.shared().is_removed()
     }
 
-    fn removal_fd(&self) -> Option<RawFd> {
-        Some(self.shared().removal.1.as_raw_fd())
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.removal())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -233,8 +233,8 @@ impl PciDevice for VfioDevice {
         self.removal.as_ref().is_some_and(|fd| syscall::is_readable(fd.as_fd()))
     }
 
-    fn removal_fd(&self) -> Option<RawFd> {
-        self.removal.as_ref().map(AsRawFd::as_raw_fd)
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.removal.as_ref().map(AsFd::as_fd)
     }
 }
 

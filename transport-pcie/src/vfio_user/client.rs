@@ -1,7 +1,7 @@
 //! The client's end of a vfio-user connection: commands and their replies, each with a deadline.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -133,8 +133,8 @@ impl Connection {
         self.server.get().map_or(0, |server| server.max_data_xfer_size.min(MAX_DATA) as usize)
     }
 
-    pub(super) fn fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Sends a command, waits for its reply and returns the reply's body and descriptors.
