@@ -87,8 +87,8 @@ pub trait HotplugMonitor: Send {
     /// Becomes readable when there is something to poll for; `None` when the bus has to be polled to know.
     fn event_fd(&self) -> Option<RawFd>;
 
-    /// Reports what has changed, in order. Does not block. What was reported as inserted is reported as removed before it is
-    /// reported as inserted again, but that a controller became attachable may be reported as one more insertion.
+    /// Reports what has changed, in order. Does not block. A controller may be reported as inserted twice, when its function is
+    /// there and when it is handed to user space, and as removed twice in the same way.
     ///
     /// # Errors
     /// When the bus cannot be looked at.

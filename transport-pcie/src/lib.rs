@@ -21,6 +21,7 @@ mod bind;
 pub mod controller;
 mod data;
 pub mod device;
+mod hotplug;
 // UNSAFETY: volatile accesses to mapped registers.
 #[expect(unsafe_code, reason = "mmap, and volatile accesses to device registers")]
 mod mmio;
@@ -40,8 +41,9 @@ use std::sync::Arc;
 
 pub use controller::PcieController;
 pub use device::{Bar0, BarAccess, PciDevice, PciIdentity};
+use hotplug::BusMonitor;
 pub use mmio::MappedBar;
-use nvmf_core::transport::{Transport, TransportController};
+use nvmf_core::transport::{HotplugMonitor, Transport, TransportController};
 use nvmf_core::transport_id::PciAddress;
 use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
 pub use obstacle::Obstacle;
@@ -51,7 +53,15 @@ use vfio::VfioDevice;
 pub use vfio_user::{VfioUserDevice, VfioUserOptions};
 
 type DeviceFactory = dyn Fn(&TransportId) -> Result<Box<dyn PciDevice>> + Send + Sync;
-type DeviceList = dyn Fn() -> Vec<TransportId> + Send + Sync;
+
+/// Where devices are found that are not on the PCI bus.
+trait Finder: Send + Sync {
+    /// What there is, or what of it an identifier covers.
+    fn find(&self, filter: Option<&TransportId>) -> Vec<TransportId>;
+
+    /// Tells when they come and go.
+    fn monitor(&self) -> Result<Option<Box<dyn HotplugMonitor>>>;
+}
 
 /// Controllers on the local PCI bus, or behind devices of the program's own.
 #[derive(Clone)]
@@ -59,7 +69,7 @@ pub struct PcieTransport {
     root: PathBuf,
     trtype: TransportType,
     devices: Option<Arc<DeviceFactory>>,
-    list: Option<Arc<DeviceList>>,
+    finder: Option<Arc<dyn Finder>>,
 }
 
 impl PcieTransport {
@@ -72,7 +82,7 @@ impl PcieTransport {
     /// A bus described by another directory with the layout of `/sys`.
     #[must_use]
     pub fn with_root(root: impl AsRef<Path>) -> Self {
-        Self { root: root.as_ref().to_owned(), trtype: TransportType::Pcie, devices: None, list: None }
+        Self { root: root.as_ref().to_owned(), trtype: TransportType::Pcie, devices: None, finder: None }
     }
 
     /// Controllers of type `trtype` behind devices that `open` makes. It says in its error why an address has none.
@@ -84,10 +94,15 @@ impl PcieTransport {
         Self { trtype, devices: Some(Arc::new(open)), ..Self::new() }
     }
 
-    /// Lets a probe without an address find what `list` returns, instead of what is on the bus.
+    /// Lets a probe without an address find what `list` returns, instead of what is on the bus. Hotplug monitors look at it when
+    /// they are polled.
     #[must_use]
-    pub fn listing(mut self, list: impl Fn() -> Vec<TransportId> + Send + Sync + 'static) -> Self {
-        self.list = Some(Arc::new(list));
+    pub fn listing(self, list: impl Fn() -> Vec<TransportId> + Send + Sync + 'static) -> Self {
+        self.finding(hotplug::Listing(Arc::new(list)))
+    }
+
+    fn finding(mut self, finder: impl Finder + 'static) -> Self {
+        self.finder = Some(Arc::new(finder));
         self
     }
 
@@ -150,18 +165,13 @@ impl Transport for PcieTransport {
     }
 
     fn scan(&self, filter: Option<&TransportId>, found: &mut dyn FnMut(TransportId)) -> Result<()> {
-        if let (true, Some(trid)) = (self.devices.is_some(), filter) {
-            // Whether there is one shows when it is opened.
-            if !trid.traddr().is_empty() {
-                found(trid.clone());
-                return Ok(());
-            }
-        }
-        if let Some(list) = &self.list {
-            list().into_iter().for_each(found);
+        if let Some(finder) = &self.finder {
+            finder.find(filter).into_iter().for_each(found);
             return Ok(());
         }
-        if self.trtype != TransportType::Pcie {
+        if self.devices.is_some() {
+            // Whether there is one shows when it is opened.
+            filter.filter(|trid| !trid.traddr().is_empty()).cloned().into_iter().for_each(found);
             return Ok(());
         }
         let wanted = filter.and_then(TransportId::pci_address);
@@ -171,6 +181,33 @@ impl Transport for PcieTransport {
             }
         }
         Ok(())
+    }
+
+    fn is_present(&self, trid: &TransportId) -> Option<bool> {
+        // Whether other devices are there they say themselves.
+        let address = trid.pci_address().filter(|_| self.devices.is_none())?;
+        let bus = self.root.join("bus/pci/devices");
+        if bus.join(address.to_string()).try_exists().ok()? {
+            return Some(true);
+        }
+        bus.try_exists().ok()?.then_some(false)
+    }
+
+    fn hotplug(&self) -> Result<Option<Box<dyn HotplugMonitor>>> {
+        if let Some(finder) = &self.finder {
+            return finder.monitor();
+        }
+        if self.devices.is_some() {
+            return Ok(None);
+        }
+        let root = self.root.clone();
+        // The kernel tells about its own bus only.
+        let monitor = if root == Path::new("/sys") {
+            BusMonitor::of_machine(root)
+        } else {
+            BusMonitor::new(root, None)
+        };
+        Ok(Some(Box::new(monitor?)))
     }
 
     fn ctrlr_construct(

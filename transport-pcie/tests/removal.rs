@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use nvmf_core::{
-    Callbacks, Controller, ControllerOptions, Driver, IoQpairOptions, PollGroup, TransportId, TransportType,
+    Callbacks, Controller, ControllerOptions, Driver, HotplugEvent, IoQpairOptions, PollGroup, TransportId,
+    TransportType,
 };
 use nvmf_loopback::{
     EmulatedFunction, Fault, Loopback, Namespace as Disk, Rule, SubsystemBuilder, VfioUserServer,
@@ -125,6 +126,87 @@ fn and_by_whatever_ends_the_controller() {
     let (driver, trid) = emulated(&function);
     let controllers = driver.clone();
     a_sleeper_is_woken(&driver, &trid, true, function, move || controllers.controllers()[0].fail());
+}
+
+/// Probes without an address; returns what was attached, and counts removals.
+fn probe(driver: &Driver, removed: &Arc<AtomicUsize>) -> Vec<Controller> {
+    let (mut attached, counter) = (Vec::new(), Arc::clone(removed));
+    let callbacks = Callbacks::new()
+        .attach(|controller| attached.push(controller))
+        .attach_fail(|trid, error| panic!("{trid}: {error}"))
+        .remove(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+    driver.probe(None, callbacks).unwrap();
+    attached
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < SOON, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_function_that_is_plugged_in_again_is_offered_again() {
+    let slot: Arc<Mutex<Option<EmulatedFunction>>> = Arc::default();
+    let (opened, listed) = (Arc::clone(&slot), Arc::clone(&slot));
+    let trid: TransportId = "trtype:PCIe traddr:0000:01:00.0".parse().unwrap();
+    let at = trid.clone();
+    let transport = PcieTransport::with_devices(TransportType::Pcie, move |_| {
+        let slot = opened.lock().unwrap();
+        Ok(Box::new(slot.as_ref().unwrap().open()?) as Box<dyn PciDevice>)
+    })
+    .listing(move || listed.lock().unwrap().iter().map(|_| at.clone()).collect());
+    let driver = Driver::builder().transport(transport).build();
+    let removed = Arc::new(AtomicUsize::new(0));
+    let mut hotplug = driver.hotplug().unwrap();
+    assert!(probe(&driver, &removed).is_empty());
+    let (loopback, first) = function("plugged");
+    *slot.lock().unwrap() = Some(first.clone());
+    assert_eq!(hotplug.wait(SOON).unwrap(), Some(HotplugEvent::Inserted(trid.clone())));
+    let before = probe(&driver, &removed);
+    assert_eq!(before.len(), 1);
+    assert!(probe(&driver, &removed).is_empty(), "it is attached");
+    slot.lock().unwrap().take().unwrap().remove();
+    assert_eq!(hotplug.wait(SOON).unwrap(), Some(HotplugEvent::Removed(trid.clone())));
+    until("the removal is told", || removed.load(Ordering::SeqCst) == 1);
+    *slot.lock().unwrap() = Some(loopback.pci_function(NQN).unwrap());
+    assert_eq!(hotplug.wait(SOON).unwrap(), Some(HotplugEvent::Inserted(trid)));
+    let after = probe(&driver, &removed);
+    assert_eq!(after.len(), 1, "although there still is a handle of the one before");
+    assert!(before[0].is_failed() && !after[0].is_failed());
+    assert_eq!((removed.load(Ordering::SeqCst), hotplug.poll().unwrap()), (1, None));
+}
+
+#[test]
+fn sockets_in_a_directory_are_a_bus() {
+    let directory = socket("bus");
+    std::fs::create_dir(&directory).unwrap();
+    let mut options = VfioUserOptions::default();
+    options.directories.push(directory.clone());
+    let driver = Driver::builder().transport(vfio_user::transport(options)).build();
+    let mut hotplug = driver.hotplug().unwrap();
+    let removed = Arc::new(AtomicUsize::new(0));
+    let path = directory.join("one");
+    let trid: TransportId = format!("trtype:vfiouser traddr:{}", path.display()).parse().unwrap();
+    let mut attached = Vec::new();
+    for round in 1..=2 {
+        let (loopback, function) = function(&format!("bus-{round}"));
+        let server = VfioUserServer::listen(&function, &path).unwrap();
+        assert_eq!(hotplug.wait(SOON).unwrap(), Some(HotplugEvent::Inserted(trid.clone())));
+        attached.extend(probe(&driver, &removed));
+        assert_eq!(attached.len(), round);
+        assert!(probe(&driver, &removed).is_empty());
+        drop((server, function, loopback));
+        assert_eq!(hotplug.wait(SOON).unwrap(), Some(HotplugEvent::Removed(trid.clone())));
+        until("the removal is told", || removed.load(Ordering::SeqCst) == round);
+        assert!(attached[round - 1].is_failed() && probe(&driver, &removed).is_empty());
+    }
+    assert_eq!(removed.load(Ordering::SeqCst), 2);
+    std::fs::remove_dir(&directory).unwrap();
 }
 
 /// A socket path of this test's own.
