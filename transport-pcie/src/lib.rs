@@ -12,8 +12,8 @@
 //! Other [`PciDevice`]s are brought in with [`PcieTransport::with_devices`].
 //!
 //! # What it does not do
-//! Metadata pointers, shadow doorbells and controller memory buffers are not used. Of VFIO only groups and containers are used, not
-//! iommufd, and two functions of one IOMMU group cannot be driven at the same time.
+//! Metadata pointers, shadow doorbells and controller memory buffers are not used. Two functions of one IOMMU group cannot be
+//! driven at the same time.
 
 #![deny(unsafe_code)]
 
@@ -47,8 +47,10 @@ use nvmf_core::transport::{HotplugMonitor, Transport, TransportController};
 use nvmf_core::transport_id::PciAddress;
 use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
 pub use obstacle::Obstacle;
+use obstacle::Way;
 pub use qpair::PcieQpair;
 pub use scan::PciFunction;
+pub use vfio::VfioBackend;
 use vfio::VfioDevice;
 pub use vfio_user::{VfioUserDevice, VfioUserOptions};
 
@@ -70,6 +72,7 @@ pub struct PcieTransport {
     trtype: TransportType,
     devices: Option<Arc<DeviceFactory>>,
     finder: Option<Arc<dyn Finder>>,
+    backend: VfioBackend,
 }
 
 impl PcieTransport {
@@ -82,7 +85,13 @@ impl PcieTransport {
     /// A bus described by another directory with the layout of `/sys`.
     #[must_use]
     pub fn with_root(root: impl AsRef<Path>) -> Self {
-        Self { root: root.as_ref().to_owned(), trtype: TransportType::Pcie, devices: None, finder: None }
+        Self {
+            root: root.as_ref().to_owned(),
+            trtype: TransportType::Pcie,
+            devices: None,
+            finder: None,
+            backend: VfioBackend::Auto,
+        }
     }
 
     /// Controllers of type `trtype` behind devices that `open` makes. It says in its error why an address has none.
@@ -106,6 +115,13 @@ impl PcieTransport {
         self
     }
 
+    /// How functions bound to vfio-pci are reached; [`VfioBackend::Auto`] unless this is called.
+    #[must_use]
+    pub fn backend(mut self, backend: VfioBackend) -> Self {
+        self.backend = backend;
+        self
+    }
+
     /// Every NVMe function on the bus, by address.
     ///
     /// # Errors
@@ -117,7 +133,11 @@ impl PcieTransport {
     /// What keeps this process from driving a function, if anything does.
     #[must_use]
     pub fn obstacle(&self, function: &PciFunction) -> Option<Obstacle> {
-        Obstacle::find(&self.root, &self.beside("dev"), function)
+        self.way(function).err()
+    }
+
+    fn way(&self, function: &PciFunction) -> std::result::Result<Way, Obstacle> {
+        Obstacle::or_way(&self.root, &self.beside("dev"), function, self.backend)
     }
 
     /// Takes a function from the kernel's driver and binds it to vfio-pci, so that a process can drive it. Returns `false` when it
@@ -226,10 +246,12 @@ impl Transport for PcieTransport {
                 .peer(trid)
                 .hint("`nvmf list` shows the local controllers"));
         };
-        if let Some(obstacle) = self.obstacle(&function) {
-            return Err(obstacle.error(&function).peer(trid));
-        }
-        let device = VfioDevice::open(&self.beside("dev"), &function).map_err(|error| error.peer(trid))?;
+        let device = match self.way(&function) {
+            Ok(Way::Cdev(files)) => VfioDevice::open_cdev(&files, &function),
+            Ok(Way::Group) => VfioDevice::open_group(&self.beside("dev"), &function),
+            Err(obstacle) => Err(obstacle.error(&function)),
+        };
+        let device = device.map_err(|error| error.peer(trid))?;
         Ok(Box::new(PcieController::new(Box::new(device), options).map_err(|error| error.peer(trid))?))
     }
 }
