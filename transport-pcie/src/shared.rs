@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use nvmf_core::dma::RegionId;
 use nvmf_core::spec::registers::{Cap, ControllerConfig, ControllerStatus, PropertyOffset};
 use nvmf_core::transport::Quiesce;
@@ -47,9 +47,11 @@ pub(crate) struct Shared {
     pub(crate) bounce: DmaPool,
     name: String,
     vectors: Vec<File>,
-    /// Sleeps on vector 0, the removal notice and the bell together; only with a vector 0.
+    /// Sleeps on vector 0 and the removal notice together; only with a vector 0.
     admin_wait: Option<Mutex<Poll>>,
-    /// Wakes every queue pair when the function is lost or stopped.
+    /// Wakes that sleeper when an I/O queue pair finds out that the function is lost.
+    admin_waker: Option<Waker>,
+    /// Wakes every I/O queue pair when the function is lost or stopped.
     bell: Option<Bell>,
     sgl: AtomicU8,
     /// Reads return all ones, or the function says that it is gone.
@@ -87,13 +89,14 @@ impl Shared {
             .ok();
         let admin_wait = vectors.first().and_then(|vector| {
             let poll = Poll::new().ok()?;
-            let others = [bell.as_ref().map(Bell::as_fd), Some(vector.as_fd())];
-            let fds = device.removal_fd().map(|fd| (REMOVAL, fd)).into_iter();
-            for (token, fd) in fds.chain(others.into_iter().flatten().map(|fd| (OTHERS, fd))) {
+            let removal = device.removal_fd().map(|fd| (REMOVAL, fd));
+            for (token, fd) in removal.into_iter().chain([(OTHERS, vector.as_fd())]) {
                 poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE).ok()?;
             }
-            Some(poll)
+            let waker = Waker::new(poll.registry(), OTHERS).ok()?;
+            Some((poll, waker))
         });
+        let (admin_wait, admin_waker) = admin_wait.unzip();
         Self {
             bar,
             cap,
@@ -101,6 +104,7 @@ impl Shared {
             name: device.identity().to_string(),
             vectors: vectors.into_iter().map(File::from).collect(),
             admin_wait: admin_wait.map(Mutex::new),
+            admin_waker,
             bell,
             sgl: AtomicU8::new(SglSupport::No as u8),
             lost: AtomicBool::new(false),
@@ -145,7 +149,7 @@ impl Shared {
     /// afterwards.
     pub(crate) fn silence_admin(&self) -> Result<()> {
         if let Some(poll) = &self.admin_wait {
-            let mut events = Events::with_capacity(2);
+            let mut events = Events::with_capacity(3);
             let mut poll = poll.lock().unwrap_or_else(PoisonError::into_inner);
             // Fails only when interrupted: then it is silenced the next time.
             let _ = poll.poll(&mut events, Some(Duration::ZERO));
@@ -201,6 +205,10 @@ impl Shared {
     pub(crate) fn mark_lost(&self) -> Error {
         self.lost.store(true, Ordering::Release);
         self.ring();
+        if let Some(waker) = &self.admin_waker {
+            // Fails only when it was woken very often already.
+            let _ = waker.wake();
+        }
         self.gone()
     }
 

@@ -383,8 +383,6 @@ impl Controller {
         let mut notices = Notices::default();
         self.lock().lost(&Error::disconnected(why), Instant::now(), &mut notices);
         self.deliver(notices);
-        // Whoever sleeps on the admin queue has something to find out.
-        self.0.thread.wake();
     }
 
     // --- I/O queue pairs -----------------------------------------------------------------------------------------------------
