@@ -36,6 +36,21 @@ pub trait Transport: Send + Sync {
         Ok(())
     }
 
+    /// Whether the local controller at `trid` is still on the bus, where that can be told by looking. `Some(false)` makes the
+    /// core give an attached controller up.
+    fn is_present(&self, trid: &TransportId) -> Option<bool> {
+        let _ = trid;
+        None
+    }
+
+    /// Starts telling when local controllers come and go. `None` when this transport never tells.
+    ///
+    /// # Errors
+    /// When the bus cannot be looked at.
+    fn hotplug(&self) -> Result<Option<Box<dyn HotplugMonitor>>> {
+        Ok(None)
+    }
+
     /// Makes the transport's side of the controller at `trid`. Must not block: connecting is the queue pairs' work.
     ///
     /// # Errors
@@ -45,6 +60,39 @@ pub trait Transport: Send + Sync {
         trid: &TransportId,
         options: &ControllerOptions,
     ) -> Result<Box<dyn TransportController>>;
+}
+
+/// A change of what is on a local bus.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum HotplugEvent {
+    /// A controller is there that was not, or can be attached from now on (its function was handed to user space).
+    Inserted(TransportId),
+    /// A controller is gone, or can be attached no longer (its function was taken back).
+    Removed(TransportId),
+}
+
+impl HotplugEvent {
+    /// Where it happened.
+    #[must_use]
+    pub fn trid(&self) -> &TransportId {
+        match self {
+            Self::Inserted(trid) | Self::Removed(trid) => trid,
+        }
+    }
+}
+
+/// Tells when controllers come and go on a transport's bus, from when it was made on.
+pub trait HotplugMonitor: Send {
+    /// Becomes readable when there is something to poll for; `None` when the bus has to be polled to know.
+    fn event_fd(&self) -> Option<RawFd>;
+
+    /// Reports what has changed, in order. Does not block. A controller may be reported as inserted twice, when its function is
+    /// there and when it is handed to user space, and as removed twice in the same way.
+    ///
+    /// # Errors
+    /// When the bus cannot be looked at.
+    fn poll(&mut self, each: &mut dyn FnMut(HotplugEvent)) -> Result<()>;
 }
 
 /// The transport's side of one controller.

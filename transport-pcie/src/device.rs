@@ -1,7 +1,7 @@
 //! The seam to a PCI function: what a controller needs of it, however it is reached (VFIO, vfio-user, emulation).
 
 use std::fmt;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nvmf_core::dma::RegionId;
@@ -92,8 +92,9 @@ pub trait PciDevice: Send {
         false
     }
 
-    /// Becomes readable when the function is taken away or is about to be.
-    fn removal_fd(&self) -> Option<RawFd> {
+    /// Becomes readable when the function is taken away or is about to be, and stays so. It may be readable at other times too, but
+    /// not for longer than until [`PciDevice::is_removed`] is asked.
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 }

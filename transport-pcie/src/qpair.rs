@@ -6,7 +6,7 @@
 //!              └── once per batch ──▶ CQ head doorbell
 //! ```
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,8 @@ pub struct PcieQpair {
     entries: u16,
     priority: u8,
     vector: Option<u16>,
+    /// What to sleep on, for an I/O queue with a vector.
+    sleep: Option<OwnedFd>,
     sq_doorbell: u64,
     cq_doorbell: u64,
     shadow: Option<QueueDoorbells>,
@@ -135,6 +137,7 @@ impl PcieQpair {
                 shared.bar.len()
             )));
         }
+        let sleep = vector.filter(|_| setup.qid != 0).and_then(|vector| shared.sleep_on(vector));
         Ok(Self {
             shared,
             memory: Some(memory),
@@ -147,6 +150,7 @@ impl PcieQpair {
             entries,
             priority: setup.priority,
             vector,
+            sleep,
             sq_doorbell,
             cq_doorbell,
             shadow: None,
@@ -570,7 +574,10 @@ impl TransportQpair for PcieQpair {
     }
 
     fn event_fd(&self) -> Option<RawFd> {
-        if self.qid == 0 { self.shared.admin_fd() } else { self.shared.vector_fd(self.vector?) }
+        if self.qid == 0 {
+            return self.shared.admin_fd();
+        }
+        self.sleep.as_ref().map(AsRawFd::as_raw_fd).or_else(|| self.shared.vector_fd(self.vector?))
     }
 
     fn has_local_work(&self) -> bool {

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use nvmf_core::dma::{DMA_PAGE, RegionId, SharedMemory};
 use nvmf_core::proto::controller_init::MAX_PAGE;
 use nvmf_core::spec::registers::{Cap, ControllerConfig, ControllerStatus, PropertyOffset};
@@ -20,6 +20,7 @@ use crate::cmb::{Cmb, CmbPart};
 use crate::device::{Bar0, PciDevice};
 use crate::quirks::Quirks;
 use crate::shadow::ShadowDoorbells;
+use crate::wake::{self, Bell};
 
 /// Shortest time a controller is given to become disabled, whatever CAP.TO says: some report zero.
 const MIN_DISABLE: Duration = Duration::from_millis(500);
@@ -30,6 +31,7 @@ const NOBODY_32: u32 = u32::MAX;
 
 /// The removal notice among what the admin queue's descriptor stands for.
 const REMOVAL: Token = Token(0);
+const OTHERS: Token = Token(1);
 
 /// How SGLs may be used for I/O commands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,8 +54,12 @@ pub(crate) struct Shared {
     pub(crate) bounce: DmaPool,
     name: String,
     vectors: Vec<File>,
-    /// Sleeps on vector 0 and the removal notice together.
+    /// Sleeps on vector 0 and the removal notice together; only with a vector 0.
     admin_wait: Option<Mutex<Poll>>,
+    /// Wakes that sleeper when an I/O queue pair finds out that the function is lost.
+    admin_waker: Option<Waker>,
+    /// Wakes every I/O queue pair when the function is lost or stopped.
+    bell: Option<Bell>,
     sgl: AtomicU8,
     /// Reads return all ones, or the function says that it is gone.
     lost: AtomicBool,
@@ -106,15 +112,19 @@ impl Shared {
                 12 + cap.mpsmax()
             ))
         })?;
-        let admin_wait = device.removal_fd().and_then(|removal| {
+        let bell = Bell::new()
+            .inspect_err(|error| tracing::warn!(%error, "queue pairs will not be woken by a removal"))
+            .ok();
+        let admin_wait = vectors.first().and_then(|vector| {
             let poll = Poll::new().ok()?;
-            for (token, fd) in
-                [removal].into_iter().chain(vectors.first().map(AsRawFd::as_raw_fd)).enumerate()
-            {
-                poll.registry().register(&mut SourceFd(&fd), Token(token), Interest::READABLE).ok()?;
+            let removal = device.removal_fd().map(|fd| (REMOVAL, fd));
+            for (token, fd) in removal.into_iter().chain([(OTHERS, vector.as_fd())]) {
+                poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE).ok()?;
             }
-            Some(poll)
+            let waker = Waker::new(poll.registry(), OTHERS).ok()?;
+            Some((poll, waker))
         });
+        let (admin_wait, admin_waker) = admin_wait.unzip();
         Ok(Self {
             bar,
             cap,
@@ -124,6 +134,8 @@ impl Shared {
             name: device.identity().to_string(),
             vectors: vectors.into_iter().map(File::from).collect(),
             admin_wait: admin_wait.map(Mutex::new),
+            admin_waker,
+            bell,
             sgl: AtomicU8::new(SglSupport::No as u8),
             lost: AtomicBool::new(false),
             dead: AtomicBool::new(false),
@@ -169,7 +181,7 @@ impl Shared {
     /// afterwards.
     pub(crate) fn silence_admin(&self) -> Result<()> {
         if let Some(poll) = &self.admin_wait {
-            let mut events = Events::with_capacity(2);
+            let mut events = Events::with_capacity(3);
             let mut poll = poll.lock().unwrap_or_else(PoisonError::into_inner);
             // Fails only when interrupted: then it is silenced the next time.
             let _ = poll.poll(&mut events, Some(Duration::ZERO));
@@ -179,6 +191,17 @@ impl Shared {
         }
         self.silence(0);
         Ok(())
+    }
+
+    /// What to sleep on for an I/O queue: readable when its vector fires, and as long as the function is lost, stopped, or
+    /// about to be taken away. Where there cannot be one, the vector's own descriptor has to do.
+    pub(crate) fn sleep_on(&self, vector: u16) -> Option<OwnedFd> {
+        let vector = self.vectors.get(usize::from(vector))?.as_fd();
+        let inner = self.lock();
+        let ends = [self.bell.as_ref().map(Bell::as_fd), inner.device.removal_fd()];
+        wake::any_of([vector].into_iter().chain(ends.into_iter().flatten()))
+            .inspect_err(|error| tracing::warn!(%error, "a queue pair will not be woken by a removal"))
+            .ok()
     }
 
     pub(crate) fn vector_fd(&self, vector: u16) -> Option<RawFd> {
@@ -204,9 +227,20 @@ impl Shared {
         Error::disconnected(format!("the PCI function {} is gone: its registers do not answer", self.name))
     }
 
+    fn ring(&self) {
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
+    }
+
     /// Remembers that the function is gone.
     pub(crate) fn mark_lost(&self) -> Error {
         self.lost.store(true, Ordering::Release);
+        self.ring();
+        if let Some(waker) = &self.admin_waker {
+            // Fails only when it was woken very often already.
+            let _ = waker.wake();
+        }
         self.gone()
     }
 
@@ -222,10 +256,8 @@ impl Shared {
 
     /// Looks whether the function still answers and its controller works.
     pub(crate) fn check_alive(&self) -> Result<()> {
-        let csts = self
-            .bar
-            .read32(u64::from(PropertyOffset::CSTS.0))
-            .inspect_err(|_| self.lost.store(true, Ordering::Release))?;
+        let csts =
+            self.bar.read32(u64::from(PropertyOffset::CSTS.0)).inspect_err(|_| drop(self.mark_lost()))?;
         if csts == NOBODY_32 || self.lock().device.is_removed() {
             return Err(self.mark_lost());
         }
@@ -320,7 +352,9 @@ impl Shared {
     /// controller has forgotten all queues). Whoever is gone or does not obey is cut off from memory.
     pub(crate) fn stop(&self, now: Instant) -> Quiesce {
         let mut inner = self.lock();
-        self.dead.store(true, Ordering::Release);
+        if !self.dead.swap(true, Ordering::AcqRel) {
+            self.ring();
+        }
         inner.stop = match inner.stop {
             Stop::Running => self.disable(&mut inner, now),
             Stop::Disabling { not_before, deadline } => {

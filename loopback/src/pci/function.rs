@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -19,7 +18,7 @@ use nvmf_transport_pcie::{Bar0, BarAccess, PciDevice, PciIdentity};
 use super::cmb::{self, Cmb, CmbMemory};
 use super::config_space::{BAR4_LEN, ConfigSpace, DEVICE, Layout, VENDOR};
 use super::engine::{ALL_ONES, Engine, Pass, Timing};
-use super::interrupt::Interrupt;
+use super::interrupt::Interrupts;
 use super::registers::Registers;
 use super::signal::Signal;
 use crate::controller::{Association, Controller, Local, Notify};
@@ -167,8 +166,7 @@ struct Shared {
     memory: RwLock<DeviceMemory>,
     config: Mutex<ConfigSpace>,
     bar4: Mutex<Vec<u8>>,
-    /// By vector.
-    interrupts: Mutex<Vec<Option<Interrupt>>>,
+    interrupts: Mutex<Interrupts>,
     /// PCI command register, Bus Master Enable.
     bus_master: AtomicBool,
     removed: AtomicBool,
@@ -258,9 +256,7 @@ impl Shared {
         if !fired.is_empty() {
             let interrupts = lock(&self.interrupts);
             for vector in fired.drain(..) {
-                if let Some(Some(interrupt)) = interrupts.get(usize::from(vector)) {
-                    interrupt.ring();
-                }
+                interrupts.ring(vector);
             }
         }
         if pass == Pass::Removed || (self.controller.is_dead(now) && self.is_orphan()) {
@@ -511,7 +507,7 @@ impl EmulatedFunction {
             memory: RwLock::default(),
             config: Mutex::new(config),
             bar4: Mutex::new(vec![0; BAR4_LEN as usize]),
-            interrupts: Mutex::default(),
+            interrupts: Mutex::new(Interrupts::new(vectors)),
             bus_master: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             rung: AtomicU64::new(0),
@@ -716,17 +712,10 @@ impl EmulatedFunction {
         change(&mut self.shared().memory_mut())
     }
 
-    /// Signals a vector through this eventfd, or no longer. Vectors beyond those there are take no notice.
+    /// Signals a vector through this eventfd, or no longer. Whoever else has the eventfd can keep it from being signalled, and hold
+    /// up nobody by that. Vectors beyond those there are take no notice.
     pub fn set_interrupt(&self, vector: u16, eventfd: Option<OwnedFd>) {
-        if vector >= self.shared().layout.vectors {
-            return;
-        }
-        let mut interrupts = lock(&self.shared().interrupts);
-        let index = usize::from(vector);
-        if interrupts.len() <= index {
-            interrupts.resize_with(index + 1, || None);
-        }
-        interrupts[index] = eventfd.map(|fd| Interrupt::Event(File::from(fd)));
+        lock(&self.shared().interrupts).set(vector, eventfd);
     }
 }
 
@@ -838,11 +827,9 @@ impl PciDevice for EmulatedDevice {
             ))
             .peer(&shared.identity));
         }
-        let pairs = (0..vectors).map(|_| Interrupt::pair()).collect::<std::io::Result<Vec<_>>>();
-        let pairs = pairs.map_err(|error| Error::from(error).doing("making interrupts"))?;
-        let (ours, theirs): (Vec<_>, _) = pairs.into_iter().unzip();
-        *lock(&shared.interrupts) = ours.into_iter().map(Some).collect();
-        Ok(theirs)
+        lock(&shared.interrupts)
+            .enable(vectors)
+            .map_err(|error| Error::from(error).doing("making interrupts"))
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -871,8 +858,8 @@ impl PciDevice for EmulatedDevice {
         self.shared().is_removed()
     }
 
-    fn removal_fd(&self) -> Option<RawFd> {
-        Some(self.shared().removal.1.as_raw_fd())
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.removal())
     }
 }
 

@@ -14,6 +14,7 @@ mod function;
 mod interrupt;
 mod queues;
 mod registers;
+mod ringer;
 mod shadow;
 mod signal;
 #[cfg(test)]

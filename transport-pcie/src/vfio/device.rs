@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,8 @@ use vfio_bindings::bindings::vfio;
 
 use super::bar::{Region, VfioBar};
 use super::container::Container;
+use super::iommufd::{self, CdevFiles};
+use super::mappings::Mappings;
 use super::{open_failed, syscall};
 use crate::device::{Bar0, PciDevice, PciIdentity};
 use crate::scan::PciFunction;
@@ -28,10 +30,11 @@ const BUS_MASTER: u16 = 1 << 2;
 #[derive(Debug)]
 pub(crate) struct VfioDevice {
     identity: PciIdentity,
-    // In this order: a device before its group, a group before its container.
+    // In this order: a device before its group, a group before its container, or a device before its iommufd.
     file: Arc<File>,
-    _group: File,
-    container: Container,
+    /// None with iommufd.
+    _group: Option<File>,
+    mappings: Mappings,
     config: Region,
     registers: Region,
     bar: Option<Arc<VfioBar>>,
@@ -44,8 +47,14 @@ pub(crate) struct VfioDevice {
 }
 
 impl VfioDevice {
-    /// Opens a function that is bound to vfio-pci; `dev` is where `/dev` is.
-    pub(crate) fn open(dev: &Path, function: &PciFunction) -> Result<Self> {
+    /// Opens a function that is bound to vfio-pci, through its own file and iommufd.
+    pub(crate) fn open_cdev(files: &CdevFiles, function: &PciFunction) -> Result<Self> {
+        let (file, mappings) = iommufd::open(files)?;
+        Self::set_up(file, None, mappings, function)
+    }
+
+    /// The same through its group and a container; `dev` is where `/dev` is.
+    pub(crate) fn open_group(dev: &Path, function: &PciFunction) -> Result<Self> {
         let name = function.address.to_string();
         let Some(number) = function.iommu_group else {
             return Err(Error::unsupported("the function is in no IOMMU group"));
@@ -61,10 +70,15 @@ impl VfioDevice {
             ))
             .hint("bind all of its devices to vfio-pci"));
         }
-        let container = Container::open(dev, group.as_fd())?;
+        let mappings = Container::open(dev, group.as_fd())?;
         let file = syscall::device(group.as_fd(), &name)
             .map_err(|error| Error::from(error).doing(format!("opening {name} in IOMMU group {number}")))?;
-        let file = Arc::new(File::from(file));
+        Self::set_up(File::from(file), Some(group), mappings, function)
+    }
+
+    fn set_up(file: File, group: Option<File>, mappings: Mappings, function: &PciFunction) -> Result<Self> {
+        let name = function.address.to_string();
+        let file = Arc::new(file);
         let device = file.as_fd();
         let info = syscall::device_info(device).map_err(failed("asking VFIO what the device is"))?;
         if info.flags & vfio::VFIO_DEVICE_FLAGS_PCI == 0 {
@@ -80,7 +94,8 @@ impl VfioDevice {
         };
         let removal = removal_notice(&file, info.num_irqs)?;
         let identity = PciIdentity { vendor: function.vendor, device: function.device, name };
-        tracing::debug!(%identity, bar = registers.size, vectors, flags = info.flags, "opened through VFIO");
+        let cdev = group.is_none();
+        tracing::debug!(%identity, cdev, bar = registers.size, vectors, flags = info.flags, "opened through VFIO");
         Ok(Self {
             identity,
             config,
@@ -92,7 +107,7 @@ impl VfioDevice {
             removal,
             file,
             _group: group,
-            container,
+            mappings,
         })
     }
 
@@ -175,15 +190,15 @@ impl PciDevice for VfioDevice {
     }
 
     fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
-        self.container.reserve(at, len).map_err(|error| error.peer(&self.identity))
+        self.mappings.reserve(at, len).map_err(|error| error.peer(&self.identity))
     }
 
     fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
-        self.container.map(region).map_err(|error| error.peer(&self.identity))
+        self.mappings.map(region).map_err(|error| error.peer(&self.identity))
     }
 
     fn dma_unmap(&mut self, region: RegionId) -> Result<()> {
-        self.container.unmap(region).map_err(|error| error.peer(&self.identity))
+        self.mappings.unmap(region).map_err(|error| error.peer(&self.identity))
     }
 
     fn max_vectors(&self) -> u16 {
@@ -250,15 +265,15 @@ impl PciDevice for VfioDevice {
             tracing::debug!(%error, "bus mastering could not be turned off");
         }
         // What the IOMMU no longer translates cannot be reached, whether the function listens or not.
-        self.container.unmap_all()
+        self.mappings.unmap_all()
     }
 
     fn is_removed(&self) -> bool {
         self.removal.as_ref().is_some_and(|fd| syscall::is_readable(fd.as_fd()))
     }
 
-    fn removal_fd(&self) -> Option<RawFd> {
-        self.removal.as_ref().map(AsRawFd::as_raw_fd)
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.removal.as_ref().map(AsFd::as_fd)
     }
 }
 

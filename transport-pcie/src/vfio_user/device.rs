@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -359,7 +359,7 @@ impl PciDevice for VfioUserDevice {
         self.connection.is_lost()
     }
 
-    fn removal_fd(&self) -> Option<RawFd> {
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.connection.fd())
     }
 }
