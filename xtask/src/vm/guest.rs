@@ -17,13 +17,14 @@ use super::suite::{Suite, Test};
 use crate::shell;
 
 /// From QEMU's start to the first script.
-const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+const BOOT_DEADLINE: Duration = Duration::from_secs(240);
 
-/// init itself ends a script that passes its deadline; when not even that is heard this much later, the guest is stuck.
-const GRACE: Duration = Duration::from_secs(30);
+/// init itself ends a script that passes its deadline, and `after-each.sh` has its own 90 s; when not even that is heard this much
+/// later, the guest is stuck.
+const GRACE: Duration = Duration::from_secs(120);
 
 /// From the end of the plan to QEMU's end.
-const POWER_OFF: Duration = Duration::from_secs(30);
+const POWER_OFF: Duration = Duration::from_secs(60);
 
 /// The kernel's command line. A panic reboots at once, and `-no-reboot` makes that QEMU's end.
 const COMMAND_LINE: &str = "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off nokaslr \
