@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use nvmf_core::proto::controller_init::{Action, ControllerInit, InitConfig, Next, Outcome};
 use nvmf_core::spec::registers::PropertyOffset;
 use nvmf_core::spec::{Cqe, Status};
+use nvmf_core::transport::InitDelays;
 
 use super::Bytes;
 
@@ -22,6 +23,10 @@ pub(super) fn machine(input: &[u8]) {
         read_ana_log: choice & 8 != 0,
         host_id: [7; 16],
         max_transfer: 1 << (12 + (choice >> 5)),
+        delays: InitDelays {
+            before_init: Duration::from_millis(u64::from(choice & 16) * 100),
+            after_disable: Duration::from_millis(u64::from(choice & 32) * 100),
+        },
     };
     let start = Instant::now();
     let mut now = start;
