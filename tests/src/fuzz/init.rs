@@ -73,7 +73,7 @@ pub(super) fn machine(input: &[u8]) {
                 enabled = value;
                 machine.complete(Outcome::Done, now)
             }
-            Action::SetAdminQueue => machine.complete(Outcome::Done, now),
+            Action::SetAdminQueue | Action::SetUpTransport(_) => machine.complete(Outcome::Done, now),
             Action::Admin(command) => {
                 let status =
                     if mood & 0xe0 == 0x20 { Status(u16::from(bytes.byte()) << 1) } else { Status::SUCCESS };
