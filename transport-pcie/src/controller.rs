@@ -163,6 +163,7 @@ impl TransportController for PcieController {
     fn set_up_completed(&mut self, status: Status) {
         let Some(buffers) = self.offered.take() else { return };
         if status.is_success() {
+            tracing::debug!("shadow doorbells are used");
             self.registers.0.set_shadow(Some(buffers));
         } else {
             tracing::debug!(%status, "the controller does not take shadow doorbells after all");

@@ -17,7 +17,7 @@ pub(crate) const SGL_ENTRIES: usize = LIST_BYTES / 16;
 /// Largest transfer of one command with memory pages (CC.MPS) of `page` bytes: whatever its offset in the first page, PRP entry 1
 /// and one list cover it.
 pub(crate) fn max_transfer(page: u64) -> u32 {
-    u32::try_from(LIST_ENTRIES as u64 * page).unwrap_or(u32::MAX & !(DMA_PAGE as u32 - 1))
+    u32::try_from(LIST_ENTRIES as u64 * page).unwrap_or(1 << 31)
 }
 
 /// A contiguous piece of data at a bus address.

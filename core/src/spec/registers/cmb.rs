@@ -18,10 +18,7 @@ impl CmbLocation {
     /// OFST: where in the BAR it starts, in units of CMBSZ.SZU; bytes. `None` beyond 64 bits.
     #[must_use]
     pub const fn offset(self, size: CmbSize) -> Option<u64> {
-        let unit = match size.unit() {
-            Some(unit) => unit,
-            None => return None,
-        };
+        let Some(unit) = size.unit() else { return None };
         field(self.0 as u64, 12, 20).checked_mul(unit)
     }
 }
@@ -148,7 +145,7 @@ mod tests {
         let location = CmbLocation(3 << 12 | 2);
         assert_eq!((location.bir(), location.offset(size)), (2, Some(3 << 20)));
         // The largest unit, 64 GiB, and the largest number of them.
-        let largest = CmbSize(u32::MAX & !0xfff | 6 << 8);
+        let largest = CmbSize(!0xfff | 6 << 8);
         assert_eq!(largest.bytes(), Some(0xf_ffff << 36));
         let reserved = CmbSize(1 << 12 | 7 << 8);
         assert_eq!((reserved.bytes(), location.offset(reserved)), (None, None));
