@@ -16,6 +16,7 @@ use nvmf_core::transport::Quiesce;
 use nvmf_core::{DmaPool, DmaRegion, Error, ErrorKind, Result};
 
 use crate::device::{Bar0, PciDevice};
+use crate::grant;
 use crate::wake::{self, Bell};
 
 /// Shortest time a controller is given to become disabled, whatever CAP.TO says: some report zero.
@@ -249,7 +250,7 @@ impl Shared {
             ));
         }
         inner.sweep();
-        let iova = inner.device.dma_map(region).map_err(|error| {
+        let iova = inner.device.dma_map(&grant::to_function(region)).map_err(|error| {
             error.doing(format!("mapping {} KiB of I/O memory for {}", region.len() >> 10, self.name))
         })?;
         inner.maps.insert(region.id(), (region.clone(), iova));

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nvmf_core::dma::RegionId;
-use nvmf_core::{DmaRegion, Error, Result};
+use nvmf_core::dma::{DmaGrant, RegionId};
+use nvmf_core::{Error, Result};
 use vfio_bindings::bindings::vfio;
 
 use super::bar::{Region, VfioBar};
@@ -169,8 +169,8 @@ impl PciDevice for VfioDevice {
         Ok(Bar0::new(bar))
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
-        self.mappings.map(region).map_err(|error| error.peer(&self.identity))
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        self.mappings.map(grant.region()).map_err(|error| error.peer(&self.identity))
     }
 
     fn dma_unmap(&mut self, region: RegionId) -> Result<()> {
