@@ -4,8 +4,8 @@ use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use nvmf_core::dma::RegionId;
-use nvmf_core::{DmaRegion, Error, Result};
+use nvmf_core::dma::{DmaGrant, RegionId};
+use nvmf_core::{Error, Result};
 
 /// An NVMe function on some PCI bus, real or not.
 ///
@@ -39,13 +39,13 @@ pub trait PciDevice: Send {
         Err(Error::unsupported("no bus addresses can be set aside on this device"))
     }
 
-    /// Makes all of `region` reachable for the function, for reading and writing, and returns the bus address of its first
+    /// Makes all of the region reachable for the function, for reading and writing, and returns the bus address of its first
     /// byte, a multiple of [`nvmf_core::dma::DMA_PAGE`]. Called at most once per region until it is unmapped. An
     /// implementation that accesses the memory from this process keeps a clone of the region.
     ///
     /// # Errors
     /// When there are no addresses or the IOMMU refuses, with what to do about it.
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64>;
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64>;
 
     /// Takes a mapping back. The function no longer accesses the region when this returns well.
     ///

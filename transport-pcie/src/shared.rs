@@ -18,6 +18,7 @@ use nvmf_core::{DmaPool, DmaRegion, Error, ErrorKind, Result};
 
 use crate::cmb::{Cmb, CmbPart};
 use crate::device::{Bar0, PciDevice};
+use crate::grant;
 use crate::quirks::Quirks;
 use crate::shadow::ShadowDoorbells;
 use crate::wake::{self, Bell};
@@ -281,7 +282,7 @@ impl Shared {
             ));
         }
         inner.sweep();
-        let iova = inner.device.dma_map(region).map_err(|error| {
+        let iova = inner.device.dma_map(&grant::to_function(region)).map_err(|error| {
             error.doing(format!("mapping {} KiB of I/O memory for {}", region.len() >> 10, self.name))
         })?;
         inner.maps.insert(region.id(), (region.clone(), iova));

@@ -7,16 +7,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::{DeviceMemory, RegionId};
+use nvmf_core::dma::{DeviceMemory, DmaGrant, RegionId};
 use nvmf_core::spec::command::AdminOpcode;
 use nvmf_core::spec::{Cqe, Sqe, Status};
 use nvmf_core::transport::QpairSetup;
-use nvmf_core::{ControllerOptions, DmaRegion, Result};
+use nvmf_core::{ControllerOptions, Result};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::controller::PcieController;
 use crate::device::{Bar0, BarAccess, PciDevice, PciIdentity};
+use crate::grant::device_memory;
 
 const CC: u64 = 0x14;
 const CSTS: u64 = 0x1c;
@@ -59,7 +60,7 @@ pub(crate) struct Fake(Arc<Mutex<State>>);
 impl Fake {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(State {
-            memory: DeviceMemory::new(),
+            memory: device_memory(),
             regions: HashMap::new(),
             next_iova: 0x1_0000_0000,
             registers: HashMap::from([(0, CAP as u32), (4, (CAP >> 32) as u32), (8, 0x0002_0100)]),
@@ -183,14 +184,15 @@ impl PciDevice for Device {
         Ok(first)
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        let region = grant.region();
         let mut state = self.0.state();
         if state.refuse_mapping {
             return Err(nvmf_core::Error::exhausted("no addresses are left"));
         }
         let iova = state.next_iova;
         state.next_iova += region.len() as u64 + 0x10_0000;
-        state.memory.map_region(iova, region).unwrap();
+        state.memory.map_region(iova, grant).unwrap();
         assert!(state.regions.insert(region.id(), (iova, region.len())).is_none(), "mapped twice");
         Ok(iova)
     }

@@ -10,14 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::{DeviceMemory, RegionId};
+use nvmf_core::dma::{DeviceMemory, DmaGrant, RegionId};
 use nvmf_core::spec::registers::DOORBELL_BASE;
-use nvmf_core::{DmaRegion, Error, HostId, Result};
+use nvmf_core::{Error, HostId, Result};
 use nvmf_transport_pcie::{Bar0, BarAccess, PciDevice, PciIdentity};
 
 use super::cmb::{self, Cmb, CmbMemory};
 use super::config_space::{BAR4_LEN, ConfigSpace, DEVICE, Layout, VENDOR};
 use super::engine::{ALL_ONES, Engine, Pass, Timing};
+use super::grant::device_memory;
 use super::interrupt::Interrupts;
 use super::registers::Registers;
 use super::signal::Signal;
@@ -248,7 +249,7 @@ impl Shared {
                 engine.pass(&self.memory(), now)
             } else {
                 // Without bus mastering there is no memory to be reached.
-                engine.pass(&DeviceMemory::new(), now)
+                engine.pass(&device_memory(), now)
             };
             engine.take_fired(fired);
             (pass, engine.deadline(now))
@@ -504,7 +505,7 @@ impl EmulatedFunction {
             stride: 4 << options.dstrd,
             signal,
             engine: Mutex::new(engine),
-            memory: RwLock::default(),
+            memory: RwLock::new(device_memory()),
             config: Mutex::new(config),
             bar4: Mutex::new(vec![0; BAR4_LEN as usize]),
             interrupts: Mutex::new(Interrupts::new(vectors)),
@@ -707,8 +708,8 @@ impl EmulatedFunction {
         self.shared().layout.vectors
     }
 
-    /// Changes what memory the function reaches. Returns when no access by an earlier mapping goes on.
-    pub fn with_memory<R>(&self, change: impl FnOnce(&mut DeviceMemory) -> R) -> R {
+    /// Changes what memory the function reaches. Returns when no access by an earlier mapping goes on. Nothing is accessed.
+    pub(super) fn with_memory<R>(&self, change: impl FnOnce(&mut DeviceMemory) -> R) -> R {
         change(&mut self.shared().memory_mut())
     }
 
@@ -785,7 +786,8 @@ impl PciDevice for EmulatedDevice {
         Ok(first)
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        let region = grant.region();
         if self.regions.contains_key(&region.id()) {
             return Err(Error::api_misuse("the region is mapped already").peer(&self.shared().identity));
         }
@@ -797,7 +799,7 @@ impl PciDevice for EmulatedDevice {
         self.next = end.ok_or_else(|| Error::exhausted("no bus addresses are left"))?;
         self.shared()
             .memory_mut()
-            .map_region(iova, region)
+            .map_region(iova, grant)
             .map_err(|e| Error::from(e).doing("mapping memory"))?;
         self.regions.insert(region.id(), iova);
         Ok(iova)

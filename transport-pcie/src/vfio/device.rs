@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::RegionId;
-use nvmf_core::{DmaRegion, Error, Result};
+use nvmf_core::dma::{DmaGrant, RegionId};
+use nvmf_core::{Error, Result};
 use vfio_bindings::bindings::vfio;
 
 use super::bar::{Region, VfioBar};
@@ -210,8 +210,8 @@ impl PciDevice for VfioDevice {
         self.mappings.reserve(at, len).map_err(|error| error.peer(&self.identity))
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
-        self.mappings.map(region).map_err(|error| error.peer(&self.identity))
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        self.mappings.map(grant.region()).map_err(|error| error.peer(&self.identity))
     }
 
     fn dma_unmap(&mut self, region: RegionId) -> Result<()> {

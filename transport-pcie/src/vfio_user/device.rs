@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use nvmf_core::dma::{DMA_PAGE, DeviceMemory, RegionId};
-use nvmf_core::{DmaRegion, Error, Result};
+use nvmf_core::dma::{DMA_PAGE, DeviceMemory, DmaGrant, RegionId};
+use nvmf_core::{Error, Result};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 use zerocopy::{FromBytes, IntoBytes};
@@ -18,6 +18,7 @@ use super::message::{
     mappable_areas,
 };
 use crate::device::{Bar0, BarAccess, PciDevice, PciIdentity};
+use crate::grant::{file_for_server, registers_of_server};
 
 /// Where bus addresses start. What lies below is left to what real buses have there.
 const FIRST_IOVA: u64 = 1 << 32;
@@ -90,7 +91,7 @@ impl VfioUserDevice {
             ))
             .peer(connection.name()));
         }
-        let mut windows = DeviceMemory::new();
+        let mut windows = registers_of_server();
         if options.map_registers
             && let Some(fd) = fds.into_iter().next()
         {
@@ -227,7 +228,7 @@ impl PciDevice for VfioUserDevice {
             .peer(self.connection.name()));
         }
         let connection = Arc::clone(&self.connection);
-        Ok(Bar0::new(Arc::new(Registers { connection, region, windows: DeviceMemory::new(), len })))
+        Ok(Bar0::new(Arc::new(Registers { connection, region, windows: registers_of_server(), len })))
     }
 
     fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
@@ -248,8 +249,9 @@ impl PciDevice for VfioUserDevice {
         Ok(first)
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
-        let Some(file) = region.file() else {
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        let region = grant.region();
+        let Some(file) = file_for_server(grant) else {
             return Err(Error::unsupported("memory without a file cannot be shared with a vfio-user server")
                 .doing("mapping DMA memory")
                 .peer(self.connection.name())

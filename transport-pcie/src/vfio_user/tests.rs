@@ -206,11 +206,14 @@ fn a_good_server() {
     device.write_config(4, &[6, 0]).unwrap();
 
     let region = DmaRegion::allocate(8192).unwrap().region().clone();
-    let iova = device.dma_map(&region).unwrap();
-    assert!(matches!(device.dma_map(&region).unwrap_err().kind(), ErrorKind::ApiMisuse(_)));
+    let iova = device.dma_map(&crate::grant::to_function(&region)).unwrap();
+    assert!(matches!(
+        device.dma_map(&crate::grant::to_function(&region)).unwrap_err().kind(),
+        ErrorKind::ApiMisuse(_)
+    ));
     device.dma_unmap(region.id()).unwrap();
     assert!(device.dma_unmap(region.id()).is_err());
-    assert_ne!(device.dma_map(&region).unwrap(), iova);
+    assert_ne!(device.dma_map(&crate::grant::to_function(&region)).unwrap(), iova);
     assert_eq!(device.enable_interrupts(5).unwrap().len(), 5);
     device.reset().unwrap();
     assert!(!device.is_removed());
@@ -276,7 +279,7 @@ fn registers_are_mapped_only_where_that_is_safe() {
 fn what_the_server_refuses_is_an_error_and_the_connection_goes_on() {
     let (mut device, _server) = device(Command::DMA_MAP, 0, |_| Do::Refuse(12));
     let region = DmaRegion::allocate(4096).unwrap().region().clone();
-    assert_eq!(errno(&device.dma_map(&region).unwrap_err()), Some(12));
+    assert_eq!(errno(&device.dma_map(&crate::grant::to_function(&region)).unwrap_err()), Some(12));
     assert!(device.dma_unmap(region.id()).is_err(), "it is not mapped");
 
     let (mut device, _server) = self::device(Command::REGION_READ, 1, |_| Do::Refuse(22));
@@ -290,7 +293,7 @@ fn what_the_server_refuses_is_an_error_and_the_connection_goes_on() {
     let (mut device, _server) = self::device(Command::DEVICE_SET_IRQS, 0, |_| Do::Refuse(0));
     assert!(device.enable_interrupts(1).unwrap_err().to_string().contains("without a reason"));
     let (mut device, _server) = self::device(Command::DMA_UNMAP, 0, |_| Do::Refuse(5));
-    device.dma_map(&region).unwrap();
+    device.dma_map(&crate::grant::to_function(&region)).unwrap();
     assert!(!device.isolate(), "memory that is not given back is not free");
 }
 
@@ -441,7 +444,7 @@ fn other_bars_and_addresses_that_are_set_aside() {
     assert!(bar.write_bytes(BAR - 8, &[0; 16]).is_err() && bar.write_bytes(2, &[0; 4]).is_err());
     assert!(device.bar(0).is_err() && device.bar(1).is_err() && device.bar(6).is_err());
     // In one piece after the other, of as much as a message of this server has, each awaited.
-    let region = |size: u64| DmaRegion::allocate(size as usize).unwrap().region().clone();
+    let region = |size: u64| crate::grant::to_function(DmaRegion::allocate(size as usize).unwrap().region());
     let first = device.dma_map(&region(4096)).unwrap();
     let set_aside = device.reserve_addresses(None, 0x1_0001).unwrap();
     let next = device.dma_map(&region(4096)).unwrap();

@@ -118,8 +118,8 @@ impl PciDevice for Vanishing {
         Ok(Bar0::new(Arc::new(VanishingBar(self.0.bar0()?, Arc::clone(&self.1)))))
     }
 
-    fn dma_map(&mut self, region: &nvmf_core::DmaRegion) -> nvmf_core::Result<u64> {
-        self.0.dma_map(region)
+    fn dma_map(&mut self, grant: &nvmf_core::dma::DmaGrant) -> nvmf_core::Result<u64> {
+        self.0.dma_map(grant)
     }
 
     fn dma_unmap(&mut self, region: nvmf_core::dma::RegionId) -> nvmf_core::Result<()> {

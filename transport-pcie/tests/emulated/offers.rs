@@ -233,8 +233,8 @@ impl PciDevice for Watched {
         Ok(Bar0::new(Arc::new(WatchedBar(self.device.bar0()?, Arc::clone(&self.log)))))
     }
 
-    fn dma_map(&mut self, region: &nvmf_core::DmaRegion) -> nvmf_core::Result<u64> {
-        self.device.dma_map(region)
+    fn dma_map(&mut self, grant: &nvmf_core::dma::DmaGrant) -> nvmf_core::Result<u64> {
+        self.device.dma_map(grant)
     }
 
     fn dma_unmap(&mut self, region: nvmf_core::dma::RegionId) -> nvmf_core::Result<()> {

@@ -292,8 +292,8 @@ impl PciDevice for Zombie {
         self.device().bar0()
     }
 
-    fn dma_map(&mut self, region: &nvmf_core::DmaRegion) -> nvmf_core::Result<u64> {
-        self.device().dma_map(region)
+    fn dma_map(&mut self, grant: &nvmf_core::dma::DmaGrant) -> nvmf_core::Result<u64> {
+        self.device().dma_map(grant)
     }
 
     fn dma_unmap(&mut self, _region: RegionId) -> nvmf_core::Result<()> {

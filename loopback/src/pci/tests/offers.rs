@@ -152,7 +152,7 @@ fn aligned_ring(host: &mut Host, qid: u16, entries: u32) -> Ring {
     let mut again = |memory: &mut SharedMemory| {
         *memory = SharedMemory::allocate(memory.len()).unwrap();
         host.device.reserve_addresses(None, 1).unwrap();
-        host.device.dma_map(memory.extent().region()).unwrap()
+        host.device.dma_map(&to_function(memory.extent().region())).unwrap()
     };
     ring.sq_base = again(&mut ring.sq);
     ring.cq_base = again(&mut ring.cq);

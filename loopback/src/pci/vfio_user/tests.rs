@@ -24,6 +24,7 @@ use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, me
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
+use super::super::grant::to_function;
 use super::VfioUserServer;
 use super::session::Session;
 use crate::{EmulatedFunction, Fault, Loopback, LoopbackError, Namespace, Rule, SubsystemBuilder};
@@ -115,7 +116,7 @@ fn registers_memory_and_interrupts() {
 
     device.write_config(4, &[6, 0]).unwrap();
     let rings = SharedMemory::allocate(3 * 4096).unwrap();
-    let base = device.dma_map(rings.extent().region()).unwrap();
+    let base = device.dma_map(&to_function(rings.extent().region())).unwrap();
     let vectors = device.max_vectors();
     let interrupts = device.enable_interrupts(vectors).unwrap();
     enable(&bar, base);
@@ -158,7 +159,7 @@ fn clients_come_one_after_the_other_and_leave_nothing_behind() {
     let mut first = open(&place).unwrap();
     let rings = SharedMemory::allocate(8192).unwrap();
     first.write_config(4, &[6, 0]).unwrap();
-    let base = first.dma_map(rings.extent().region()).unwrap();
+    let base = first.dma_map(&to_function(rings.extent().region())).unwrap();
     enable(&first.bar0().unwrap(), base);
     assert_eq!(function.with_memory(|memory| memory.ranges().count()), 1);
     let brief = VfioUserOptions { timeout: Duration::from_millis(50), ..VfioUserOptions::default() };
@@ -461,7 +462,7 @@ fn a_client_that_keeps_its_interrupt_counters_full_holds_up_nobody() {
         let bar = device.bar0().unwrap();
         device.write_config(4, &[6, 0]).unwrap();
         let rings = SharedMemory::allocate(2 * 4096).unwrap();
-        let base = device.dma_map(rings.extent().region()).unwrap();
+        let base = device.dma_map(&to_function(rings.extent().region())).unwrap();
         let interrupts = device.enable_interrupts(1).unwrap();
         // As another holder of the eventfd can: the next write to it would wait for ever.
         let mut counter = fs::File::from(interrupts[0].try_clone().unwrap());
