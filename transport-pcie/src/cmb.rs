@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nvmf_core::dma::DMA_PAGE;
 use nvmf_core::spec::registers::{
     Cap, CmbControl, CmbLocation, CmbSize, CmbStatus, DOORBELL_BASE, PropertyOffset,
 };
@@ -34,7 +35,7 @@ impl Cmb {
     /// Finds and enables the buffer for submission queues; `None` when the controller has none that takes them. `page` is CC.MPS.
     ///
     /// # Errors
-    /// When what the registers say makes no sense, or the BAR or its addresses are not to be had.
+    /// When what the registers say makes no sense, or the BAR or addresses for it are not to be had.
     pub(crate) fn open(
         device: &mut dyn PciDevice,
         registers: &Bar0,
@@ -74,16 +75,23 @@ impl Cmb {
         let room =
             room.ok_or_else(|| nonsense(format!("lies outside of the BAR's {:#x} bytes", bar.len())))?;
         let len = len.min(room);
-        // Its addresses must mean nothing else: they are taken from those of host memory.
-        let (base, control) = if cap.cmbs() {
-            let reserved = len.checked_add(page).ok_or_else(|| nonsense("is too long".into()))?;
-            let base = device.reserve_addresses(None, reserved)?.next_multiple_of(page);
-            (base, Some(CmbControl::enabled(base)))
-        } else {
-            let base = bar_address(device, location.bir())?.checked_add(offset);
-            let base = base.ok_or_else(|| nonsense("has addresses beyond 64 bits".into()))?;
-            device.reserve_addresses(Some(base), len)?;
-            (base, None)
+        // Its addresses must mean nothing else: they are taken from those of host memory. Those of the BAR are what old
+        // controllers know, and what some go by that could be told others.
+        let at_bar = bar_address(device, location.bir())
+            .and_then(|bar| {
+                bar.checked_add(offset).ok_or_else(|| nonsense("has addresses beyond 64 bits".into()))
+            })
+            .and_then(|base| device.reserve_addresses(Some(base), len));
+        let (base, control) = match at_bar {
+            Ok(base) if cap.cmbs() => (base, Some(CmbControl::enabled(base))),
+            Ok(base) => (base, None),
+            Err(error) if !cap.cmbs() => return Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "the controller memory buffer gets other addresses than its BAR's");
+                let reserved = len.checked_add(page).ok_or_else(|| nonsense("is too long".into()))?;
+                let base = device.reserve_addresses(None, reserved)?.next_multiple_of(page);
+                (base, Some(CmbControl::enabled(base)))
+            }
         };
         let skip = base.next_multiple_of(page) - base;
         let pages = (len.saturating_sub(skip).min(MAX_USED) / page) as usize;
@@ -154,7 +162,7 @@ fn bar_address(device: &mut dyn PciDevice, index: u8) -> Result<u64> {
         device.read_config(at + 4, &mut high)?;
     }
     let address = u64::from(low & !0xf) | u64::from(u32::from_le_bytes(high)) << 32;
-    if low & 1 != 0 || address == 0 {
+    if low & 1 != 0 || address == 0 || !address.is_multiple_of(DMA_PAGE as u64) {
         return Err(Error::unsupported(format!("BAR {index} has no memory address")));
     }
     Ok(address)
