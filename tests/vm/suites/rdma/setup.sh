@@ -3,16 +3,17 @@
 # deadline: 120
 . /suite/env
 configfs
-soft_roce
+soft_roce rxe0 dummy0 $V4/24 $V6/64
 modules nvmet nvmet-rdma nvme-rdma
 modprobe null_blk nr_devices=0
-modprobe brd rd_nr=3 rd_size=65536
+modprobe brd rd_nr=2 rd_size=65536
 mkdir -p /etc/nvme
 echo "$HOSTNQN" >/etc/nvme/hostnqn
 echo "$HOSTID" >/etc/nvme/hostid
 
 null_disk nullb0 512 64
 null_disk nullb1 4096 64
+null_disk nullb2 512 64
 truncate -s 64M /file.img
 
 subsystem "$ALPHA" attr_serial=ALPHA0001 attr_model=Alpha
@@ -22,9 +23,9 @@ namespace "$ALPHA" 5 /dev/ram0
 subsystem "$BETA" attr_serial=BETA0001
 namespace "$BETA" 1 /file.img buffered_io=1
 subsystem "$GAMMA" attr_serial=GAMMA0001
-namespace "$GAMMA" 7 /dev/ram1
+namespace "$GAMMA" 7 /dev/nullb2
 subsystem "$PRIVATE" attr_serial=PRIVATE01 attr_allow_any_host=0
-namespace "$PRIVATE" 1 /dev/ram2
+namespace "$PRIVATE" 1 /dev/ram1
 mkdir "$NVMET/hosts/$OTHERHOST"
 ln -s "$NVMET/hosts/$OTHERHOST" "$NVMET/subsystems/$PRIVATE/allowed_hosts/$OTHERHOST"
 
@@ -32,4 +33,3 @@ port 1 rdma $V4 4420 "$ALPHA" "$BETA" "$GAMMA" "$PRIVATE"
 port 2 rdma $V6 4420 "$ALPHA" "$BETA" "$GAMMA"
 port 3 rdma $V4 4430 "$GAMMA"
 referral 3 first rdma $V4 4420
-rdma link
