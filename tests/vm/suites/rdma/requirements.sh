@@ -17,7 +17,7 @@ without "$(echo /usr/lib/*/librdmacm.so.1)" librdmacm
 without "$(echo /usr/lib/*/libibverbs/librxe-rdmav*.so)" 'ibverbs-providers\|provider\|driver'
 
 # No device files: the kernel's part is not loaded.
-expect_failure 8 unshare -m sh -c "mount -t tmpfs none /dev/infiniband && exec $(echo "$read_alpha" | sed 's/trtype:.*/"&"/')"
+expect_failure 8 unshare -m /bin/sh -c "mount -t tmpfs none /dev/infiniband && exec $(echo "$read_alpha" | sed 's/trtype:.*/"&"/')"
 says 'ib_uverbs\|rdma_ucm'
 
 # No device: one's network namespace has none.
