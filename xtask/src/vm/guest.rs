@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::disk::Claim;
 use super::kernel::Kernel;
 use super::protocol::{self, Line};
 use super::suite::{Suite, Test};
@@ -20,6 +21,9 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 
 /// init itself ends a script that passes its deadline; when not even that is heard this much later, the guest is stuck.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// From the end of the plan to QEMU's end.
+const POWER_OFF: Duration = Duration::from_secs(30);
 
 /// The kernel's command line. A panic reboots at once, and `-no-reboot` makes that QEMU's end.
 const COMMAND_LINE: &str = "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off nokaslr \
@@ -36,6 +40,8 @@ pub(super) enum Verdict {
     Deadline(Duration),
     /// The guest ended or fell silent meanwhile.
     GuestLost(String),
+    /// The host does not find on a disk what the script said it holds.
+    OnDisk(String),
 }
 
 impl fmt::Display for Verdict {
@@ -45,6 +51,7 @@ impl fmt::Display for Verdict {
             Self::Failed(code) => write!(f, "FAILED (exit status {code})"),
             Self::Deadline(limit) => write!(f, "FAILED (killed after {} s)", limit.as_secs()),
             Self::GuestLost(how) => write!(f, "FAILED (guest lost: {how})"),
+            Self::OnDisk(what) => write!(f, "FAILED ({what})"),
         }
     }
 }
@@ -114,6 +121,9 @@ impl Guest {
         for serial in ["console", "out"] {
             File::create(dir.join(serial))?;
         }
+        for disk in &suite.conf.disks {
+            disk.create(&dir)?;
+        }
         let mut qemu = qemu_command();
         qemu.args(["-display", "none", "-no-reboot", "-nodefaults", "-smp", "2"])
             .args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"])
@@ -172,7 +182,26 @@ impl Guest {
         if let Some(how) = lost {
             watch.lost(how, console);
         }
+        if !suite.conf.disks.is_empty() {
+            // QEMU has to be gone before its disks are looked at.
+            self.end()?;
+        }
+        watch.check_disks(&self.dir);
         Ok(watch.boot)
+    }
+
+    /// Waits for QEMU's end, which the guest has asked for, and enforces it in the end.
+    fn end(&mut self) -> Result<()> {
+        let deadline = Instant::now() + POWER_OFF;
+        while self.qemu.try_wait().context("wait for QEMU")?.is_none() {
+            if Instant::now() > deadline {
+                self.qemu.kill().context("end QEMU")?;
+                self.qemu.wait().context("wait for QEMU")?;
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     fn how_qemu_ended(&self, status: ExitStatus) -> String {
@@ -213,6 +242,8 @@ struct Watch<'a> {
     output: String,
     kernel_log: String,
     in_kernel_log: bool,
+    /// What scripts said a disk holds in the end, with the script's name.
+    claims: Vec<(String, String)>,
     deadline: Instant,
     done: bool,
 }
@@ -228,6 +259,7 @@ impl<'a> Watch<'a> {
             output: String::new(),
             kernel_log: String::new(),
             in_kernel_log: false,
+            claims: Vec::new(),
             deadline: Instant::now() + BOOT_DEADLINE,
             done: false,
         }
@@ -255,6 +287,10 @@ impl<'a> Watch<'a> {
                 self.report(verdict, seconds);
                 self.deadline = Instant::now() + GRACE;
             }
+            Line::Disk(claim) => {
+                let Some(test) = self.current else { return };
+                self.claims.push((format!("{}::{}", self.suite.name, test.name), claim.to_owned()));
+            }
             Line::Done => self.done = true,
             Line::Text(text) => {
                 let into = if self.in_kernel_log { &mut self.kernel_log } else { &mut self.output };
@@ -275,6 +311,29 @@ impl<'a> Watch<'a> {
         self.kernel_log = console;
         if self.current.is_some() {
             self.report(Verdict::GuestLost(how), 0.0);
+        }
+    }
+
+    /// Compares the disks with what scripts said they hold; a script that was wrong has failed.
+    fn check_disks(&mut self, dir: &Path) {
+        let disks = &self.suite.conf.disks;
+        let mut right = 0;
+        for (name, claim) in std::mem::take(&mut self.claims) {
+            let Err(error) = Claim::parse(&claim).and_then(|claim| claim.check(dir, disks)) else {
+                right += 1;
+                continue;
+            };
+            let Some(report) = self.boot.reports.iter_mut().find(|report| report.name == name) else {
+                continue;
+            };
+            if report.verdict == Verdict::Passed {
+                report.verdict = Verdict::OnDisk(format!("{error:#}"));
+                println!("  {name:<24} {}", report.verdict);
+                self.boot.setup_failed |= name.ends_with(&format!("::{}", self.suite.setup.name));
+            }
+        }
+        if right > 0 {
+            println!("  on the disks, seen from the host: {right} places hold what was written there");
         }
     }
 

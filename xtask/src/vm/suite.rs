@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::args::Selector;
+use super::disk::Disk;
 use crate::apt::Tool;
 
 /// Emulation is ten times slower than the real thing, and the machine may be busy with builds.
@@ -52,6 +53,10 @@ pub(super) struct Conf {
     pub(super) qemu: Vec<String>,
     /// More of the kernel's command line.
     pub(super) append: Vec<String>,
+    /// Disks whose content the host checks in the end.
+    pub(super) disks: Vec<Disk>,
+    /// Programs of the `nvmf-tests` package to have in the guest.
+    pub(super) tests: Vec<String>,
 }
 
 impl Conf {
@@ -72,8 +77,10 @@ impl Conf {
                 "memory" => conf.memory = words.next(),
                 "qemu" => conf.qemu.extend(words),
                 "append" => conf.append.extend(words),
+                "disk" => conf.disks.push(Disk::parse(&words.collect::<Vec<_>>())?),
+                "tests" => conf.tests.extend(words),
                 other => bail!(
-                    "unknown key `{other}` (known: modules, programs, files, by-name, memory, qemu, append)"
+                    "unknown key `{other}` (known: modules, programs, files, by-name, memory, qemu, append, disk, tests)"
                 ),
             }
         }
@@ -182,6 +189,10 @@ mod tests {
         assert_eq!(conf.tools().next(), Some(Tool::new("/usr/lib/*/libx.so.1", "libx1")));
         assert!(Conf::parse("module: a").unwrap_err().to_string().contains("module"));
         assert!(Conf::parse("modules a").is_err());
+        let conf = Conf::parse("disk: h0 16M\ndisk: h1 1G\ntests: conformance\n").unwrap();
+        assert_eq!(conf.disks.iter().map(|disk| disk.size).collect::<Vec<_>>(), [16 << 20, 1 << 30]);
+        assert_eq!(conf.tests, ["conformance"]);
+        assert!(Conf::parse("disk: h0\n").is_err());
     }
 
     #[test]
