@@ -17,6 +17,7 @@ pub mod proto;
 pub mod provider;
 mod qpair;
 mod requirements;
+pub mod sim;
 // UNSAFETY: declarations of foreign functions, dlopen and dlsym.
 #[expect(unsafe_code, reason = "finds the functions of libibverbs and librdmacm at run time")]
 mod sys;

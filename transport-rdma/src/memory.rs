@@ -125,3 +125,6 @@ pub(crate) fn refused<D: Domain>(domain: &D, len: usize, error: io::Error) -> Er
         _ => error,
     }
 }
+
+#[cfg(test)]
+mod tests;

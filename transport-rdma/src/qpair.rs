@@ -256,7 +256,7 @@ impl<P: Provider> RdmaQpair<P> {
     /// Posts what is in the batch and every waiting command there is a credit for; receives first.
     fn post(&mut self, tracker: &Tracker) -> Result<()> {
         self.post_receives()?;
-        while let Some(slot) = self.ledger.next() {
+        while let Some(slot) = self.ledger.release() {
             let sqe = self.held[usize::from(slot)];
             self.send(slot, sqe, tracker)?;
         }

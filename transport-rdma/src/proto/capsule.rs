@@ -120,3 +120,6 @@ pub fn describe(
 pub fn elements(pieces: &[Piece]) -> impl Iterator<Item = Element> + '_ {
     pieces.iter().map(Piece::element)
 }
+
+#[cfg(test)]
+mod tests;

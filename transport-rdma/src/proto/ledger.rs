@@ -145,7 +145,7 @@ impl Ledger {
 
     // --- sending -------------------------------------------------------------------------------------------------------
 
-    /// Takes a command. Whether it may be posted now; otherwise [`Ledger::next`] gives it out when it may.
+    /// Takes a command. Whether it may be posted now; otherwise [`Ledger::release`] gives it out when it may.
     pub fn submit(&mut self, slot: u16) -> bool {
         let Some(entry) = self.slots.get_mut(usize::from(slot)) else { return false };
         debug_assert!(entry.state == State::Free, "slot {slot} taken twice");
@@ -158,7 +158,7 @@ impl Ledger {
     }
 
     /// The command that has waited longest, if it may be posted now.
-    pub fn next(&mut self) -> Option<u16> {
+    pub fn release(&mut self) -> Option<u16> {
         if self.waiting.is_empty() || !self.has_credit() {
             return None;
         }
@@ -272,3 +272,6 @@ impl Ledger {
         self.flow = (sqhd != NO_FLOW_CONTROL && head < self.entries).then_some(Flow { head, tail: head });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -245,7 +245,6 @@ impl<P: Provider> Connector<P> {
     }
 
     /// The addresses of the name, or the receiver back while there are none.
-
     fn resolved(
         &mut self,
         receiver: Receiver<io::Result<Vec<SocketAddr>>>,
