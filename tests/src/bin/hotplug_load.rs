@@ -92,7 +92,7 @@ fn run(args: &Args) -> Result<()> {
             .map(|share| scope.spawn(|| share.load(&controller, &ns, args.interrupt, None, &progress)))
             .collect();
         let idle = scope.spawn(|| idle(&controller));
-        while progress.load(Ordering::Relaxed) < 500 && !idle.is_finished() {
+        while progress.load(Ordering::Relaxed) < 200 && !idle.is_finished() {
             if began.elapsed() > DEADLINE {
                 say("hotplug_load: no progress");
                 // The loading threads would wait for the loss of the controller.
@@ -145,7 +145,7 @@ fn run(args: &Args) -> Result<()> {
     }
     std::thread::scope(|scope| -> Result<()> {
         let load = |share| {
-            scope.spawn(|| Share::load(share, &controller, &ns, args.interrupt, Some(500), &progress))
+            scope.spawn(|| Share::load(share, &controller, &ns, args.interrupt, Some(100), &progress))
         };
         let loads: Vec<_> = shares.iter_mut().map(load).collect();
         for load in loads {
@@ -393,8 +393,14 @@ impl Share {
     /// Reads everything. What is in doubt is in doubt no more.
     fn check(&mut self, controller: &Controller, ns: &Namespace) -> Result<()> {
         let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
-        for slot in (0..self.versions.len() as u64).step_by(self.blocks_per_io() as usize) {
-            let buf = qpair.read_blocking(ns, self.first_block + slot, qpair.alloc(IO as usize)?)?;
+        const AT_ONCE: usize = 256 << 10;
+        let mut content = Vec::with_capacity(self.versions.len() * self.block_size);
+        for first in (0..self.versions.len()).step_by(AT_ONCE / self.block_size) {
+            let left = (self.versions.len() - first) * self.block_size;
+            let buf = qpair.alloc(AT_ONCE.min(left))?;
+            content.extend_from_slice(&qpair.read_blocking(ns, self.first_block + first as u64, buf)?);
+        }
+        for (slot, buf) in (0..).step_by(self.blocks_per_io() as usize).zip(content.chunks(IO as usize)) {
             let old = self.data(slot, |block| self.versions[block]);
             let new = self.in_doubt.get(&slot).map(|&version| (version, self.data(slot, |_| version)));
             for (i, found) in buf.chunks(self.block_size).enumerate() {

@@ -68,7 +68,7 @@ attributes() {
 null_disk() {
     mkdir "/sys/kernel/config/nullb/$1"
     attributes "/sys/kernel/config/nullb/$1" "blocksize=$2" "size=$3" memory_backed=1 power=1
-    wait_for 5 test -b "/dev/$1" || fail "no /dev/$1"
+    wait_for 30 test -b "/dev/$1" || fail "no /dev/$1"
 }
 
 # subsystem NQN [ATTRIBUTE=VALUE...]: open to any host unless told otherwise.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nvmf_core::dma::RegionId;
 use nvmf_core::{DmaRegion, Error, Result};
@@ -23,6 +24,8 @@ const COMMAND: u32 = 4;
 const MEMORY_SPACE: u16 = 1 << 1;
 /// Command: bus master enable.
 const BUS_MASTER: u16 = 1 << 2;
+/// How long a group that somebody has may take to become free.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// An NVMe function that the kernel lends to this process.
 #[derive(Debug)]
@@ -49,7 +52,7 @@ impl VfioDevice {
             return Err(Error::unsupported("the function is in no IOMMU group"));
         };
         let path = dev.join("vfio").join(number.to_string());
-        let group = File::options().read(true).write(true).open(&path).map_err(|e| open_failed(&path, &e))?;
+        let group = open_group(&path).map_err(|e| open_failed(&path, &e))?;
         let flags = syscall::group_flags(group.as_fd()).map_err(|error| {
             Error::from(error).doing(format!("asking for the state of IOMMU group {number}"))
         })?;
@@ -116,6 +119,20 @@ impl VfioDevice {
         self.read_config(COMMAND, &mut command)?;
         let command = u16::from_le_bytes(command);
         self.write_config(COMMAND, &(command & !BUS_MASTER).to_le_bytes())
+    }
+}
+
+/// Opens the file of an IOMMU group. A group that is in use may be about to be released, without anybody to ask when: the kernel
+/// closes the files of a process that has ended in its own time, and the last handle of a controller may be the background thread's.
+fn open_group(path: &Path) -> io::Result<File> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match File::options().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
     }
 }
 

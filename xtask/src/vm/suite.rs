@@ -60,7 +60,7 @@ pub(super) struct Conf {
 }
 
 impl Conf {
-    fn parse(text: &str) -> Result<Self> {
+    pub(super) fn parse(text: &str) -> Result<Self> {
         let mut conf = Self::default();
         for line in text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
             if line.is_empty() {

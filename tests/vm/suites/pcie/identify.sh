@@ -18,5 +18,5 @@ compare() {
     [ "$(grep -o '"nsid":' /tmp/list | wc -l)" -eq $# ] || fail "not $# namespaces"
     note "$address: $serial, $# namespaces"
 }
-compare "$A" 1 2 5 16 17
+compare "$A" 1 2 5 16 17 18
 compare "$B" 1 16
