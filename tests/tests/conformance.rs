@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use nvmf_core::{ControllerOptions, Driver, Nqn, TransportType};
 use nvmf_loopback::{
-    Loopback, LoopbackError, Namespace, PciOptions, SubsystemBuilder, TcpOptions, VfioUserServer,
+    Loopback, LoopbackError, Namespace, PciOptions, RdmaFrontOptions, SubsystemBuilder, TcpOptions,
+    VfioUserServer,
 };
 use nvmf_tests::conformance::Fixture;
 use nvmf_transport_pcie::{PciDevice, PcieTransport, VfioUserDevice, VfioUserOptions};
+use nvmf_transport_rdma::provider::DeviceLimits;
+use nvmf_transport_rdma::sim::Sim;
+use nvmf_transport_rdma::{RdmaOptions, RdmaTransport};
 use nvmf_transport_tcp::TcpTransport;
 
 const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:7a1e0c5e-7e57-4c0f-9a55-0123456789ab";
@@ -91,6 +95,55 @@ mod tcp_polled {
         options.cid_generations = false;
         options.disable_sq_flow_control = true;
         tcp_fixture(TcpOptions::new(), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+fn rdma_fixture(sim: Sim, rdma: RdmaFrontOptions, options: ControllerOptions) -> Result<Fixture> {
+    let target = Loopback::builder().subsystem(subsystem()).rdma(rdma).listen_rdma(&sim, "192.0.2.1:4420");
+    let target = target.build()?;
+    let transport = RdmaTransport::with_provider(sim).with_options(RdmaOptions::default().rnr_retry_count(0));
+    Ok(Fixture {
+        driver: Driver::builder().transport(transport).build(),
+        trid: target.rdma_trid(NQN)?.context("the target does not listen")?,
+        discovery: target.rdma_trid(Nqn::DISCOVERY)?,
+        options,
+        target: Box::new(target),
+    })
+}
+
+/// Over the simulated fabric, where a message that finds no receive posted ends the connection.
+mod rdma_sim {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        rdma_fixture(Sim::new(), RdmaFrontOptions::new(), ControllerOptions::default())
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// A device with little of everything, a controller that takes eight commands at once and data in one piece, and a program
+/// that looks after the admin queue itself.
+mod rdma_sim_narrow {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let sim = Sim::with_limits(DeviceLimits {
+            max_registration: 16 << 20,
+            max_work_requests: 24,
+            max_elements: 2,
+            max_completions: 48,
+            max_reads: 1,
+        });
+        let mut options = ControllerOptions::default();
+        options.background_admin = false;
+        options.keep_alive_timeout = std::time::Duration::ZERO;
+        options.io_queue_requests = 512;
+        options.cid_generations = false;
+        options.disable_sq_flow_control = true;
+        rdma_fixture(sim, RdmaFrontOptions::new().max_receives(8).descriptors(1), options)
     }
 
     nvmf_tests::suite!(fixture);

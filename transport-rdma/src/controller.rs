@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nvmf_core::dma::DmaPool;
 use nvmf_core::spec::identify::IdentifyController;
 use nvmf_core::transport::{Capabilities, QpairSetup, TransportController, TransportQpair};
 use nvmf_core::{ControllerOptions, Error, Result, TransportId};
@@ -47,6 +48,7 @@ impl<P: Provider> RdmaController<P> {
             type_of_service: options.transport_tos,
             ack_timeout: options.transport_ack_timeout.map(ack_exponent),
             memories,
+            bounce: DmaPool::new(),
             memory: Mutex::default(),
             pinned: Mutex::default(),
         };
@@ -76,7 +78,8 @@ fn ack_exponent(timeout: Duration) -> u8 {
 
 impl<P: Provider> TransportController for RdmaController<P> {
     fn capabilities(&self) -> Capabilities {
-        Capabilities::fabrics().with_max_transfer(MAX_TRANSFER).with_max_segments(self.limits.descriptors)
+        // Data in more pieces than the controller takes is copied into one.
+        Capabilities::fabrics().with_max_transfer(MAX_TRANSFER)
     }
 
     fn create_qpair(&mut self, setup: &QpairSetup) -> Result<Box<dyn TransportQpair>> {

@@ -15,8 +15,9 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::RegionId;
+use nvmf_core::dma::{DmaBuf, DmaPool, IoBuf, RegionId};
 use nvmf_core::proto::Tracker;
+use nvmf_core::spec::command::DataDirection;
 use nvmf_core::spec::fabrics::FabricsType;
 use nvmf_core::spec::{AdminOpcode, Cqe, Sqe};
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
@@ -79,6 +80,9 @@ pub struct RdmaQpair<P: Provider> {
     /// Commands that wait for a credit, by slot.
     held: Vec<Sqe>,
     pieces: Vec<Piece>,
+    /// Copies of data in more pieces than the controller takes, by slot.
+    bounce: Vec<Option<DmaBuf>>,
+    pool: DmaPool,
     /// Keys of regions, by region.
     regions: Vec<(RegionId, Keys)>,
     completions: [WorkCompletion; POLL_BATCH],
@@ -99,6 +103,7 @@ impl<P: Provider> RdmaQpair<P> {
         let now = Instant::now();
         let limits = plan.limits;
         let slots = usize::from(setup.slots);
+        let pool = plan.route.bounce.clone();
         Ok(Self {
             phase: Phase::Opening(Box::new(Connector::new(setup, plan, now)?)),
             link: None,
@@ -110,6 +115,8 @@ impl<P: Provider> RdmaQpair<P> {
             reposts: Vec::with_capacity(slots + 1),
             held: vec![Sqe::default(); slots],
             pieces: Vec::new(),
+            bounce: (0..slots).map(|_| None).collect(),
+            pool,
             regions: Vec::new(),
             completions: [WorkCompletion::default(); POLL_BATCH],
             connect_slot: None,
@@ -201,12 +208,11 @@ impl<P: Provider> RdmaQpair<P> {
         let mut offset = 0;
         while let Some(segment) = tracker.segment(slot, offset) {
             let keys = self.keys(segment.region, segment.offset, segment.len)?;
-            self.pieces.push(Piece {
-                address: (segment.region.address() + segment.offset) as u64,
-                length: segment.len as u32,
-                local_key: keys.local,
-                remote_key: keys.remote,
-            });
+            let piece = Piece::new(segment.region, segment.offset, segment.len, keys);
+            match self.pieces.last_mut() {
+                Some(last) if last.continues_with(&piece) => last.length += piece.length,
+                _ => self.pieces.push(piece),
+            }
             offset += segment.len as u32;
         }
         if offset == len {
@@ -216,22 +222,52 @@ impl<P: Provider> RdmaQpair<P> {
         }
     }
 
+    /// Copies the data of `slot` into one piece.
+    fn gather(&mut self, slot: u16, tracker: &Tracker) -> Result<()> {
+        let len = tracker.data_len(slot) as usize;
+        let mut copy = self.pool.alloc(len)?;
+        if tracker.direction(slot) == DataDirection::HostToController {
+            let mut done = 0;
+            while done < len {
+                let chunk = tracker.chunk(slot, done as u32);
+                copy[done..done + chunk.len()].copy_from_slice(chunk);
+                done += chunk.len();
+            }
+        }
+        let extent = copy.extent().ok_or_else(|| Error::exhausted("a buffer without memory"))?;
+        let (region, offset) = (extent.region().clone(), extent.offset());
+        let keys = self.keys(&region, offset, len)?;
+        self.pieces.clear();
+        self.pieces.push(Piece::new(&region, offset, len, keys));
+        if let Some(bounce) = self.bounce.get_mut(usize::from(slot)) {
+            *bounce = Some(copy);
+        }
+        Ok(())
+    }
+
+    /// A command is over: its data goes where it belongs, and its slot is free.
+    fn finish(&mut self, slot: u16, cqe: Cqe, tracker: &mut Tracker) {
+        if let Some(copy) = self.bounce.get_mut(usize::from(slot)).and_then(Option::take)
+            && tracker.direction(slot) == DataDirection::ControllerToHost
+        {
+            // As long as the command's data: all of it fits.
+            let _ = tracker.write(slot, 0, &copy);
+        }
+        tracker.complete(slot, cqe);
+    }
+
     /// Puts a command into the batch.
     fn send(&mut self, slot: u16, mut sqe: Sqe, tracker: &Tracker) -> Result<()> {
         self.locate(slot, tracker)?;
+        if !proto::capsule::fits(tracker.direction(slot), &self.pieces, &self.limits) {
+            self.gather(slot, tracker)?;
+        }
         let link = self.link.as_ref().ok_or_else(closed)?;
         let ring = link.ring()?;
         let start = ring.capsule(slot);
         let direction = tracker.direction(slot);
         let write = |offset, bytes: &[u8]| ring.memory.write_bytes(start + offset, bytes);
-        let capsule = proto::capsule::describe(&mut sqe, direction, &self.pieces, &self.limits, write)
-            .ok_or_else(|| {
-                Error::unsupported(format!(
-                    "data of one command in {} pieces; the controller takes {}",
-                    self.pieces.len(),
-                    self.limits.descriptors
-                ))
-            })?;
+        let capsule = proto::capsule::describe(&mut sqe, direction, &self.pieces, &self.limits, write);
         ring.memory.write_bytes(start, sqe.as_bytes());
         let inline = !capsule.gathers && capsule.length <= link.inline;
         let first = self.batch.elements.len() as u32;
@@ -334,7 +370,7 @@ impl<P: Provider> RdmaQpair<P> {
             Some(Kind::Command) => {
                 let slot = number as u16;
                 if let Some(cqe) = self.ledger.sent(Some(slot)).map_err(broken)? {
-                    tracker.complete(slot, cqe);
+                    self.finish(slot, cqe, tracker);
                 }
                 Ok(())
             }
@@ -385,7 +421,7 @@ impl<P: Provider> RdmaQpair<P> {
             self.ledger.connected(cqe.sqhd.get());
         }
         if let Some(cqe) = over {
-            tracker.complete(slot, cqe);
+            self.finish(slot, cqe, tracker);
         }
         Ok(())
     }
@@ -527,8 +563,12 @@ impl<P: Provider> RdmaQpair<P> {
     /// Destroys the queue pair, after which the device accesses nothing for it.
     fn destroy(&mut self) {
         self.teardown = match self.link.take().map(Link::destroy) {
-            None | Some(Ok(())) => Teardown::Done,
+            None | Some(Ok(())) => {
+                self.bounce.iter_mut().for_each(|bounce| *bounce = None);
+                Teardown::Done
+            }
             Some(Err(error)) => {
+                self.bounce.iter_mut().filter_map(Option::take).for_each(|copy| IoBuf::from(copy).leak());
                 tracing::error!(%error, qid = self.qid, "an RDMA queue pair could not be destroyed");
                 Teardown::Unconfirmed
             }

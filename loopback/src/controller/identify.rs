@@ -156,6 +156,11 @@ impl Controller {
             ofcs: U16::new(1),
             ..IdentifyController::default()
         };
+        if let Front::Rdma(_) = self.front {
+            // Keyed SGL data blocks (2) and offsets as addresses (20); lists of descriptors in the capsule.
+            data.sgls = U32::new(1 | 1 << 2 | 1 << 20);
+            data.msdbd = config.rdma.descriptors;
+        }
         if self.front == Front::Pci {
             // The fields of fabrics are reserved elsewhere (Base 2.1 Figure 312), and SGLs may be whatever memory can hold:
             // without alignment (1:0 = 01b), bit buckets (16).

@@ -1,11 +1,13 @@
 //! The command capsule: where a command's data is, in the capsule itself or in this side's memory. NVMe RDMA Transport
 //! 1.1 §3.2, NVMe Base 2.1 §4.3.2.
 
+use nvmf_core::DmaRegion;
 use nvmf_core::spec::Sqe;
 use nvmf_core::spec::command::DataDirection;
 use nvmf_core::spec::data_ptr::{SglDescriptor, SglSubtype};
 use zerocopy::IntoBytes;
 
+use crate::memory::Keys;
 use crate::provider::Element;
 
 /// Bytes of a submission queue entry.
@@ -56,6 +58,22 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// `len` bytes of a region.
+    pub(crate) fn new(region: &DmaRegion, offset: usize, len: usize, keys: Keys) -> Self {
+        Self {
+            address: (region.address() + offset) as u64,
+            length: len as u32,
+            local_key: keys.local,
+            remote_key: keys.remote,
+        }
+    }
+
+    /// Whether `next` begins where this ends, under the same keys.
+    pub(crate) fn continues_with(&self, next: &Self) -> bool {
+        self.address + u64::from(self.length) == next.address
+            && (self.local_key, self.remote_key) == (next.local_key, next.remote_key)
+    }
+
     fn element(&self) -> Element {
         Element { address: self.address, length: self.length, key: self.local_key }
     }
@@ -74,46 +92,57 @@ pub struct Capsule {
     pub gathers: bool,
 }
 
-/// Sets the data pointer of `sqe` for `pieces`. Descriptors go through `write`, with the offset in the capsule where they belong; the
-/// entry itself is the caller's to write. `None` when there are more pieces than a command may have descriptors, or one is too long.
+/// Whether data that small may be, and can be, sent with its capsule.
+fn goes_along(direction: DataDirection, pieces: &[Piece], limits: &Limits) -> bool {
+    let total: u64 = pieces.iter().map(|piece| u64::from(piece.length)).sum();
+    direction == DataDirection::HostToController
+        && limits.inline_data
+        && total <= u64::from(limits.in_capsule)
+        && pieces.len() < limits.elements as usize
+}
+
+/// Whether a command's data can be described as it is: in the capsule, by one descriptor, or by a list of them.
+#[must_use]
+pub fn fits(direction: DataDirection, pieces: &[Piece], limits: &Limits) -> bool {
+    let list = pieces.len() <= usize::from(limits.descriptors)
+        && pieces.len() * DESCRIPTOR_BYTES <= limits.in_capsule as usize;
+    pieces.len() <= 1 || list || goes_along(direction, pieces, limits)
+}
+
+/// Sets the data pointer of `sqe` for `pieces`, which [`fits`] and of which none is longer than [`MAX_KEYED`]. Descriptors go
+/// through `write`, with the offset in the capsule where they belong; the entry itself is the caller's to write.
 pub fn describe(
     sqe: &mut Sqe,
     direction: DataDirection,
     pieces: &[Piece],
     limits: &Limits,
     mut write: impl FnMut(usize, &[u8]),
-) -> Option<Capsule> {
-    let plain = Some(Capsule { length: SQE_BYTES as u32, gathers: false });
+) -> Capsule {
     let start = SQE_BYTES + limits.offset as usize;
-    let total: u64 = pieces.iter().map(|piece| u64::from(piece.length)).sum();
-    if pieces.is_empty() {
-        sqe.set_sgl(SglDescriptor::keyed(0, 0, 0, SglSubtype::ADDRESS));
-        return plain;
+    if !pieces.is_empty() && goes_along(direction, pieces, limits) {
+        let total = pieces.iter().map(|piece| piece.length).sum();
+        sqe.set_sgl(SglDescriptor::in_capsule(0, total));
+        return Capsule { length: start as u32, gathers: true };
     }
-    if direction == DataDirection::HostToController
-        && limits.inline_data
-        && total <= u64::from(limits.in_capsule)
-        && pieces.len() < limits.elements as usize
-    {
-        sqe.set_sgl(SglDescriptor::in_capsule(0, total as u32));
-        return Some(Capsule { length: start as u32, gathers: true });
+    let plain = Capsule { length: SQE_BYTES as u32, gathers: false };
+    match pieces {
+        [] => {
+            sqe.set_sgl(SglDescriptor::keyed(0, 0, 0, SglSubtype::ADDRESS));
+            plain
+        }
+        [piece] => {
+            sqe.set_sgl(piece.descriptor());
+            plain
+        }
+        pieces => {
+            for (index, piece) in pieces.iter().enumerate() {
+                write(start + index * DESCRIPTOR_BYTES, piece.descriptor().as_bytes());
+            }
+            let bytes = pieces.len() * DESCRIPTOR_BYTES;
+            sqe.set_sgl(SglDescriptor::segment(0, bytes as u32, true, SglSubtype::OFFSET));
+            Capsule { length: (start + bytes) as u32, gathers: false }
+        }
     }
-    if pieces.iter().any(|piece| piece.length > MAX_KEYED) {
-        return None;
-    }
-    if let [piece] = pieces {
-        sqe.set_sgl(piece.descriptor());
-        return plain;
-    }
-    let bytes = pieces.len() * DESCRIPTOR_BYTES;
-    if pieces.len() > usize::from(limits.descriptors) || bytes > limits.in_capsule as usize {
-        return None;
-    }
-    for (index, piece) in pieces.iter().enumerate() {
-        write(start + index * DESCRIPTOR_BYTES, piece.descriptor().as_bytes());
-    }
-    sqe.set_sgl(SglDescriptor::segment(0, bytes as u32, true, SglSubtype::OFFSET));
-    Some(Capsule { length: (start + bytes) as u32, gathers: false })
 }
 
 /// The elements of data that is sent with its capsule.

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use nvmf_core::dma::DmaPool;
 use nvmf_core::spec::rdma::{CmAccept, CmRequest, RECFMT_0};
 use nvmf_core::transport::QpairSetup;
 use nvmf_core::{Error, Result};
@@ -44,6 +45,8 @@ pub(crate) struct Route<P: Provider> {
     pub(crate) type_of_service: u8,
     pub(crate) ack_timeout: Option<u8>,
     pub(crate) memories: Arc<Memories<P>>,
+    /// For copies of data in too many pieces.
+    pub(crate) bounce: DmaPool,
     /// Kept from one queue pair to the next, so that memory stays registered.
     pub(crate) memory: Mutex<Option<Arc<Memory<P::Domain>>>>,
     /// All queues go where the admin queue went, even if a name has many addresses.

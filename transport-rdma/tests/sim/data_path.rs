@@ -7,7 +7,7 @@ use mio::unix::SourceFd;
 use nvmf_core::spec::data_ptr::{SglDescriptor, SglSubtype, SglType};
 use nvmf_core::spec::fabrics::CATTR_DISABLE_SQ_FLOW_CONTROL;
 use nvmf_core::spec::{Cqe, NvmOpcode, Sqe, Status};
-use nvmf_core::transport::{Quiesce, TransportController, TransportQpair};
+use nvmf_core::transport::{Quiesce, TransportQpair};
 use nvmf_core::{ControllerOptions, DmaRegion};
 use nvmf_transport_rdma::RdmaOptions;
 use nvmf_transport_rdma::provider::DeviceLimits;
@@ -75,7 +75,6 @@ fn the_admin_queue_puts_no_data_into_capsules() {
 #[test]
 fn buffers_of_several_regions_are_a_list_in_the_capsule() {
     let mut target = Target::new(Sim::new());
-    assert_eq!(target.controller.capabilities().max_segments, 4);
     let mut bench = target.connect(1, 4);
     let buf = [8192, 4096, 12_288].map(|len| bench.pool.alloc(len).unwrap()).into_iter().collect::<Vec<_>>();
     let cid = bench.submit(Sqe::nvm(NvmOpcode::READ, 1), buf).unwrap();
@@ -90,6 +89,28 @@ fn buffers_of_several_regions_are_a_list_in_the_capsule() {
     bench.answer(cid);
     let expected = [vec![1; 8192], vec![2; 4096], vec![3; 12_288]].concat();
     assert_eq!(bench.drain(), [(cid, expected)]);
+}
+
+#[test]
+fn data_in_more_pieces_than_the_controller_takes_is_copied() {
+    let identity = Identity { msdbd: 1, ..IDENTITY };
+    let mut target =
+        Target::with(Sim::new(), RdmaOptions::default(), &ControllerOptions::default(), identity);
+    let mut bench = target.connect(1, 8);
+    let lengths = [8192, 300, 724, 8192];
+    let buffers = |bench: &Bench| lengths.map(|len| bench.pool.alloc(len).unwrap()).into_iter().collect();
+    let bufs: Vec<_> = buffers(&bench);
+    let read = bench.submit(Sqe::nvm(NvmOpcode::READ, 1), bufs).unwrap();
+    let mut bufs: Vec<_> = buffers(&bench);
+    bufs.iter_mut().for_each(|buf| buf.fill(0x21));
+    let write = bench.submit(Sqe::nvm(NvmOpcode::WRITE, 1), bufs).unwrap();
+    bench.flush().unwrap();
+    for (cid, byte) in [(read, 0x33), (write, 0x21)] {
+        let command = bench.take().unwrap();
+        assert_eq!((command.cid(), command.sgl().keyed_length()), (cid, 17_408));
+        bench.serve(&command, byte);
+    }
+    assert_eq!(bench.drain(), [(read, vec![0x33; 17_408]), (write, vec![0x21; 17_408])]);
 }
 
 #[test]
