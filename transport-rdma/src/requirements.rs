@@ -38,6 +38,11 @@ pub enum Missing {
     /// A device.
     #[error("there is no RDMA device")]
     Device,
+    /// A device that can be used from here. Not looked for by [`Requirements`]: it shows when the library opens the devices.
+    #[error(
+        "the verbs library can use none of the RDMA devices (no driver for them, or they are in another network namespace)"
+    )]
+    Driver,
     /// Memory that may be locked.
     #[error("no memory may be locked (RLIMIT_MEMLOCK is 0)")]
     LockedMemory,
@@ -60,6 +65,7 @@ impl Missing {
             Self::Device => {
                 "for soft-RoCE over an Ethernet interface: modprobe rdma_rxe; rdma link add rxe0 type rxe netdev eth0"
             }
+            Self::Driver => "install ibverbs-providers (Debian) or rdma-core",
             Self::LockedMemory => "ulimit -l unlimited, or LimitMEMLOCK=infinity in a systemd unit",
         }
     }

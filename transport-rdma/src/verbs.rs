@@ -85,9 +85,10 @@ impl Provider for VerbsProvider {
     fn endpoint(&self) -> Result<VerbsEndpoint> {
         let api = self.api()?;
         VerbsEndpoint::new(Arc::clone(api), Arc::clone(&self.domains)).map_err(|error| {
-            // ENODEV: no device at all, or no connection manager in the kernel.
+            // ENODEV: no device at all, no device with a driver, or no connection manager in the kernel.
             match self.requirements().missing.first() {
                 Some(missing) => missing.error(),
+                None if error.raw_os_error() == Some(libc::ENODEV) => Missing::Driver.error(),
                 None => Error::from(error).doing("opening a channel to the RDMA connection manager"),
             }
         })

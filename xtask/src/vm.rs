@@ -40,7 +40,7 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
         return Ok(());
     };
     let tests_vm = shell::root().join("tests/vm");
-    let suites = suite::select(&tests_vm.join("suites"), &args.selection)?;
+    let suites = suite::select(&tests_vm.join("suites"), &args.selection, args.list)?;
     if args.list {
         for (suite, test) in suites.iter().flat_map(|suite| suite.tests.iter().map(move |test| (suite, test)))
         {
