@@ -13,7 +13,7 @@ use nvmf_core::{ControllerOptions, Error, Result};
 use crate::data::MAX_TRANSFER;
 use crate::device::PciDevice;
 use crate::qpair::PcieQpair;
-use crate::shared::{SglSupport, Shared};
+use crate::shared::{MetadataSupport, SglSupport, Shared};
 
 /// Offset of the command register in configuration space.
 const PCI_COMMAND: u32 = 0x04;
@@ -108,6 +108,10 @@ impl TransportController for PcieController {
             1 => SglSupport::Yes,
             2 => SglSupport::Dwords,
             _ => SglSupport::No,
+        });
+        self.registers.0.set_metadata_support(MetadataSupport {
+            any_byte: identify.takes_metadata_at_any_byte(),
+            sgl: identify.supports_metadata_sgl(),
         });
         Ok(())
     }
