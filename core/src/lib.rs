@@ -27,8 +27,8 @@ pub mod namespace;
 pub mod nqn;
 pub mod options;
 pub mod poll_group;
-pub mod proto;
 pub mod protection;
+pub mod proto;
 pub mod qpair;
 pub mod spec;
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::protection::{Guard, Protection, ProtectionFormat, ProtectionType};
 use crate::proto::controller_init::NamespaceInfo;
 use crate::proto::split::Span;
-use crate::protection::{Guard, Protection, ProtectionFormat, ProtectionType};
 use crate::spec::identify::{IdentifyNamespace, IdentifyNamespaceNvm};
 use crate::spec::log_page::AnaState;
 
@@ -268,10 +268,12 @@ impl Namespace {
             None if protection.asks() => {
                 Err(format!("namespace {} is not formatted with protection information", self.nsid()))
             }
-            Some(format) if format.kind() == ProtectionType::Type3 && protection.checks_ref_tag() => Err(format!(
-                "namespace {} has protection information type 3, whose reference tag cannot be checked",
-                self.nsid()
-            )),
+            Some(format) if format.kind() == ProtectionType::Type3 && protection.checks_ref_tag() => {
+                Err(format!(
+                    "namespace {} has protection information type 3, whose reference tag cannot be checked",
+                    self.nsid()
+                ))
+            }
             _ => Ok(()),
         }
     }

@@ -230,6 +230,12 @@ impl Protection {
         self
     }
 
+    /// The reference tag of the first block, if one was stated.
+    #[must_use]
+    pub const fn first_ref_tag(&self) -> Option<u64> {
+        self.ref_tag
+    }
+
     /// PRINFO as a number.
     #[must_use]
     pub const fn prinfo_bits(&self) -> u8 {
@@ -325,7 +331,9 @@ pub enum ProtectionError {
         actual: u64,
     },
     /// The buffers are not the same whole number of blocks.
-    #[error("{data} bytes of data and {metadata} bytes of metadata are not the same number of blocks of {block} and {per_block} bytes")]
+    #[error(
+        "{data} bytes of data and {metadata} bytes of metadata are not the same number of blocks of {block} and {per_block} bytes"
+    )]
     Length {
         /// Bytes of data.
         data: usize,
@@ -447,6 +455,16 @@ impl ProtectionFormat {
         sqe.cdw3 = U32::new((space >> 32) as u32);
         sqe.cdw2 = U32::new((space >> 64) as u32);
         sqe
+    }
+
+    /// What `protection`, stated for some block, is for the block `blocks` later: for a part of a larger I/O.
+    #[must_use]
+    pub const fn advance(&self, blocks: u64, protection: &Protection) -> Protection {
+        let mut later = *protection;
+        if let (ProtectionType::Type1 | ProtectionType::Type2, Some(tag)) = (self.kind, protection.ref_tag) {
+            later.ref_tag = Some(tag.wrapping_add(blocks));
+        }
+        later
     }
 
     // --- the host's part ---------------------------------------------------------------------------------------------
@@ -591,7 +609,14 @@ impl ProtectionFormat {
         ((space >> self.ref_tag_bits()) as u64, (space & ((1 << self.ref_tag_bits()) - 1)) as u64)
     }
 
-    fn generate_block(&self, slba: u64, index: u64, data: &[u8], metadata: &mut [u8], protection: &Protection) {
+    fn generate_block(
+        &self,
+        slba: u64,
+        index: u64,
+        data: &[u8],
+        metadata: &mut [u8],
+        protection: &Protection,
+    ) {
         let position = self.position();
         let guard = self.compute_guard(data, &metadata[..position.start]);
         let space = self.space(protection.storage_tag, self.ref_tag_at(slba, index, protection));

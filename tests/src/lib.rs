@@ -2,5 +2,6 @@
 //! every block must hold.
 
 pub mod conformance;
+pub mod metadata;
 pub mod rng;
 pub mod workload;

@@ -34,16 +34,23 @@ const PLAIN: Protection = Protection::NONE;
 fn protection_is_what_the_format_says() {
     let first = namespace(16, false, 0b1001, None);
     let format = first.protection().unwrap();
-    assert_eq!((format.kind(), format.guard(), format.position()), (ProtectionType::Type1, Guard::Crc16, 0..8));
+    assert_eq!(
+        (format.kind(), format.guard(), format.position()),
+        (ProtectionType::Type1, Guard::Crc16, 0..8)
+    );
     let last = namespace(24, true, 0b0010, Some(2 << 7 | 16));
     let format = last.protection().unwrap();
-    assert_eq!((format.kind(), format.guard(), format.position()), (ProtectionType::Type2, Guard::Crc64, 8..24));
+    assert_eq!(
+        (format.kind(), format.guard(), format.position()),
+        (ProtectionType::Type2, Guard::Crc64, 8..24)
+    );
     assert_eq!((format.storage_tag_bits(), format.ref_tag_bits()), (16, 32));
     // Qualified: PIF says to look at QPIF.
     let qualified = namespace(16, true, 3, Some(1 << 9 | 3 << 7 | 16));
     assert_eq!(qualified.protection().unwrap().guard(), Guard::Crc32c);
     // None, or none that makes sense.
-    for (ms, dps, elbaf) in [(8, 0, None), (4, 1, None), (8, 1, Some(1 << 7 | 16)), (8, 4, None), (64, 1, Some(9 << 9 | 3 << 7))]
+    for (ms, dps, elbaf) in
+        [(8, 0, None), (4, 1, None), (8, 1, Some(1 << 7 | 16)), (8, 4, None), (64, 1, Some(9 << 9 | 3 << 7))]
     {
         assert_eq!(namespace(ms, true, dps, elbaf).protection(), None, "{ms} {dps} {elbaf:?}");
     }
@@ -84,18 +91,23 @@ fn spans_cut_data_and_metadata() {
 
 #[test]
 fn what_does_not_fit_the_format_is_refused_with_the_reason() {
-    let refused = |ns: &Namespace, len, metadata, p: Protection| ns.md_span(0, len, metadata, &p).unwrap_err();
+    let refused =
+        |ns: &Namespace, len, metadata, p: Protection| ns.md_span(0, len, metadata, &p).unwrap_err();
     let (separate, extended, none) =
         (namespace(8, false, 1, None), namespace(8, true, 3, None), namespace(0, false, 0, None));
     assert!(separate.data_span(0, 4096).unwrap_err().contains("use read_with_md"));
     assert!(refused(&separate, 8192, 8, PLAIN).ends_with("which take 16: it has 8 bytes per block"));
     assert!(refused(&separate, 8192, 0, PLAIN).contains("0 bytes of metadata for 2 blocks of namespace 1"));
-    assert!(refused(&separate, 4096, 8, PLAIN.pract()).contains("with PRACT its metadata is not transferred"));
+    assert!(
+        refused(&separate, 4096, 8, PLAIN.pract()).contains("with PRACT its metadata is not transferred")
+    );
     assert!(refused(&separate, 4104, 8, PLAIN).contains("not a whole number of 4096-byte"));
     assert!(refused(&extended, 4104, 8, PLAIN).contains("part of each block"));
     assert!(refused(&extended, 4096, 0, PLAIN).contains("not a whole number of 4104-byte"));
     assert!(refused(&none, 4096, 8, PLAIN).contains("it has no metadata"));
-    assert!(refused(&none, 4096, 0, PLAIN.check_guard()).contains("not formatted with protection information"));
+    assert!(
+        refused(&none, 4096, 0, PLAIN.check_guard()).contains("not formatted with protection information")
+    );
     assert!(refused(&extended, 4104, 0, PLAIN.check_ref_tag()).contains("type 3"));
     let verify = |p| separate.protected_block_span(0, 8, true, &p);
     assert!(verify(PLAIN.pract()).unwrap_err().contains("Verify"));

@@ -12,11 +12,9 @@ const ALL: Protection = Protection::NONE.check_guard().check_ref_tag().check_app
 #[test]
 fn guards_are_the_published_ones() {
     // The check values of the CRC catalogue for "123456789".
-    for (guard, expected) in [
-        (Guard::Crc16, 0xd0db),
-        (Guard::Crc32c, 0xe306_9283),
-        (Guard::Crc64, 0xae8b_1486_0a79_9888),
-    ] {
+    for (guard, expected) in
+        [(Guard::Crc16, 0xd0db), (Guard::Crc32c, 0xe306_9283), (Guard::Crc64, 0xae8b_1486_0a79_9888)]
+    {
         let format = ProtectionFormat::new(ProtectionType::Type1, guard, 9, 16).unwrap();
         assert_eq!(format.compute_guard(b"123456789", &[]), expected, "{guard:?}");
         assert_eq!(format.compute_guard(b"12345", b"6789"), expected, "{guard:?}");
@@ -90,7 +88,8 @@ fn a_mismatch_names_block_field_and_values() {
 #[test]
 fn application_tag_ffff_escapes_checks() {
     let tags = Protection::NONE.app_tag(u16::MAX, 0).ref_tag(1);
-    for (kind, escapes) in [(ProtectionType::Type1, true), (ProtectionType::Type2, true), (ProtectionType::Type3, false)]
+    for (kind, escapes) in
+        [(ProtectionType::Type1, true), (ProtectionType::Type2, true), (ProtectionType::Type3, false)]
     {
         let format = format(kind, Guard::Crc16);
         let mut metadata = [0; 24];

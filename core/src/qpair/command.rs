@@ -6,8 +6,8 @@ use zerocopy::little_endian::U32;
 use crate::dma::{DmaBuf, DmaPool, IoBuf};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
-use crate::proto::split::Span;
 use crate::protection::Protection;
+use crate::proto::split::Span;
 use crate::spec::Sqe;
 use crate::spec::command::{DsmRange, NvmOpcode};
 

@@ -390,8 +390,9 @@ impl<Q: TransportQpair> Engine<Q> {
     /// Whether `len` bytes of metadata apart from the data can go with a command.
     fn check_metadata(&self, request: &Request, len: usize) -> Result<()> {
         if !self.separate_metadata {
-            return Err(Error::unsupported("metadata in a buffer of its own over this transport")
-                .hint("NVMe over Fabrics carries metadata at the end of each logical block, in the data buffer"));
+            return Err(Error::unsupported("metadata in a buffer of its own over this transport").hint(
+                "NVMe over Fabrics carries metadata at the end of each logical block, in the data buffer",
+            ));
         }
         let wanted = match &request.span {
             None => return Ok(()),
@@ -400,7 +401,9 @@ impl<Q: TransportQpair> Engine<Q> {
         if wanted == len as u64 {
             return Ok(());
         }
-        Err(Error::api_misuse(format!("{len} bytes of metadata for a command that transfers {wanted} apart from its data")))
+        Err(Error::api_misuse(format!(
+            "{len} bytes of metadata for a command that transfers {wanted} apart from its data"
+        )))
     }
 
     fn activate(

@@ -19,7 +19,7 @@ use nvmf_transport_pcie::{Bar0, PciDevice};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{EmulatedDevice, EmulatedFunction, PciOptions};
-use crate::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
+use crate::{Fault, Loopback, MetadataPlace, Namespace, Rule, SubsystemBuilder};
 
 mod commands;
 mod hostile;

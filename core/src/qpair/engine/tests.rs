@@ -356,8 +356,10 @@ fn metadata_is_cut_with_its_data_and_comes_back() {
     let slots: Vec<u16> = bench.fake.wire().held.iter().map(|&(slot, _)| slot).collect();
     let tracker = &bench.engine.tracker;
     let start = tracker.metadata_segment(slots[0]).unwrap().offset;
-    let pieces: Vec<_> =
-        slots.iter().map(|&slot| tracker.metadata_segment(slot).map(|s| (s.offset - start, s.len)).unwrap()).collect();
+    let pieces: Vec<_> = slots
+        .iter()
+        .map(|&slot| tracker.metadata_segment(slot).map(|s| (s.offset - start, s.len)).unwrap())
+        .collect();
     assert_eq!(pieces, [(0, 128), (128, 128), (256, 128)]);
     bench.answer_all();
     let done = bench.poll().pop().unwrap();
@@ -395,7 +397,10 @@ fn metadata_that_has_no_place_is_refused_and_handed_back() {
     let request = with_metadata(&bench, 8, 16);
     let (error, buf) = bench.engine.submit(request).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
-    assert!(error.to_string().contains("NVMe over Fabrics carries metadata at the end of each logical block"), "{error}");
+    assert!(
+        error.to_string().contains("NVMe over Fabrics carries metadata at the end of each logical block"),
+        "{error}"
+    );
     assert_eq!((buf.len(), buf.metadata().unwrap().len()), (1024, 16));
     bench.engine.set_separate_metadata(true);
     for (per_block, len) in [(8, 15), (8, 24), (0, 16)] {
