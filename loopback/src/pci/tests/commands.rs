@@ -124,7 +124,7 @@ fn metadata_pointers_in_every_form() {
     let (data, metadata) = (host.buffer(2), host.buffer(1));
     data.put(0, &[7u8; 2 * PAGE]);
     metadata.put(0, &[1u8; 16]);
-    let command = |opcode, flags, mptr| {
+    let command = |opcode, flags, mptr: u64| {
         let mut sqe = rw(opcode, 1, 3, 2, DataPointer::prp(data.base, data.base + PAGE as u64));
         if flags != 0 {
             sqe.set_sgl(SglDescriptor::data_block(data.base, 2 * PAGE as u32));

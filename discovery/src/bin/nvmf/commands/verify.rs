@@ -122,7 +122,7 @@ impl Range {
     }
 
     fn plan(&self, direction: Direction) -> Plan {
-        Plan { direction, io_size: self.pattern.block, depth: self.depth, in_order: false }
+        Plan { direction, io_size: self.pattern.block, depth: self.depth, in_order: false, metadata: None }
     }
 }
 
