@@ -82,7 +82,7 @@ fn a_mismatch_names_block_field_and_values() {
     assert_eq!(mismatch(&wrong, ALL).1, ProtectionField::Guard);
     assert_eq!(format.verify_extended(100, &wrong, &ALL.prinfo(0b0011)), Ok(()), "not asked for");
     // Blocks that moved.
-    assert_eq!(format.verify_extended(101, &blocks, &ALL).is_err(), true);
+    assert!(format.verify_extended(101, &blocks, &ALL).is_err());
 }
 
 #[test]

@@ -23,7 +23,7 @@ Examples:
   nvmf read $TRID --length 4KiB | hexdump -C
   nvmf read $TRID --offset 1GiB --length 64MiB --output part.img
   nvmf read $TRID --nsid 2 --output disk.img                      the whole namespace
-  nvmf read $TRID --length 1MiB --output d --metadata m --prinfo 7    with checks of the protection
+  nvmf read $TRID --length 1MiB --output d --metadata m --prinfo 7    with its protection checked
 
 Sizes take the suffixes K M G T or KiB MiB GiB TiB, all powers of 1024.")]
 pub(crate) struct ReadArgs {
@@ -55,7 +55,7 @@ Examples:
   nvmf write $TRID --input disk.img
   zcat disk.img.gz | nvmf write $TRID --offset 1GiB
   echo hello | nvmf write $TRID --pad-zeroes
-  nvmf write $TRID --input disk.img --prinfo 8                     the controller protects the blocks
+  nvmf write $TRID --input disk.img --prinfo 8          the controller protects the blocks
 
 Sizes take the suffixes K M G T or KiB MiB GiB TiB, all powers of 1024.")]
 pub(crate) struct WriteArgs {

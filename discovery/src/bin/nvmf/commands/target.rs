@@ -33,7 +33,6 @@ Examples:
   nvmf target --listen 0.0.0.0:4420 --namespace disk.img --namespace 1GiB --block-size 4KiB
   nvmf target --listen [::1]:0 --namespace new.img:256MiB --nqn nqn.2024-01.com.example:disk
   nvmf target --vfio-user /tmp/nvme.sock --namespace 64MiB
-
   nvmf target --vfio-user /tmp/nvme.sock --namespace 64MiB,lba=4096,ms=8,pi=1
 
 FILE:SIZE makes the file, or makes it longer, as needed. A file whose name looks like a size is
@@ -54,8 +53,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     vfio_user: Vec<PathBuf>,
 
-    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE; with options, see below. May be repeated
-    #[arg(long, value_name = "SIZE|FILE[:SIZE][,OPTION...]", required = true, value_parser = parse_namespace)]
+    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE, and options (see below). May be repeated
+    #[arg(long, value_name = "SIZE|FILE[:SIZE]", required = true, value_parser = parse_namespace)]
     namespace: Vec<Wanted>,
 
     /// NQN of the subsystem
