@@ -11,8 +11,10 @@
 //! be driven ([`Obstacle`]). Functions bound to vfio-pci are driven through the kernel's VFIO; [`PcieTransport::bind`] binds them.
 //! Other [`PciDevice`]s are brought in with [`PcieTransport::with_devices`].
 //!
+//! Metadata in a buffer of its own is pointed to where it is; it is copied if it starts at no dword and the controller wants that.
+//!
 //! # What it does not do
-//! Metadata pointers, shadow doorbells and controller memory buffers are not used. Of VFIO only groups and containers are used, not
+//! Shadow doorbells and controller memory buffers are not used. Of VFIO only groups and containers are used, not
 //! iommufd, and two functions of one IOMMU group cannot be driven at the same time.
 
 #![deny(unsafe_code)]
