@@ -1,6 +1,10 @@
 //! Cutting a transfer into commands: MDTS and transport limits, the 16-bit block count, and the namespace's optimal
 //! I/O boundary.
 
+use zerocopy::little_endian::U32;
+
+use crate::spec::Sqe;
+
 /// Blocks an I/O covers, and what one command may cover.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Span {
@@ -54,6 +58,15 @@ impl Span {
         let bytes = u64::from(self.metadata_bytes);
         let offset = usize::try_from(done.checked_mul(bytes)?).ok()?;
         Some((offset, u32::try_from(u64::from(blocks).checked_mul(bytes)?).ok()?))
+    }
+
+    /// Lets the reference tag in `sqe`, that of the I/O's first block, be that of the block `done` blocks later: it counts them
+    /// and wraps within its bits, which are the low ones of CDW3 and CDW14 together (NVM Command Set 1.1 §5.3.1.4).
+    pub fn advance_ref_tag(&self, sqe: &mut Sqe, done: u64) {
+        let mask = u64::MAX >> (64 - u32::from(self.ref_tag_bits.clamp(1, 64)));
+        let tags = u64::from(sqe.cdw3.get()) << 32 | u64::from(sqe.cdw14.get());
+        let tags = tags & !mask | tags.wrapping_add(done) & mask;
+        (sqe.cdw3, sqe.cdw14) = (U32::new((tags >> 32) as u32), U32::new(tags as u32));
     }
 
     /// The piece that starts after `done` blocks; `None` when all are done.
@@ -121,6 +134,30 @@ mod tests {
                 Span { slba, blocks, block_bytes, max_blocks, boundary, metadata_bytes: u16::MAX, ref_tag_bits: 0 };
             let _ = (span.piece(done), span.metadata(done, max_blocks));
         }
+    }
+
+    #[test]
+    fn reference_tags_carry_and_leave_the_storage_tag_alone() {
+        let tags = |ref_tag_bits, upper, lower| {
+            let mut sqe = Sqe::default().with_cdw14(lower);
+            sqe.cdw3 = U32::new(upper);
+            let span = Span {
+                slba: 0,
+                blocks: 9,
+                block_bytes: 512,
+                max_blocks: 1,
+                boundary: 0,
+                metadata_bytes: 0,
+                ref_tag_bits,
+            };
+            span.advance_ref_tag(&mut sqe, 2);
+            (sqe.cdw3.get(), sqe.cdw14.get())
+        };
+        assert_eq!(tags(32, 0, u32::MAX), (0, 1), "no carry beyond the tag");
+        assert_eq!(tags(48, 7, u32::MAX), (8, 1));
+        assert_eq!(tags(48, 0xffff, u32::MAX), (0, 1), "it wraps");
+        assert_eq!(tags(64, u32::MAX, u32::MAX), (0, 1));
+        assert_eq!(tags(16, 3, 0xabcd_ffff), (3, 0xabcd_0001));
     }
 
     #[test]

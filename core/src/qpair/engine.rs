@@ -448,7 +448,7 @@ impl<Q: TransportQpair> Engine<Q> {
                         sqe = sqe.with_slba(piece.slba);
                         sqe.cdw12 = U32::new(sqe.cdw12.get() & 0xffff_0000 | (piece.blocks - 1));
                         if span.ref_tag_bits > 0 {
-                            advance_ref_tag(&mut sqe, span.ref_tag_bits, op.issued);
+                            span.advance_ref_tag(&mut sqe, op.issued);
                         }
                         if span.metadata_bytes > 0 {
                             metadata = span.metadata(op.issued, piece.blocks);
@@ -808,15 +808,6 @@ impl<Q: TransportQpair> Engine<Q> {
     fn failure_or_closed(&self) -> Error {
         self.failure.clone().unwrap_or_else(|| Error::disconnected("the queue pair is closed"))
     }
-}
-
-/// The reference tag of a command that starts `blocks` blocks later: it counts them and wraps within its `bits`, which are the
-/// low ones of CDW3 and CDW14 together (NVM Command Set 1.1 §5.3.1.4).
-fn advance_ref_tag(sqe: &mut Sqe, bits: u8, blocks: u64) {
-    let mask = u64::MAX >> (64 - u32::from(bits.clamp(1, 64)));
-    let tags = u64::from(sqe.cdw3.get()) << 32 | u64::from(sqe.cdw14.get());
-    let tags = tags & !mask | tags.wrapping_add(blocks) & mask;
-    (sqe.cdw3, sqe.cdw14) = (U32::new((tags >> 32) as u32), U32::new(tags as u32));
 }
 
 impl<Q: TransportQpair> Drop for Engine<Q> {

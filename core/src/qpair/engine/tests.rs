@@ -331,20 +331,6 @@ fn the_reference_tag_follows_the_pieces() {
 }
 
 #[test]
-fn longer_reference_tags_carry_and_leave_the_storage_tag_alone() {
-    let tags = |bits, upper, lower| {
-        let mut sqe = Sqe::nvm(NvmOpcode::WRITE, 1).with_cdw14(lower);
-        sqe.cdw3 = U32::new(upper);
-        advance_ref_tag(&mut sqe, bits, 2);
-        (sqe.cdw3.get(), sqe.cdw14.get())
-    };
-    assert_eq!(tags(48, 7, u32::MAX), (8, 1));
-    assert_eq!(tags(48, 0xffff, u32::MAX), (0, 1), "it wraps");
-    assert_eq!(tags(64, u32::MAX, u32::MAX), (0, 1));
-    assert_eq!(tags(16, 3, 0xabcd_ffff), (3, 0xabcd_0001));
-}
-
-#[test]
 fn metadata_is_cut_with_its_data_and_comes_back() {
     let mut bench = Bench::new(4, 2);
     bench.engine.set_separate_metadata(true);
