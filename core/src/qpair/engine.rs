@@ -118,6 +118,8 @@ pub(crate) struct Engine<Q: TransportQpair> {
     unflushed: bool,
     delay_submit: bool,
     max_segments: u16,
+    /// Whether the transport takes metadata in a buffer apart from the data.
+    separate_metadata: bool,
     /// Most bytes of a command that is not cut.
     max_transfer: u32,
     /// The transport said that it is quiesced.
@@ -171,6 +173,7 @@ impl<Q: TransportQpair> Engine<Q> {
             unflushed: false,
             delay_submit: false,
             max_segments: u16::MAX,
+            separate_metadata: false,
             max_transfer: u32::MAX,
             quiesced: false,
             polls_since_clock: 0,
@@ -182,6 +185,11 @@ impl<Q: TransportQpair> Engine<Q> {
     /// Most buffers one command's data may be made of.
     pub(crate) fn set_max_segments(&mut self, segments: u16) {
         self.max_segments = segments.max(1);
+    }
+
+    /// Whether commands may have metadata in a buffer apart from the data.
+    pub(crate) fn set_separate_metadata(&mut self, possible: bool) {
+        self.separate_metadata = possible;
     }
 
     /// Most bytes of a command that is sent as it is.
@@ -329,6 +337,11 @@ impl<Q: TransportQpair> Engine<Q> {
         {
             return Err((error, request.buf));
         }
+        if let Some(metadata) = request.buf.metadata()
+            && let Err(error) = self.check_metadata(&request, metadata.len())
+        {
+            return Err((error, request.buf));
+        }
         let Some(op) = self.free_ops.pop() else {
             let error = Error::exhausted(format!(
                 "the queue is full: {} operations are outstanding; process completions first",
@@ -375,6 +388,25 @@ impl<Q: TransportQpair> Engine<Q> {
         )))
     }
 
+    /// Whether `len` bytes of metadata apart from the data can go with a command.
+    fn check_metadata(&self, request: &Request, len: usize) -> Result<()> {
+        if !self.separate_metadata {
+            return Err(Error::unsupported("metadata in a buffer of its own over this transport").hint(
+                "NVMe over Fabrics carries metadata at the end of each logical block, in the data buffer",
+            ));
+        }
+        let wanted = match &request.span {
+            None => return Ok(()),
+            Some(span) => span.blocks.saturating_mul(u64::from(span.metadata_bytes)),
+        };
+        if wanted == len as u64 {
+            return Ok(());
+        }
+        Err(Error::api_misuse(format!(
+            "{len} bytes of metadata for a command that transfers {wanted} apart from its data"
+        )))
+    }
+
     fn activate(
         &mut self,
         index: u32,
@@ -399,8 +431,13 @@ impl<Q: TransportQpair> Engine<Q> {
             }
             let mut sqe = op.sqe;
             let direction = sqe.direction();
+            let mut metadata = None;
             let (offset, len, blocks) = match op.span {
-                None => (0, self.tracker.buf(index).len() as u32, 1),
+                None => {
+                    let buf = self.tracker.buf(index);
+                    metadata = buf.metadata().map(|metadata| (0, metadata.len() as u32));
+                    (0, buf.len() as u32, 1)
+                }
                 Some(span) => match span.piece(op.issued) {
                     Some(mut piece) => {
                         let buf = self.tracker.buf(index);
@@ -411,9 +448,11 @@ impl<Q: TransportQpair> Engine<Q> {
                         }
                         sqe = sqe.with_slba(piece.slba);
                         sqe.cdw12 = U32::new(sqe.cdw12.get() & 0xffff_0000 | (piece.blocks - 1));
-                        if sqe.cdw12.get() & PRCHK_REFTAG != 0 {
-                            // The initial reference tag follows the LBA (NVM Command Set 1.1 §5.3).
-                            sqe.cdw14 = U32::new(sqe.cdw14.get().wrapping_add(op.issued as u32));
+                        if span.ref_tag_bits > 0 {
+                            span.advance_ref_tag(&mut sqe, op.issued);
+                        }
+                        if span.metadata_bytes > 0 {
+                            metadata = span.metadata(op.issued, piece.blocks);
                         }
                         (piece.offset, piece.len, u64::from(piece.blocks))
                     }
@@ -424,6 +463,9 @@ impl<Q: TransportQpair> Engine<Q> {
                 },
             };
             let Some((slot, cid)) = self.tracker.begin(index, offset, len, direction) else { return Ok(()) };
+            if let Some((offset, len)) = metadata {
+                self.tracker.set_metadata(slot, offset, len);
+            }
             op.issued += blocks;
             op.in_flight += 1;
             op.all_issued = op.span.is_none_or(|span| op.issued >= span.blocks);
@@ -768,9 +810,6 @@ impl<Q: TransportQpair> Engine<Q> {
         self.failure.clone().unwrap_or_else(|| Error::disconnected("the queue pair is closed"))
     }
 }
-
-/// PRINFO.PRCHK bit 0 in CDW12 (bit 26): check the reference tag.
-const PRCHK_REFTAG: u32 = 1 << 26;
 
 impl<Q: TransportQpair> Drop for Engine<Q> {
     fn drop(&mut self) {
