@@ -4,7 +4,7 @@
 for nsid in 1 2; do
     kernel_has $nsid
     d=$(disk $nsid)
-    # Without a checksum for it the kernel does not touch such a namespace, and extended blocks it never does over PCIe.
+    # It may do without a namespace whose checksum it has no module for. Where it has no protection of its own it uses PRACT.
     if [ "$(cat "/sys/block/${d#/dev/}/size")" -eq 0 ]; then
         note "the kernel does not use namespace $nsid"
         continue

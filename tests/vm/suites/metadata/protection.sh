@@ -2,6 +2,9 @@
 # deadline: 300
 . /suite/env
 user_has
+nvmf target --namespace 60MiB,ms=8,pi=1 --namespace 60MiB,ms=8,pi=1,extended --namespace 60MiB,lba=4096,ms=64,pi=2,pi-first \
+    --namespace 60MiB,lba=4096,ms=16,pi=1,guard=64,extended >/tmp/target 2>&1 &
+wait_for 20 grep -q listening /tmp/target || { cat /tmp/target; fail "our target does not listen"; }
 # exchange NSID BLOCK METADATA PROTECTION OFFSET_KIB KIB: sizes in bytes per block
 exchange() {
     nsid=$1 block=$2 metadata=$3 size=$4 offset=$5 length=$6
