@@ -2,5 +2,11 @@
 //! every block must hold.
 
 pub mod conformance;
+pub mod fuzz;
+pub mod history;
+pub mod program;
+pub mod proxy;
 pub mod rng;
+pub mod session;
+pub mod soak;
 pub mod workload;

@@ -12,12 +12,13 @@
 //! Other [`PciDevice`]s are brought in with [`PcieTransport::with_devices`].
 //!
 //! # What it does not do
-//! Metadata pointers, shadow doorbells and controller memory buffers are not used. Two functions of one IOMMU group cannot be
-//! driven at the same time.
+//! Metadata pointers are not used, and of controller memory buffers only the room for submission queues. Two functions of one IOMMU
+//! group cannot be driven at the same time.
 
 #![deny(unsafe_code)]
 
 mod bind;
+mod cmb;
 pub mod controller;
 mod data;
 pub mod device;
@@ -30,7 +31,9 @@ mod hotplug;
 mod mmio;
 mod obstacle;
 mod qpair;
+mod quirks;
 mod scan;
+mod shadow;
 mod shared;
 #[cfg(test)]
 mod testing;

@@ -5,18 +5,22 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use nvmf_core::dma::RegionId;
+use nvmf_core::dma::{DMA_PAGE, RegionId, SharedMemory};
+use nvmf_core::proto::controller_init::MAX_PAGE;
 use nvmf_core::spec::registers::{Cap, ControllerConfig, ControllerStatus, PropertyOffset};
 use nvmf_core::transport::Quiesce;
 use nvmf_core::{DmaPool, DmaRegion, Error, ErrorKind, Result};
 
+use crate::cmb::{Cmb, CmbPart};
 use crate::device::{Bar0, PciDevice};
 use crate::grant;
+use crate::quirks::Quirks;
+use crate::shadow::ShadowDoorbells;
 use crate::wake::{self, Bell};
 
 /// Shortest time a controller is given to become disabled, whatever CAP.TO says: some report zero.
@@ -44,6 +48,9 @@ pub(crate) enum SglSupport {
 pub(crate) struct Shared {
     pub(crate) bar: Bar0,
     pub(crate) cap: Cap,
+    /// The memory page, CC.MPS, bytes.
+    pub(crate) page: u64,
+    pub(crate) quirks: Quirks,
     /// Memory for data that neither PRPs nor SGLs can describe.
     pub(crate) bounce: DmaPool,
     name: String,
@@ -59,6 +66,9 @@ pub(crate) struct Shared {
     lost: AtomicBool,
     /// The controller is being stopped, or was.
     dead: AtomicBool,
+    /// Shadow doorbells, once the controller has taken them.
+    shadow: Mutex<Option<Arc<ShadowDoorbells>>>,
+    cmb: Mutex<Option<Arc<Cmb>>>,
     inner: Mutex<Inner>,
 }
 
@@ -75,6 +85,8 @@ enum Stop {
     Running,
     /// CC.EN was cleared; CSTS.RDY has to follow.
     Disabling {
+        /// CSTS is not looked at before.
+        not_before: Instant,
         deadline: Instant,
     },
     /// It can access no memory any more.
@@ -84,7 +96,23 @@ enum Stop {
 }
 
 impl Shared {
-    pub(crate) fn new(device: Box<dyn PciDevice>, bar: Bar0, cap: Cap, vectors: Vec<OwnedFd>) -> Self {
+    /// # Errors
+    /// When the controller's memory pages cannot be worked with.
+    pub(crate) fn new(
+        device: Box<dyn PciDevice>,
+        bar: Bar0,
+        cap: Cap,
+        quirks: Quirks,
+        vectors: Vec<OwnedFd>,
+    ) -> Result<Self> {
+        let mps = cap.select_mps(DMA_PAGE as u64).filter(|_| cap.min_page_size() <= MAX_PAGE);
+        let page = mps.map(|mps| 1u64 << (12 + mps)).ok_or_else(|| {
+            Error::unsupported(format!(
+                "the controller's memory pages are of 2^{} to 2^{} bytes (CAP.MPSMIN, CAP.MPSMAX); up to {MAX_PAGE} bytes are supported",
+                12 + cap.mpsmin(),
+                12 + cap.mpsmax()
+            ))
+        })?;
         let bell = Bell::new()
             .inspect_err(|error| tracing::warn!(%error, "queue pairs will not be woken by a removal"))
             .ok();
@@ -98,9 +126,11 @@ impl Shared {
             Some((poll, waker))
         });
         let (admin_wait, admin_waker) = admin_wait.unzip();
-        Self {
+        Ok(Self {
             bar,
             cap,
+            page,
+            quirks,
             bounce: DmaPool::new(),
             name: device.identity().to_string(),
             vectors: vectors.into_iter().map(File::from).collect(),
@@ -110,8 +140,10 @@ impl Shared {
             sgl: AtomicU8::new(SglSupport::No as u8),
             lost: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            shadow: Mutex::default(),
+            cmb: Mutex::default(),
             inner: Mutex::new(Inner { device, maps: HashMap::new(), stop: Stop::Running }),
-        }
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -257,6 +289,53 @@ impl Shared {
         Ok(iova)
     }
 
+    /// Zeroed memory of at least `len` bytes that starts at a memory page (CC.MPS): where, by bus address and in the memory.
+    pub(crate) fn aligned(&self, len: usize) -> Result<(SharedMemory, u64, usize)> {
+        // Regions start at multiples of DMA_PAGE.
+        let len = len + self.page as usize - DMA_PAGE;
+        let memory = SharedMemory::allocate(len)
+            .map_err(|error| Error::from(error).doing(format!("allocating {} KiB for queues", len >> 10)))?;
+        let iova = self.map(memory.extent().region())? + memory.extent().offset() as u64;
+        let start = iova.next_multiple_of(self.page);
+        Ok((memory, start, (start - iova) as usize))
+    }
+
+    // --- what the controller offers ------------------------------------------------------------------------------------
+
+    /// The shadow doorbells in use.
+    pub(crate) fn shadow(&self) -> Option<Arc<ShadowDoorbells>> {
+        self.shadow.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Queue pairs made from now on use these shadow doorbells, or none.
+    pub(crate) fn set_shadow(&self, shadow: Option<Arc<ShadowDoorbells>>) {
+        *self.shadow.lock().unwrap_or_else(PoisonError::into_inner) = shadow;
+    }
+
+    /// Enables the controller memory buffer, if it has one for submission queues.
+    pub(crate) fn enable_cmb(&self) -> Result<()> {
+        let mut cmb = self.cmb.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cmb {
+            Some(known) => known.enable(&self.bar),
+            None => {
+                let device = &mut *self.lock().device;
+                *cmb = Cmb::open(device, &self.bar, self.cap, self.page)?.map(Arc::new);
+                Ok(())
+            }
+        }
+    }
+
+    /// Room for a submission queue of `len` bytes in the controller memory buffer.
+    pub(crate) fn take_cmb(&self, len: usize) -> Option<CmbPart> {
+        self.cmb.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.take(len)
+    }
+
+    /// Pages of the controller memory buffer in use; `None` without one.
+    #[cfg(test)]
+    pub(crate) fn cmb_pages_used(&self) -> Option<usize> {
+        self.cmb.lock().unwrap().as_ref().map(|cmb| cmb.pages_used())
+    }
+
     /// Regions mapped.
     #[cfg(test)]
     pub(crate) fn mapped(&self) -> usize {
@@ -279,7 +358,9 @@ impl Shared {
         }
         inner.stop = match inner.stop {
             Stop::Running => self.disable(&mut inner, now),
-            Stop::Disabling { deadline } => self.await_disabled(&mut inner, now, deadline),
+            Stop::Disabling { not_before, deadline } => {
+                self.await_disabled(&mut inner, now, not_before, deadline)
+            }
             done => done,
         };
         match inner.stop {
@@ -299,14 +380,24 @@ impl Shared {
             return self.isolate(inner, "it is gone");
         }
         let limit = self.cap.ready_timeout().clamp(MIN_DISABLE, MAX_DISABLE);
-        self.await_disabled(inner, now, now + limit)
+        let not_before = now + self.quirks.delays.after_disable;
+        self.await_disabled(inner, now, not_before, not_before + limit)
     }
 
-    fn await_disabled(&self, inner: &mut Inner, now: Instant, deadline: Instant) -> Stop {
+    fn await_disabled(
+        &self,
+        inner: &mut Inner,
+        now: Instant,
+        not_before: Instant,
+        deadline: Instant,
+    ) -> Stop {
+        if now < not_before {
+            return Stop::Disabling { not_before, deadline };
+        }
         match self.bar.read32(u64::from(PropertyOffset::CSTS.0)) {
             Ok(NOBODY_32) | Err(_) => self.isolate(inner, "it is gone"),
             Ok(csts) if !ControllerStatus(csts).rdy() => Stop::Quiet,
-            Ok(_) if now < deadline => Stop::Disabling { deadline },
+            Ok(_) if now < deadline => Stop::Disabling { not_before, deadline },
             Ok(_) => self.isolate(inner, "it stays ready although CC.EN is 0"),
         }
     }

@@ -41,6 +41,14 @@ pub(crate) struct State {
     pub(crate) isolates: bool,
     pub(crate) isolated: usize,
     pub(crate) refuse_mapping: bool,
+    /// Vendor and device.
+    pub(crate) ids: (u16, u16),
+    /// Memory behind BAR 2; there is no such BAR when it is empty.
+    pub(crate) bar2: Vec<u8>,
+    /// What the BAR 2 registers in configuration space say.
+    pub(crate) bar2_address: u64,
+    /// Bus addresses set aside, first and length.
+    pub(crate) reserved: Vec<(u64, u64)>,
     ringers: Vec<UnixStream>,
     listeners: Vec<UnixStream>,
     pub(crate) dropped: bool,
@@ -62,6 +70,10 @@ impl Fake {
             isolates: true,
             isolated: 0,
             refuse_mapping: false,
+            ids: (0x1234, 0x5678),
+            bar2: Vec::new(),
+            bar2_address: 0,
+            reserved: Vec::new(),
             ringers: Vec::new(),
             listeners: Vec::new(),
             dropped: false,
@@ -74,8 +86,16 @@ impl Fake {
 
     /// A controller on this device, with its admin queue registered and enabled.
     pub(crate) fn controller(&self) -> PcieController {
-        let device = Box::new(Device(self.clone()));
-        let controller = PcieController::new(device, &ControllerOptions::default()).unwrap();
+        self.controller_with(&ControllerOptions::default())
+    }
+
+    /// The controller, or why there is none; registers are as they are.
+    pub(crate) fn construct(&self, options: &ControllerOptions) -> Result<PcieController> {
+        PcieController::new(Box::new(Device(self.clone())), options)
+    }
+
+    pub(crate) fn controller_with(&self, options: &ControllerOptions) -> PcieController {
+        let controller = self.construct(options).unwrap();
         self.state().registers.insert(CC, 1);
         self.state().registers.insert(CSTS, 1);
         controller
@@ -139,11 +159,29 @@ impl Drop for Device {
 
 impl PciDevice for Device {
     fn identity(&self) -> PciIdentity {
-        PciIdentity { vendor: 0x1234, device: 0x5678, name: "fake".into() }
+        let (vendor, device) = self.0.state().ids;
+        PciIdentity { vendor, device, name: "fake".into() }
     }
 
     fn bar0(&mut self) -> Result<Bar0> {
         Ok(Bar0::new(Arc::new(self.0.clone())))
+    }
+
+    fn bar(&mut self, index: u8) -> Result<Bar0> {
+        if index != 2 || self.0.state().bar2.is_empty() {
+            return Err(nvmf_core::Error::unsupported("no such BAR"));
+        }
+        Ok(Bar0::new(Arc::new(Memory(self.0.clone()))))
+    }
+
+    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        let mut state = self.0.state();
+        let first = at.unwrap_or(state.next_iova);
+        if at.is_none() {
+            state.next_iova += len;
+        }
+        state.reserved.push((first, len));
+        Ok(first)
     }
 
     fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
@@ -187,8 +225,13 @@ impl PciDevice for Device {
         Ok(())
     }
 
-    fn read_config(&mut self, _offset: u32, to: &mut [u8]) -> Result<()> {
+    fn read_config(&mut self, offset: u32, to: &mut [u8]) -> Result<()> {
         to.fill(0);
+        if let Some(half) = offset.checked_sub(0x18).filter(|&half| half == 0 || half == 4) {
+            // 64-bit memory.
+            let bar = (self.0.state().bar2_address | 4).to_le_bytes();
+            to.copy_from_slice(&bar[half as usize..][..to.len()]);
+        }
         Ok(())
     }
 
@@ -228,6 +271,25 @@ impl BarAccess for Fake {
         if offset == CC && !state.stubborn {
             state.registers.insert(CSTS, value & 1);
         }
+        Ok(())
+    }
+}
+
+struct Memory(Fake);
+
+impl BarAccess for Memory {
+    fn len(&self) -> u64 {
+        self.0.state().bar2.len() as u64
+    }
+
+    fn read32(&self, offset: u64) -> Result<u32> {
+        let state = self.0.state();
+        let at = offset as usize;
+        Ok(u32::from_le_bytes([state.bar2[at], state.bar2[at + 1], state.bar2[at + 2], state.bar2[at + 3]]))
+    }
+
+    fn write32(&self, offset: u64, value: u32) -> Result<()> {
+        self.0.state().bar2[offset as usize..][..4].copy_from_slice(&value.to_le_bytes());
         Ok(())
     }
 }

@@ -125,6 +125,8 @@ pub struct SharedMemory {
 
 // SAFETY: it is a range of memory and the Arc that keeps it mapped; all accesses are atomic.
 unsafe impl Send for SharedMemory {}
+// SAFETY: as above; what several threads do to it at once is what the device does to it anyway.
+unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
     /// Zeroed memory of at least `len` bytes, in a region of its own.

@@ -6,6 +6,7 @@
 //!                                                           └─▶ rings, PRPs, SGLs: DeviceMemory
 //! ```
 
+mod cmb;
 mod config_space;
 mod data;
 mod engine;
@@ -17,11 +18,11 @@ mod interrupt;
 mod queues;
 mod registers;
 mod ringer;
+mod shadow;
 mod signal;
 #[cfg(test)]
 mod tests;
 mod vfio_user;
 
-pub(crate) use config_space::VENDOR as PCI_VENDOR;
 pub use function::{EmulatedDevice, EmulatedFunction, PciOptions};
 pub use vfio_user::VfioUserServer;

@@ -25,6 +25,7 @@ use crate::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
 mod commands;
 mod hostile;
 mod life;
+mod offers;
 mod queues;
 
 const NQN: &str = "nqn.2024-01.org.example:pci";

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nvmf_core::dma::{DmaGrant, RegionId};
 use nvmf_core::{Error, Result};
@@ -25,6 +26,8 @@ const COMMAND: u32 = 4;
 const MEMORY_SPACE: u16 = 1 << 1;
 /// Command: bus master enable.
 const BUS_MASTER: u16 = 1 << 2;
+/// How long a group that somebody has may take to become free.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// An NVMe function that the kernel lends to this process.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(crate) struct VfioDevice {
     config: Region,
     registers: Region,
     bar: Option<Arc<VfioBar>>,
+    /// Other BARs, by index.
+    memory: Vec<(u8, Arc<VfioBar>)>,
     vectors: u16,
     resettable: bool,
     /// Signalled when the kernel wants the device back.
@@ -58,7 +63,7 @@ impl VfioDevice {
             return Err(Error::unsupported("the function is in no IOMMU group"));
         };
         let path = dev.join("vfio").join(number.to_string());
-        let group = File::options().read(true).write(true).open(&path).map_err(|e| open_failed(&path, &e))?;
+        let group = open_group(&path).map_err(|e| open_failed(&path, &e))?;
         let flags = syscall::group_flags(group.as_fd()).map_err(|error| {
             Error::from(error).doing(format!("asking for the state of IOMMU group {number}"))
         })?;
@@ -82,13 +87,8 @@ impl VfioDevice {
         if info.flags & vfio::VFIO_DEVICE_FLAGS_PCI == 0 {
             return Err(Error::unsupported("VFIO says that it is no PCI device"));
         }
-        let region = |index: u32| -> Result<Region> {
-            let info = syscall::region_info(device, index)
-                .map_err(|error| Error::from(error).doing(format!("asking VFIO for region {index}")))?;
-            Region::parse(&info).ok_or_else(|| Error::unsupported("VFIO gave an answer that is too short"))
-        };
-        let config = region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
-        let registers = region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
+        let config = region(&file, vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
+        let registers = region(&file, vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
         let vectors = if info.num_irqs > vfio::VFIO_PCI_MSIX_IRQ_INDEX {
             syscall::interrupts(device, vfio::VFIO_PCI_MSIX_IRQ_INDEX)
                 .map_err(failed("asking VFIO for the MSI-X vectors"))?
@@ -104,6 +104,7 @@ impl VfioDevice {
             config,
             registers,
             bar: None,
+            memory: Vec::new(),
             vectors: u16::try_from(vectors).unwrap_or(u16::MAX),
             resettable: info.flags & vfio::VFIO_DEVICE_FLAGS_RESET != 0,
             removal,
@@ -131,6 +132,26 @@ impl VfioDevice {
         self.read_config(COMMAND, &mut command)?;
         let command = u16::from_le_bytes(command);
         self.write_config(COMMAND, &(command & !BUS_MASTER).to_le_bytes())
+    }
+}
+
+fn region(device: &File, index: u32) -> Result<Region> {
+    let info = syscall::region_info(device.as_fd(), index)
+        .map_err(|error| Error::from(error).doing(format!("asking VFIO for region {index}")))?;
+    Region::parse(&info).ok_or_else(|| Error::unsupported("VFIO gave an answer that is too short"))
+}
+
+/// Opens the file of an IOMMU group. A group that is in use may be about to be released, without anybody to ask when: the kernel
+/// closes the files of a process that has ended in its own time, and the last handle of a controller may be the background thread's.
+fn open_group(path: &Path) -> io::Result<File> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match File::options().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
     }
 }
 
@@ -167,6 +188,26 @@ impl PciDevice for VfioDevice {
         let bar = Arc::new(VfioBar::map(&self.file, &self.registers)?);
         self.bar = Some(Arc::clone(&bar));
         Ok(Bar0::new(bar))
+    }
+
+    fn bar(&mut self, index: u8) -> Result<Bar0> {
+        if let Some((_, bar)) = self.memory.iter().find(|(known, _)| *known == index) {
+            return Ok(Bar0::new(Arc::<VfioBar>::clone(bar)));
+        }
+        if !(2..=5).contains(&index) {
+            return Err(Error::api_misuse(format!("BAR {index} is none of a function's memory")));
+        }
+        let region = region(&self.file, vfio::VFIO_PCI_BAR0_REGION_INDEX + u32::from(index))?;
+        if region.size == 0 {
+            return Err(Error::unsupported(format!("the function has no BAR {index}")).peer(&self.identity));
+        }
+        let bar = Arc::new(VfioBar::map(&self.file, &region)?);
+        self.memory.push((index, Arc::clone(&bar)));
+        Ok(Bar0::new(bar))
+    }
+
+    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        self.mappings.reserve(at, len).map_err(|error| error.peer(&self.identity))
     }
 
     fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
@@ -264,5 +305,6 @@ impl Drop for VfioDevice {
         if let Some(bar) = self.bar.take() {
             bar.revoke();
         }
+        self.memory.drain(..).for_each(|(_, bar)| bar.revoke());
     }
 }

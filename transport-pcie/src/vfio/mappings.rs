@@ -52,6 +52,27 @@ impl Mappings {
         Ok(at)
     }
 
+    /// Sets bus addresses aside, so that nothing is ever mapped there: `len` bytes, at `at` or anywhere.
+    pub(super) fn reserve(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        let Some(at) = at else {
+            return self.space.allocate(len).ok_or_else(|| {
+                Error::exhausted(format!("no bus addresses are left to set {len} bytes aside"))
+            });
+        };
+        let end = at.saturating_add(len);
+        let taken = self
+            .mapped
+            .values()
+            .any(|(region, start)| *start < end && at < start.saturating_add(region.len() as u64));
+        if taken {
+            return Err(Error::exhausted(format!(
+                "memory is mapped where {len} bytes at {at:#x} are wanted"
+            )));
+        }
+        self.space.exclude(at, end.saturating_sub(1));
+        Ok(at)
+    }
+
     /// Takes a mapping back.
     pub(super) fn unmap(&mut self, id: RegionId) -> Result<()> {
         let Some((region, at)) = self.mapped.get(&id) else {

@@ -436,6 +436,57 @@ fn what_is_no_nvme_function_is_not_taken() {
 }
 
 #[test]
+fn other_bars_and_addresses_that_are_set_aside() {
+    let (mut device, server) = good();
+    let bar = device.bar(2).unwrap();
+    assert_eq!(bar.len(), BAR);
+    bar.write_bytes(0x40, &[7; 24]).unwrap();
+    assert!(bar.write_bytes(BAR - 8, &[0; 16]).is_err() && bar.write_bytes(2, &[0; 4]).is_err());
+    assert!(device.bar(0).is_err() && device.bar(1).is_err() && device.bar(6).is_err());
+    // In one piece after the other, of as much as a message of this server has, each awaited.
+    let region = |size: u64| DmaRegion::allocate(size as usize).unwrap().region().clone();
+    let first = device.dma_map(&crate::grant::to_function(&region(4096))).unwrap();
+    let set_aside = device.reserve_addresses(None, 0x1_0001).unwrap();
+    let next = device.dma_map(&crate::grant::to_function(&region(4096))).unwrap();
+    assert!(first < set_aside && next >= set_aside + 0x1_0001 && next.is_multiple_of(4096));
+    // What lies below all mappings is free anyway, what has been in use is not, and what lies above ends them.
+    assert_eq!(device.reserve_addresses(Some(0xc000_0000), 0x1000).unwrap(), 0xc000_0000);
+    assert!(device.reserve_addresses(Some(first), 0x1000).is_err());
+    assert!(device.reserve_addresses(None, u64::MAX).is_err());
+    let above = next + 0x3000;
+    assert_eq!(device.reserve_addresses(Some(above), 0x1000).unwrap(), above);
+    device.dma_map(&crate::grant::to_function(&region(8192))).unwrap();
+    assert!(matches!(
+        device.dma_map(&crate::grant::to_function(&region(4096))).unwrap_err().kind(),
+        ErrorKind::Exhausted(_)
+    ));
+    drop(device);
+    let written: Vec<usize> = server
+        .seen()
+        .iter()
+        .filter(|(command, ..)| *command == Command::REGION_WRITE)
+        .map(|(_, body, _)| {
+            assert_eq!(body[8], 2, "the region");
+            body.len() - 16
+        })
+        .collect();
+    assert_eq!(written, [8, 8, 8]);
+
+    // Nothing there, or nothing that can be written.
+    for (flags, size) in [(0u32, 0u64), (3, 0), (1, 0x1000), (3, u64::MAX)] {
+        let (mut device, _server) = self::device(Command::DEVICE_GET_REGION_INFO, 2, move |message| {
+            let (body, _) = well(message).unwrap();
+            let mut info = RegionInfo::read_from_prefix(&body).unwrap().0;
+            (info.flags, info.size) = (flags.into(), size.into());
+            let header = message.header.reply(size_of::<RegionInfo>());
+            Do::Bytes([header.as_bytes(), info.as_bytes()].concat())
+        });
+        let error = device.bar(2).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
+    }
+}
+
+#[test]
 fn an_address_without_a_server() {
     let path = std::env::temp_dir().join(format!("nvmf-vfio-user-none-{}", std::process::id()));
     let error = VfioUserDevice::open(path.to_str().unwrap(), &options()).unwrap_err();

@@ -96,12 +96,14 @@ fn rust(file: &Path, text: &str, report: &mut dyn FnMut(usize, String)) {
     }
 }
 
-/// Every package takes the workspace's lints; the root manifest declares them.
+/// Every package takes the workspace's lints, the root manifest declares them; a package that is a workspace of its own has nobody to
+/// take them from.
 fn manifest(text: &str, report: &mut dyn FnMut(usize, String)) {
     let package = text.lines().any(|line| line.trim() == "[package]");
     let inherits = text.lines().skip_while(|line| line.trim() != "[lints]").nth(1).map(str::trim)
         == Some("workspace = true");
-    if package && !inherits {
+    let alone = text.lines().any(|line| line.trim() == "[workspace]");
+    if package && !inherits && !alone {
         report(1, "does not inherit the workspace's lints (`[lints]` with `workspace = true`)".into());
     }
 }
