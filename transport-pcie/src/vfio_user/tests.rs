@@ -447,7 +447,7 @@ fn other_bars_and_addresses_that_are_set_aside() {
     let region = |size: u64| crate::grant::to_function(DmaRegion::allocate(size as usize).unwrap().region());
     let first = device.dma_map(&region(4096)).unwrap();
     let set_aside = device.reserve_addresses(None, 0x1_0001).unwrap();
-    let next = device.dma_map(&region(4096)).unwrap();
+    let next = device.dma_map(&crate::grant::to_function(&region(4096))).unwrap();
     assert!(first < set_aside && next >= set_aside + 0x1_0001 && next.is_multiple_of(4096));
     // What lies below all mappings is free anyway, what has been in use is not, and what lies above ends them.
     assert_eq!(device.reserve_addresses(Some(0xc000_0000), 0x1000).unwrap(), 0xc000_0000);
@@ -455,8 +455,11 @@ fn other_bars_and_addresses_that_are_set_aside() {
     assert!(device.reserve_addresses(None, u64::MAX).is_err());
     let above = next + 0x3000;
     assert_eq!(device.reserve_addresses(Some(above), 0x1000).unwrap(), above);
-    device.dma_map(&region(8192)).unwrap();
-    assert!(matches!(device.dma_map(&region(4096)).unwrap_err().kind(), ErrorKind::Exhausted(_)));
+    device.dma_map(&crate::grant::to_function(&region(8192))).unwrap();
+    assert!(matches!(
+        device.dma_map(&crate::grant::to_function(&region(4096))).unwrap_err().kind(),
+        ErrorKind::Exhausted(_)
+    ));
     drop(device);
     let written: Vec<usize> = server
         .seen()
