@@ -1,5 +1,5 @@
 # A link that goes down under load ends the program with one line, and so does a device that is taken away; with the device made anew
-# all is well again. A short interruption is survived.
+# all is well again.
 # deadline: 400
 . /suite/env
 W4=10.9.0.1
@@ -10,16 +10,10 @@ unreachable() { expect_failure 12 nvmf read $IDENTITY --nsid 7 --length 4KiB --o
 appear() { soft_roce rxe9 dummy9 $W4/24; port 9 rdma $W4 4420 "$GAMMA"; }
 disappear() { port_down 9; rdma link delete rxe9 2>/dev/null || true; ip link delete dummy9; }
 
-# What is on its way when the link goes is sent again when it is back.
 appear
 verify "before anything happened"
-ADDRESS=$W4 LOAD="-t 4 --timeout 60" under_load 4420
-ip link set dummy9 down
-ip link set dummy9 up
-wait_for 100 test -s /run/load || fail "perf still runs after a short interruption"
-[ "$(cat /run/load)" -eq 0 ] || { cat /tmp/error; fail "a short interruption was not survived"; }
 
-# Down for good. Soft-RoCE's own management queue pair does not survive that anything is sent meanwhile, whoever sends it, so the
+# Soft-RoCE's own management queue pair does not survive that anything is sent meanwhile, whoever sends it, so the
 # device is made anew.
 for how in "" --interrupt; do
     ADDRESS=$W4 under_load 4420 $how
