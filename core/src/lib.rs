@@ -36,7 +36,7 @@ pub mod transport;
 pub mod transport_id;
 mod wait;
 
-pub use controller::{AdminCommand, AdminPending, AdminResult, Controller, Detach};
+pub use controller::{AdminCommand, AdminPending, AdminResult, Controller, ControllerState, Detach};
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
 pub use driver::{Callbacks, Driver, DriverBuilder, ProbeContext};
 pub use error::{Error, ErrorKind, Result};

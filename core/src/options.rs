@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::host::HostIdentity;
+use crate::proto::recovery::RecoveryPolicy;
 
 /// How a controller is connected and run.
 #[derive(Clone, Debug)]
@@ -33,6 +34,21 @@ pub struct ControllerOptions {
     pub connect_timeout: Duration,
     /// Deadline for attaching as a whole, however many commands it takes. 120 s.
     pub attach_timeout: Duration,
+    /// Connect a lost controller again on its own: at once, and then with this pause between attempts, as Linux's and SPDK's
+    /// `reconnect_delay`. `None` or zero: it fails and the program decides ([`crate::Controller::reset`]). `None`, as in SPDK's
+    /// library; Linux has 10 s. It covers loss of any connection of the controller, an unanswered keep alive and timeouts.
+    pub reconnect_delay: Option<Duration>,
+    /// How long after its loss a controller is attempted to be connected; then it fails for good. Linux's `ctrl_loss_tmo`, SPDK's
+    /// `ctrlr_loss_timeout`. `None` is without end (-1 there); zero is not at all. 600 s, as in Linux.
+    pub ctrl_loss_timeout: Option<Duration>,
+    /// How long after the loss I/O that was not sent yet is held; then it fails, and so does new I/O, until the controller is back.
+    /// Linux's and SPDK's `fast_io_fail_timeout`. `None`: as long as the controller is not failed (-1 in Linux, 0 in SPDK); zero:
+    /// not at all. `None`.
+    pub fast_io_fail_timeout: Option<Duration>,
+    /// How often a Read, Compare or Verify that was sent and not completed when the connection was lost is sent again over the
+    /// next one, instead of failing with [`crate::CommandError::Disconnected`]. 0. Anything that changes data is never sent again:
+    /// the controller may still execute the first one.
+    pub retry_after_reconnect: u8,
     /// Ask for a digest over PDU headers (NVMe/TCP).
     pub header_digest: bool,
     /// Ask for a digest over PDU data (NVMe/TCP).
@@ -82,6 +98,10 @@ impl Default for ControllerOptions {
             io_timeout: Some(Duration::from_secs(30)),
             connect_timeout: Duration::from_secs(5),
             attach_timeout: Duration::from_secs(120),
+            reconnect_delay: None,
+            ctrl_loss_timeout: Some(Duration::from_secs(600)),
+            fast_io_fail_timeout: None,
+            retry_after_reconnect: 0,
             header_digest: false,
             data_digest: false,
             max_r2t: 1,
@@ -101,6 +121,16 @@ impl Default for ControllerOptions {
     }
 }
 
+impl ControllerOptions {
+    pub(crate) fn recovery_policy(&self) -> RecoveryPolicy {
+        RecoveryPolicy {
+            reconnect_delay: self.reconnect_delay,
+            ctrl_loss_timeout: self.ctrl_loss_timeout,
+            fast_io_fail_timeout: self.fast_io_fail_timeout,
+        }
+    }
+}
+
 /// How an I/O queue pair is made. `None` takes the controller's value.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -113,6 +143,10 @@ pub struct IoQpairOptions {
     pub io_queue_requests: Option<u32>,
     /// Collect commands until [`crate::IoQpair::flush`] or [`crate::IoQpair::process_completions`] instead of sending each at once.
     pub delay_cmd_submit: bool,
+    /// Connect again on its own when the controller is connected again, and hold what was not sent until then. `None`: if
+    /// [`ControllerOptions::reconnect_delay`] is given. Otherwise a lost queue pair says so in every call and waits for
+    /// [`crate::IoQpair::reconnect`].
+    pub auto_reconnect: Option<bool>,
 }
 
 impl IoQpairOptions {
@@ -127,6 +161,13 @@ impl IoQpairOptions {
     #[must_use]
     pub fn queue_requests(mut self, requests: u32) -> Self {
         self.io_queue_requests = Some(requests);
+        self
+    }
+
+    /// Says whether it connects again on its own.
+    #[must_use]
+    pub fn auto_reconnect(mut self, on: bool) -> Self {
+        self.auto_reconnect = Some(on);
         self
     }
 

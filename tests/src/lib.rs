@@ -2,5 +2,6 @@
 //! every block must hold.
 
 pub mod conformance;
+pub mod load;
 pub mod rng;
 pub mod workload;

@@ -65,7 +65,7 @@ impl PcieController {
     /// When there is no memory, the controller is gone, or it has no doorbell for such a queue.
     pub fn pcie_qpair(&mut self, setup: &QpairSetup) -> Result<PcieQpair> {
         let shared = &self.registers.0;
-        if let Some(failure) = shared.failure() {
+        if let Some(failure) = shared.failure(shared.life()) {
             return Err(failure);
         }
         let wanted = setup.qid == 0 || self.interrupts;
@@ -110,6 +110,12 @@ impl TransportController for PcieController {
             _ => SglSupport::No,
         });
         Ok(())
+    }
+
+    fn restart(&mut self) -> Result<bool> {
+        self.registers.0.restart()?;
+        self.admin = None;
+        Ok(true)
     }
 
     fn as_any(&mut self) -> &mut dyn Any {

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::link::{Link, LinkCell, Phase};
 use crate::dma::IoBuf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::keep_alive::{KeepAlive, KeepAliveStep};
+use crate::proto::recovery::{Recovery, RecoveryPolicy};
 use crate::qpair::engine::{Done, Engine, Request};
 use crate::qpair::{CommandError, CommandId};
 use crate::spec::log_page::AsyncEvent;
@@ -76,8 +78,19 @@ pub(super) struct Admin {
     aborts_waiting: VecDeque<(u16, u16)>,
     pub(super) events: VecDeque<AsyncEvent>,
     pub(super) remove: Option<RemoveCallback>,
-    /// One bit per I/O queue identifier in use; index 0 is the admin queue.
+    /// The removal was told and the controller has not been back since.
+    told: bool,
+    pub(super) recovery: Recovery,
+    /// It was not ready yet.
+    pub(super) attaching: bool,
+    /// Why it was lost last, or the last attempt to connect it failed.
+    pub(super) loss: Option<Error>,
+    link: Arc<LinkCell>,
+    association: u64,
+    /// One bit per I/O queue identifier in use; index 0 is the admin queue. Identifiers that are not granted any more may still
+    /// be in use by queue pairs that wait for better times.
     qids: Vec<bool>,
+    granted: u16,
     last_qid: u16,
     /// Completions that arrived for somebody, ever.
     pub(super) arrivals: u64,
@@ -86,7 +99,11 @@ pub(super) struct Admin {
 }
 
 impl Admin {
-    pub(super) fn new(transport: Box<dyn TransportController>) -> Self {
+    pub(super) fn new(
+        transport: Box<dyn TransportController>,
+        policy: RecoveryPolicy,
+        link: Arc<LinkCell>,
+    ) -> Self {
         Self {
             transport,
             engine: None,
@@ -99,7 +116,14 @@ impl Admin {
             aborts_waiting: VecDeque::new(),
             events: VecDeque::new(),
             remove: None,
+            told: false,
+            recovery: Recovery::new(policy),
+            attaching: true,
+            loss: None,
+            link,
+            association: 0,
             qids: Vec::new(),
+            granted: 0,
             last_qid: 0,
             arrivals: 0,
             closed: false,
@@ -109,13 +133,23 @@ impl Admin {
     // --- queue identifiers -------------------------------------------------------------------------------------------
 
     pub(super) fn set_qids(&mut self, io_queues: u16) {
-        self.qids = vec![false; usize::from(io_queues) + 1];
+        self.granted = io_queues;
+        let len = self.qids.len().max(usize::from(io_queues) + 1);
+        self.qids.resize(len, false);
+    }
+
+    /// Whether the controller grants so many queues that this one is among them.
+    pub(super) fn grants(&self, qid: u16) -> bool {
+        qid <= self.granted
     }
 
     /// A free queue identifier, the one unused for longest: a target may take a moment to notice that a queue is gone,
     /// and refuses its identifier until then.
     pub(super) fn take_qid(&mut self) -> Option<u16> {
-        let queues = self.qids.len().checked_sub(1).filter(|&queues| queues > 0)?;
+        let queues = usize::from(self.granted);
+        if queues == 0 {
+            return None;
+        }
         let free = (0..queues)
             .map(|i| (usize::from(self.last_qid) + i) % queues + 1)
             .find(|&qid| !self.qids[qid])?;
@@ -132,8 +166,20 @@ impl Admin {
 
     // --- submitting --------------------------------------------------------------------------------------------------
 
-    /// Sends a command whose completion somebody will fetch with [`Admin::take`].
-    pub(super) fn submit(&mut self, sqe: Sqe, buf: IoBuf, timeout: Duration) -> Result<CommandId> {
+    /// Sends a command whose completion somebody will fetch with [`Admin::take`]. While the controller is being connected, only
+    /// what belongs to that is sent.
+    pub(super) fn submit(
+        &mut self,
+        sqe: Sqe,
+        buf: IoBuf,
+        timeout: Duration,
+        connecting: bool,
+    ) -> Result<CommandId> {
+        if !connecting && !self.attaching && !self.recovery.is_connected() {
+            return Err(self
+                .reason()
+                .unwrap_or_else(|| Error::disconnected("the controller is not connected")));
+        }
         self.submit_for(Sink::Waiting(None), sqe, buf, Some(timeout))
     }
 
@@ -180,6 +226,12 @@ impl Admin {
             Some(sink @ Sink::Waiting(_)) => *sink = Sink::Nobody,
             _ => {}
         }
+    }
+
+    /// Why the admin queue is lost, or was lost last.
+    pub(super) fn reason(&self) -> Option<Error> {
+        let failure = self.engine.as_ref().and_then(|engine| engine.failure().cloned());
+        failure.or_else(|| self.loss.clone())
     }
 
     pub(super) fn abort(&mut self, sqid: u16, cid: u16) -> Result<()> {
@@ -229,6 +281,9 @@ impl Admin {
         let failure = self.engine.as_ref().and_then(|engine| engine.failure().cloned());
         if let Some(error) = result.as_ref().err().cloned().or(failure) {
             self.lost(&error, now, notices);
+            if !self.attaching && !self.recovery.is_lost() {
+                return Ok(0);
+            }
         }
         result
     }
@@ -314,8 +369,24 @@ impl Admin {
         Ok(())
     }
 
-    /// The admin queue is lost: everything outstanding is failed and the loss is told once.
+    /// The admin queue is lost: everything outstanding is failed, and either the controller will be connected again or its
+    /// removal is told, once. That of an attempt to connect it is for whoever makes the attempt to handle.
     pub(super) fn lost(&mut self, error: &Error, now: Instant, notices: &mut Notices) {
+        self.quit(error, now, notices);
+        if self.recovery.is_connected() {
+            self.loss = Some(error.clone());
+            if !self.closed && self.recovery.lost(now) {
+                tracing::warn!(%error, "the controller is lost and will be connected again");
+                notices.arrived = true;
+            } else {
+                self.give_up(notices);
+            }
+            self.publish(now);
+        }
+    }
+
+    /// Fails everything outstanding on the admin queue and gives the queue up.
+    pub(super) fn quit(&mut self, error: &Error, now: Instant, notices: &mut Notices) {
         self.keep_alive = None;
         self.aers_wanted = 0;
         self.aborts_waiting.clear();
@@ -327,10 +398,52 @@ impl Admin {
                 let _ = self.dispatch(done, notices);
             }
         }
-        if !self.closed {
-            self.closed = true;
-            notices.removed = self.remove.take();
+    }
+
+    /// The controller is lost for good.
+    pub(super) fn give_up(&mut self, notices: &mut Notices) {
+        self.recovery.give_up();
+        notices.arrived = true;
+        self.arrivals += 1;
+        if !self.closed && !std::mem::replace(&mut self.told, true) {
+            notices.removed = self.remove.clone();
         }
+    }
+
+    /// The controller is ready, for the first time or again.
+    pub(super) fn ready(&mut self, now: Instant) {
+        self.attaching = false;
+        self.told = false;
+        self.association += 1;
+        self.arrivals += 1;
+        self.recovery.connected(now);
+        self.publish(now);
+    }
+
+    /// Whether the admin queue is given up and nothing of it is left to be waited for.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.engine.as_ref().is_none_or(Engine::is_drained)
+    }
+
+    /// How often it was connected.
+    pub(super) fn association(&self) -> u64 {
+        self.association
+    }
+
+    /// Lets queue pairs know how things are.
+    pub(super) fn publish(&self, now: Instant) {
+        let phase = if self.attaching {
+            Phase::Down
+        } else if self.recovery.is_connected() {
+            Phase::Ready
+        } else if self.recovery.is_lost() {
+            Phase::Lost
+        } else if self.recovery.fails_fast(now) {
+            Phase::DownFast
+        } else {
+            Phase::Down
+        };
+        self.link.store(Link { association: self.association, phase });
     }
 
     /// Asynchronous event requests for a controller that takes `aerl_z + 1` of them.
