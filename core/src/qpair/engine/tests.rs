@@ -537,7 +537,7 @@ fn completions_come_before_the_error() {
     assert_eq!(user_data(&done), [0, 2, 3]);
     assert!(done.iter().all(|d| d.buf.len() == 512));
     let (lost, not_sent) = (Err(CommandError::Disconnected), Err(CommandError::NotSent));
-    assert_eq!(done.iter().map(|d| d.result).collect::<Vec<_>>(), [lost, lost, not_sent]);
+    assert_eq!(done.iter().map(|d| d.result).collect::<Vec<_>>(), [lost, not_sent, not_sent]);
     assert_eq!(error.to_string(), broken().to_string());
     assert_eq!(bench.drain().1.to_string(), broken().to_string(), "the reason stays");
     let (_, buf) = bench.engine.submit(bench.request(NvmOpcode::READ, 0, 1, 8, 0)).unwrap_err();
