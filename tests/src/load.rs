@@ -2,7 +2,7 @@
 //! writes allow.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nvmf_core::{CommandError, IoBuf, IoCommand, IoQpair, Namespace};
@@ -141,13 +141,9 @@ impl Load {
     /// # Errors
     /// As [`Load::process`]; also when it takes more than a minute.
     pub fn drain(&mut self, qpair: &mut IoQpair, ns: &Namespace) -> Result<()> {
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !self.pending.is_empty() {
-            ensure!(
-                std::time::Instant::now() < deadline,
-                "{} I/Os do not end: {qpair:?}",
-                self.pending.len()
-            );
+            ensure!(Instant::now() < deadline, "{} I/Os do not end: {qpair:?}", self.pending.len());
             self.process(qpair, ns)?;
         }
         ensure!(qpair.outstanding() == 0, "{} operations left over", qpair.outstanding());
@@ -209,16 +205,24 @@ impl Load {
         )
     }
 
-    /// Reads every block of the range and checks it.
+    /// Reads every block of the range and checks it, again where the connection is lost meanwhile and comes back.
     ///
     /// # Errors
     /// When a block holds something else than it may, or cannot be read.
     pub fn verify(&self, qpair: &mut IoQpair, ns: &Namespace) -> Result<()> {
         ensure!(self.pending.is_empty(), "I/Os are outstanding");
+        let deadline = Instant::now() + Duration::from_secs(60);
         for lba in self.range.0..self.range.0 + self.range.1 {
-            let buf = qpair.alloc(ns.block_size() as usize)?;
-            let buf = qpair.read_blocking(ns, lba, buf)?;
-            self.check(lba, &buf)?;
+            loop {
+                let buf = qpair.alloc(ns.block_size() as usize)?;
+                match qpair.read_blocking(ns, lba, buf) {
+                    Ok(buf) => break self.check(lba, &buf)?,
+                    Err(error) if error.status().is_none() && Instant::now() < deadline => {
+                        ensure!(qpair.is_reconnecting() || qpair.is_connected(), "{error}");
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
         }
         Ok(())
     }

@@ -87,6 +87,8 @@ pub(super) struct Admin {
     pub(super) loss: Option<Error>,
     link: Arc<LinkCell>,
     association: u64,
+    /// Attempts to connect it again.
+    attempts: u64,
     /// One bit per I/O queue identifier in use; index 0 is the admin queue. Identifiers that are not granted any more may still
     /// be in use by queue pairs that wait for better times.
     qids: Vec<bool>,
@@ -122,6 +124,7 @@ impl Admin {
             loss: None,
             link,
             association: 0,
+            attempts: 0,
             qids: Vec::new(),
             granted: 0,
             last_qid: 0,
@@ -418,6 +421,22 @@ impl Admin {
         self.arrivals += 1;
         self.recovery.connected(now);
         self.publish(now);
+    }
+
+    /// An attempt to connect it again begins.
+    pub(super) fn begin_attempt(&mut self, wished: bool) {
+        self.attempts += 1;
+        self.recovery.begin(wished);
+    }
+
+    /// The number of the last attempt.
+    pub(super) fn attempt(&self) -> u64 {
+        self.attempts
+    }
+
+    /// Whether the attempt of this number is the one being made.
+    pub(super) fn is_attempt(&self, number: u64) -> bool {
+        self.recovery.is_attempting() && self.attempts == number
     }
 
     /// Whether the admin queue is given up and nothing of it is left to be waited for.

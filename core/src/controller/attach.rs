@@ -135,7 +135,7 @@ impl Attach {
         let result = self.bringup.step(&self.controller, now).and_then(|progress| match progress {
             Progress::Pending(_) => Ok(false),
             Progress::Ready => {
-                self.controller.adopt(self.bringup.result().clone(), now)?;
+                self.controller.adopt(self.bringup.result().clone(), None, now)?;
                 Ok(true)
             }
         });
@@ -190,9 +190,13 @@ impl Controller {
         }
     }
 
-    /// Takes over what initialisation found out: from now on it can be used.
-    pub(super) fn adopt(&self, result: InitResult, now: Instant) -> Result<()> {
+    /// Takes over what initialisation found out: from now on it can be used. `attempt` is the number of the attempt to connect it
+    /// again that found it out.
+    pub(super) fn adopt(&self, result: InitResult, attempt: Option<u64>, now: Instant) -> Result<()> {
         let mut admin = self.lock();
+        if attempt.is_some_and(|number| !admin.is_attempt(number)) {
+            return Err(Error::disconnected("the attempt was called off"));
+        }
         admin.transport.identified(&result.identify)?;
         if result.async_events != 0 {
             admin.want_aers(result.identify.aerl_z);
@@ -305,9 +309,20 @@ impl Controller {
         })
     }
 
-    /// Runs `f` on the registers, where there are any.
-    fn with_registers<T>(&self, f: impl FnOnce(&mut dyn Registers) -> Result<T>) -> Option<Result<T>> {
-        self.lock().transport.registers().map(f)
+    /// Runs `f` on the registers, where there are any, unless the admin queue is given up: the controller is being stopped then,
+    /// or was, and must not be started by whoever has not noticed.
+    pub(super) fn with_registers<T>(
+        &self,
+        f: impl FnOnce(&mut dyn Registers) -> Result<T>,
+    ) -> Option<Result<T>> {
+        let mut admin = self.lock();
+        let given_up = admin.engine.as_ref().is_some_and(Engine::is_given_up);
+        let reason = if given_up { admin.reason() } else { None };
+        let registers = admin.transport.registers()?;
+        Some(match reason {
+            Some(error) => Err(error),
+            None => f(registers),
+        })
     }
 }
 

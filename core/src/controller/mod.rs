@@ -322,9 +322,9 @@ impl Controller {
 
     // --- attaching more than once ----------------------------------------------------------------------------------------
 
-    /// Counts one more attachment; `false` when it is being detached or is lost.
+    /// Counts one more attachment; `false` when it is being detached or is not connected.
     pub(crate) fn reference(&self) -> bool {
-        !self.is_failed()
+        self.is_ready()
             && self
                 .0
                 .references

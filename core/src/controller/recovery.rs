@@ -35,6 +35,8 @@ pub enum ControllerState {
 #[derive(Default)]
 pub(super) struct Work {
     attempt: Option<Bringup>,
+    /// Which attempt that is.
+    number: u64,
     /// When the attempt can go on, unless something arrives before.
     wake: Option<Instant>,
 }
@@ -116,8 +118,7 @@ impl Controller {
             return Err(context(reason));
         }
         let offset = PropertyOffset::NSSR;
-        let written = self.lock().transport.registers().map(|r| r.write32(offset.0, NSSR_RESET));
-        match written {
+        match self.with_registers(|registers| registers.write32(offset.0, NSSR_RESET)) {
             Some(result) => result.map_err(context)?,
             None => {
                 let set = fabrics::property_set(offset.0, PropertySize::Dword, u64::from(NSSR_RESET));
@@ -170,7 +171,7 @@ impl Controller {
             );
         }
         if !admin.recovery.is_attempting() {
-            admin.recovery.begin(true);
+            admin.begin_attempt(true);
             admin.publish(Instant::now());
         }
         drop(admin);
@@ -293,6 +294,10 @@ impl Controller {
             let error = Error::disconnected("an I/O queue pair lost its connection");
             admin.lost(&error, now, notices);
         }
+        if !admin.is_attempt(work.number) {
+            // It was called off, and another one begun.
+            work.attempt = None;
+        }
         match admin.recovery.poll(now) {
             RecoveryStep::Idle => work.attempt = None,
             RecoveryStep::Wait(_) => admin.publish(now),
@@ -307,7 +312,7 @@ impl Controller {
             RecoveryStep::Attempt => {
                 // Until the old queue is quiesced nothing new may begin.
                 if admin.is_quiet() {
-                    admin.recovery.begin(false);
+                    admin.begin_attempt(false);
                     self.start_attempt(admin, work, now, notices);
                 }
             }
@@ -333,6 +338,7 @@ impl Controller {
         notices: &mut Notices,
     ) {
         tracing::debug!(trid = %self.trid(), "connecting the controller again");
+        work.number = admin.attempt();
         match self.renew_admin(&mut admin, now) {
             Ok(()) => {
                 drop(admin);
@@ -357,6 +363,7 @@ impl Controller {
     }
 
     fn step_attempt(&self, work: &mut Work, now: Instant, notices: &mut Notices) {
+        let number = work.number;
         let Some(attempt) = &mut work.attempt else { return };
         let state = attempt.state();
         let outcome = attempt.step(self, now).map_err(Failure::from).and_then(|progress| match progress {
@@ -364,7 +371,7 @@ impl Controller {
             Progress::Ready => {
                 let found = attempt.result();
                 self.check_identity(found).map_err(|error| Failure { error, permanent: true })?;
-                self.adopt(found.clone(), now)?;
+                self.adopt(found.clone(), Some(number), now)?;
                 Ok(None)
             }
         });
@@ -378,7 +385,11 @@ impl Controller {
             Err(mut failure) => {
                 work.attempt = None;
                 failure.error = failure.error.doing(state).peer(self.trid());
-                self.attempt_failed(&mut self.lock(), failure, now, notices);
+                let mut admin = self.lock();
+                // One that was called off is nobody's failure.
+                if admin.is_attempt(number) {
+                    self.attempt_failed(&mut admin, failure, now, notices);
+                }
             }
         }
     }

@@ -22,6 +22,8 @@ pub(super) struct Follow<Q> {
     retries: u8,
     /// It was connected: failing to connect for the first time is final.
     established: bool,
+    /// It was made anew and has not been connected since.
+    fresh: bool,
     /// Why it will not connect any more.
     end: Option<Error>,
 }
@@ -42,6 +44,7 @@ impl<Q> Follow<Q> {
             association,
             retries: of_controller.retry_after_reconnect,
             established: false,
+            fresh: false,
             end: None,
         }
     }
@@ -86,7 +89,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
 
     /// It is connected.
     pub(super) fn connected(&mut self) {
-        self.follow.established = true;
+        (self.follow.established, self.follow.fresh) = (true, false);
         self.engine.set_keep(self.follow.keep(self.follow.auto));
     }
 
@@ -119,14 +122,24 @@ impl<Q: TransportQpair> IoQpair<Q> {
             self.controller.request_recovery(link.association);
             return;
         }
-        if let Err(error) = self.renew(Instant::now(), f) {
-            tracing::debug!(%error, "an I/O queue pair cannot connect again");
-            if matches!(error.kind(), ErrorKind::Exhausted(_)) || !self.follow.whole {
-                self.follow.end = Some(error);
-                self.engine.set_keep(self.follow.keep(false));
-            } else {
-                self.controller.request_recovery(link.association);
+        let result = match self.engine.failure() {
+            // Once more would be no different.
+            Some(error) if link.association == self.follow.association && self.follow.fresh => {
+                Err(error.clone())
             }
+            _ => self.renew(Instant::now(), f),
+        };
+        let Err(error) = result else { return };
+        if self.controller.link() != link {
+            // The controller was lost meanwhile.
+            return;
+        }
+        tracing::debug!(%error, "an I/O queue pair cannot connect again");
+        if matches!(error.kind(), ErrorKind::Exhausted(_)) || !self.follow.whole {
+            self.follow.end = Some(error);
+            self.engine.set_keep(self.follow.keep(false));
+        } else {
+            self.controller.request_recovery(link.association);
         }
     }
 
@@ -150,7 +163,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         let (info, before) = (self.controller.info(), follow.association);
         // A namespace that is another one now, or has another format, must not get commands that were made for the one before.
         self.engine.drop_held(|sqe| !info.is_still(sqe.nsid.get(), before), f);
-        follow.association = link.association;
+        (follow.association, follow.fresh) = (link.association, true);
         self.assist = None;
         self.engine.renew(renewal, now);
         Ok(())

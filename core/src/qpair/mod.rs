@@ -276,6 +276,8 @@ impl<Q: TransportQpair> IoQpair<Q> {
             Ok(span) => span,
             Err(why) => return Err(SubmitError { error: Error::api_misuse(why), buf }),
         };
+        // Nothing more is sent to a controller that is another one now.
+        self.notice_loss();
         self.engine
             .submit(Request { sqe, span, buf, user_data, timeout: self.io_timeout })
             .map_err(|(error, buf)| SubmitError { error, buf })
