@@ -36,7 +36,9 @@ pub mod transport;
 pub mod transport_id;
 mod wait;
 
-pub use controller::{AdminCommand, AdminPending, AdminResult, Controller, ControllerState, Detach};
+pub use controller::{
+    AbortStats, AdminCommand, AdminPending, AdminResult, Controller, ControllerState, Detach,
+};
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
 pub use driver::{Callbacks, Driver, DriverBuilder, ProbeContext};
 pub use error::{Error, ErrorKind, Result};
@@ -45,7 +47,10 @@ pub use namespace::Namespace;
 pub use nqn::{HostId, Nqn};
 pub use options::{ControllerOptions, IoQpairOptions};
 pub use poll_group::{GroupKey, PollGroup};
-pub use qpair::{CommandError, CommandId, Completion, IoCommand, IoQpair, QpairStats, SubmitError};
+pub use qpair::{
+    CommandError, CommandId, Completion, IoCommand, IoQpair, QpairStats, SubmitError, TimedOut,
+    TimeoutAction, TimeoutPolicy,
+};
 pub use spec::log_page::AsyncEvent;
 pub use transport::{Capabilities, Transport, TransportController, TransportQpair};
 pub use transport_id::{TransportId, TransportType};

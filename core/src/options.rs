@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::host::HostIdentity;
 use crate::proto::recovery::RecoveryPolicy;
+use crate::qpair::TimeoutPolicy;
 
 /// How a controller is connected and run.
 #[derive(Clone, Debug)]
@@ -25,10 +26,12 @@ pub struct ControllerOptions {
     pub keep_alive_timeout: Duration,
     /// Deadline of one admin command. 30 s.
     pub admin_timeout: Duration,
-    /// Deadline of an I/O: so long it may go without any of its commands completing. When it passes, the queue pair is given
-    /// up and every command on it fails. `None` is never. 30 s, as in the Linux kernel (SPDK has none): a target that stops answering
+    /// Deadline of an I/O: so long it may go without any of its commands completing. When it passes, `timeout_policy` says what
+    /// is done. `None` is never. 30 s, as in the Linux kernel (SPDK has none): a target that stops answering
     /// must not hold a caller for ever.
     pub io_timeout: Option<Duration>,
+    /// What is done about an I/O that takes longer than `io_timeout`. The queue pair is given up.
+    pub timeout_policy: TimeoutPolicy,
     /// Deadline for opening one connection: name resolution, transport connect, ICReq or RDMA CM, Fabrics Connect.
     /// 5 s. SPDK's 0.5 s for the Connect command is a frequent cause of trouble on busy targets.
     pub connect_timeout: Duration,
@@ -96,6 +99,7 @@ impl Default for ControllerOptions {
             keep_alive_timeout: Duration::from_secs(10),
             admin_timeout: Duration::from_secs(30),
             io_timeout: Some(Duration::from_secs(30)),
+            timeout_policy: TimeoutPolicy::Disconnect,
             connect_timeout: Duration::from_secs(5),
             attach_timeout: Duration::from_secs(120),
             reconnect_delay: None,

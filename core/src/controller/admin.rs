@@ -20,6 +20,8 @@ use crate::transport_id::TransportId;
 
 /// Most asynchronous event requests kept outstanding.
 const MAX_AERS: u8 = 4;
+/// Most commands that wait to be aborted.
+const MAX_ABORTS_WAITING: usize = 1024;
 /// Events kept for a caller that does not fetch them; older ones are dropped.
 const MAX_EVENTS: usize = 256;
 
@@ -38,6 +40,20 @@ impl AdminResult {
     pub fn dw0(&self) -> u32 {
         self.value as u32
     }
+}
+
+/// What came of Abort commands.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub struct AbortStats {
+    /// Abort commands sent.
+    pub sent: u64,
+    /// The controller aborted the command.
+    pub aborted: u64,
+    /// The controller did not abort the command: it had completed, was too far, or was not known.
+    pub not_aborted: u64,
+    /// The Abort command itself failed.
+    pub failed: u64,
 }
 
 /// Who gets the completion of an admin operation.
@@ -76,6 +92,7 @@ pub(super) struct Admin {
     aborts: u16,
     pub(super) abort_limit: u16,
     aborts_waiting: VecDeque<(u16, u16)>,
+    pub(super) abort_stats: AbortStats,
     pub(super) events: VecDeque<AsyncEvent>,
     pub(super) remove: Option<RemoveCallback>,
     /// The removal was told and the controller has not been back since.
@@ -116,6 +133,7 @@ impl Admin {
             aborts: 0,
             abort_limit: 1,
             aborts_waiting: VecDeque::new(),
+            abort_stats: AbortStats::default(),
             events: VecDeque::new(),
             remove: None,
             told: false,
@@ -240,12 +258,15 @@ impl Admin {
     pub(super) fn abort(&mut self, sqid: u16, cid: u16) -> Result<()> {
         if self.aborts >= self.abort_limit {
             // More would be answered with Abort Command Limit Exceeded; they follow as others complete.
-            self.aborts_waiting.push_back((sqid, cid));
+            if !self.aborts_waiting.contains(&(sqid, cid)) && self.aborts_waiting.len() < MAX_ABORTS_WAITING {
+                self.aborts_waiting.push_back((sqid, cid));
+            }
             return Ok(());
         }
         let sqe = Sqe::admin(AdminOpcode::ABORT, 0).with_cdw10(u32::from(sqid) | u32::from(cid) << 16);
         self.submit_for(Sink::Abort, sqe, IoBuf::None, Some(Duration::from_secs(30)))?;
         self.aborts += 1;
+        self.abort_stats.sent += 1;
         Ok(())
     }
 
@@ -363,6 +384,12 @@ impl Admin {
             }
             Some(Sink::Abort) => {
                 self.aborts -= 1;
+                match done.result {
+                    // DW0 bit 0: the command was *not* aborted (Base 2.1 §5.1.1).
+                    Ok(value) if value & 1 == 0 => self.abort_stats.aborted += 1,
+                    Ok(_) => self.abort_stats.not_aborted += 1,
+                    Err(_) => self.abort_stats.failed += 1,
+                }
                 if let Some((sqid, cid)) = self.aborts_waiting.pop_front() {
                     self.abort(sqid, cid)?;
                 }

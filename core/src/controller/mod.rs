@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-pub use admin::AdminResult;
 pub(crate) use admin::RemoveCallback;
+pub use admin::{AbortStats, AdminResult};
 use admin::{Admin, Notices};
 pub use admin_command::{AdminCommand, AdminPending};
 pub(crate) use attach::{Attach, Environment, NAP};
@@ -73,6 +73,8 @@ pub(crate) struct Inner {
     link: Arc<LinkCell>,
     /// The association that a queue pair wants to have ended, 0 for none.
     unwanted: AtomicU64,
+    /// The association that a queue pair wants to have ended by a reset, whatever the policy.
+    to_reset: AtomicU64,
     /// Told when an admin completion arrived.
     arrived: Condvar,
     info: RwLock<Arc<Info>>,
@@ -161,6 +163,7 @@ impl Controller {
             admin: Mutex::new(admin),
             link,
             unwanted: AtomicU64::new(0),
+            to_reset: AtomicU64::new(0),
             arrived: Condvar::new(),
             info: RwLock::new(Arc::new(info)),
             references: AtomicUsize::new(1),
@@ -417,6 +420,12 @@ impl Controller {
             sleep = sleep.min(SHORT);
         }
         Some((source, sleep))
+    }
+
+    /// What came of Abort commands so far.
+    #[must_use]
+    pub fn abort_stats(&self) -> AbortStats {
+        self.lock().abort_stats
     }
 
     pub(crate) fn abort(&self, sqid: u16, cid: u16) -> Result<()> {

@@ -255,6 +255,13 @@ impl Controller {
         }
     }
 
+    /// As [`Controller::request_recovery`], whether or not lost controllers are connected again on their own.
+    pub(crate) fn request_reset(&self, association: u64) {
+        if self.0.to_reset.fetch_max(association, Ordering::AcqRel) < association {
+            self.0.thread.wake();
+        }
+    }
+
     // --- doing it --------------------------------------------------------------------------------------------------------
 
     /// When there is something to do again, if nothing arrives before.
@@ -288,6 +295,13 @@ impl Controller {
         let mut admin = self.lock();
         if admin.attaching {
             return;
+        }
+        if self.0.to_reset.load(Ordering::Acquire) == admin.association() && admin.recovery.is_connected() {
+            let error = Error::disconnected("the controller is being reset because a command takes too long");
+            admin.recovery.disconnect(now);
+            admin.quit(&error, now, notices);
+            admin.loss = Some(error);
+            admin.begin_attempt(true);
         }
         let unwanted = self.0.unwanted.load(Ordering::Acquire);
         if unwanted == admin.association() && admin.recovery.is_connected() {

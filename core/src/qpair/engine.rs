@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use zerocopy::little_endian::{U16, U32};
 
+mod deadline;
 mod renew;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use deadline::Late;
 pub(crate) use renew::{Keep, Renewal};
 
 use super::{CommandError, CommandId, QpairStats};
@@ -52,6 +54,8 @@ struct Op {
     timeout: Option<Duration>,
     /// How often it was sent again after a lost connection.
     retries: u8,
+    /// How often its deadline passed.
+    late: u32,
 }
 
 /// An operation to be submitted.
@@ -134,6 +138,10 @@ pub(crate) struct Engine<Q: TransportQpair> {
     quiesced: bool,
     polls_since_clock: u32,
     last_scan: Instant,
+    /// Deadlines that pass are reported instead of giving the queue pair up.
+    report_late: bool,
+    /// Operations whose deadline passed, to be reported.
+    late: Vec<Late>,
     stats: QpairStats,
 }
 
@@ -163,6 +171,7 @@ impl<Q: TransportQpair> Engine<Q> {
             seen: None,
             timeout: None,
             retries: 0,
+            late: 0,
         };
         Self {
             transport,
@@ -189,6 +198,8 @@ impl<Q: TransportQpair> Engine<Q> {
             quiesced: false,
             polls_since_clock: 0,
             last_scan: now,
+            report_late: false,
+            late: Vec::new(),
             stats: QpairStats::default(),
         }
     }
@@ -402,7 +413,7 @@ impl<Q: TransportQpair> Engine<Q> {
         (op.sqe, op.span, op.user_data, op.timeout) = (sqe, span, user_data, timeout);
         (op.issued, op.all_issued, op.in_flight) = (0, false, 0);
         (op.result, op.failed_at, op.seen) = (Ok(0), usize::MAX, None);
-        op.retries = 0;
+        (op.retries, op.late) = (0, 0);
     }
 
     /// Issues as many commands of an operation as there are slots for.
@@ -614,33 +625,6 @@ impl<Q: TransportQpair> Engine<Q> {
             self.stats.errors += 1;
         }
         Done { id, user_data: op.user_data, result: op.result, buf }
-    }
-
-    fn check_deadlines(&mut self, now: Instant) {
-        if now.duration_since(self.last_scan) < DEADLINE_SCAN {
-            return;
-        }
-        self.last_scan = now;
-        let mut expired = None;
-        for op in self.ops.iter_mut().filter(|op| op.active && op.in_flight > 0) {
-            let Some(timeout) = op.timeout else { continue };
-            // The clock is not read per command: time counts from the first scan that sees the operation.
-            let seen = *op.seen.get_or_insert(now);
-            if now.duration_since(seen) >= timeout {
-                expired = Some((op.sqe, timeout));
-                break;
-            }
-        }
-        if let Some((sqe, timeout)) = expired {
-            let error = Error::timed_out(
-                format!(
-                    "waiting for the completion of a command (opcode {:#04x}, nsid {:#x})",
-                    sqe.opcode, sqe.nsid
-                ),
-                timeout,
-            );
-            self.fail(error, CommandError::TimedOut, now);
-        }
     }
 
     // --- giving up -----------------------------------------------------------------------------------------------

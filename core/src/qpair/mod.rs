@@ -3,6 +3,7 @@
 mod command;
 pub(crate) mod engine;
 mod follow;
+mod timeout;
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 pub use command::IoCommand;
 use engine::{Connecting, Done, Engine, Request};
 use follow::Follow;
+pub use timeout::{TimedOut, TimeoutAction, TimeoutPolicy};
 
 use crate::controller::{AdminPending, Controller};
 use crate::dma::{DmaBuf, IoBuf};
@@ -147,6 +149,10 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ) -> Self {
         let io_timeout = controller.options().io_timeout;
         let follow = Follow::new(create, options, controller.link().association, controller.options());
+        let mut engine = engine;
+        if !matches!(controller.options().timeout_policy, TimeoutPolicy::Disconnect) {
+            engine.report_late();
+        }
         Self { engine, controller, qid, io_timeout, waiter: None, assist: None, follow }
     }
 
@@ -417,7 +423,11 @@ impl<Q: TransportQpair> IoQpair<Q> {
             return Ok(0);
         }
         if !self.engine.is_given_up() {
-            return self.engine.process(max, &mut |done| f(done.into()));
+            let result = self.engine.process(max, &mut |done| f(done.into()));
+            if self.engine.has_late() {
+                self.handle_late();
+            }
+            return result;
         }
         assist_quiesce(&mut self.engine, &self.controller, &mut self.assist);
         let mut dropped = 0;

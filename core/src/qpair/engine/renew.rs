@@ -58,6 +58,7 @@ impl<Q: TransportQpair> Engine<Q> {
         (self.connect_deadline, self.connect_timeout) = (now + connect_timeout, connect_timeout);
         self.quiesce_deadline = now + QUIESCE;
         self.unflushed = false;
+        self.late.clear();
         self.last_scan = now;
     }
 
