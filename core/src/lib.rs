@@ -37,7 +37,8 @@ pub mod transport_id;
 mod wait;
 
 pub use controller::{
-    AbortStats, AdminCommand, AdminPending, AdminResult, Controller, ControllerState, Detach,
+    AbortStats, AdminCommand, AdminPending, AdminResult, Controller, ControllerState, Detach, Event,
+    NamespaceChange,
 };
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
 pub use driver::{Callbacks, Driver, DriverBuilder, ProbeContext};

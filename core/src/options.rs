@@ -77,6 +77,10 @@ pub struct ControllerOptions {
     pub disable_read_ana_log_page: bool,
     /// Do not read the changed namespace list when the controller reports a change; rescan everything.
     pub disable_read_changed_ns_list_log_page: bool,
+    /// Act on asynchronous events: after a namespace or ANA change the controller's namespaces are identified again, as far as they
+    /// changed, and [`crate::Controller::on_event`] is told what is new. On. When off, events are only kept for
+    /// [`crate::Controller::take_events`], and [`crate::Controller::rescan_namespaces`] is the program's to call.
+    pub handle_events: bool,
     /// Let a thread of the driver process the admin queue: keep alives, asynchronous events, completions. On. When off, call
     /// [`crate::Controller::process_admin_completions`] at least every half keep alive timeout.
     pub background_admin: bool,
@@ -118,6 +122,7 @@ impl Default for ControllerOptions {
             no_shn_notification: false,
             disable_read_ana_log_page: false,
             disable_read_changed_ns_list_log_page: false,
+            handle_events: true,
             background_admin: true,
             enable_interrupts: true,
             cid_generations: true,

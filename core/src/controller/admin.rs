@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::ControllerState;
+use super::events::{Event, EventCallback, Stale};
 use super::link::{Link, LinkCell, Phase};
 use crate::dma::IoBuf;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +24,9 @@ use crate::transport_id::TransportId;
 const MAX_AERS: u8 = 4;
 /// Most commands that wait to be aborted.
 const MAX_ABORTS_WAITING: usize = 1024;
+/// Most events taken within a time; further ones wait at the controller.
+const MAX_EVENTS_PER_WINDOW: u32 = 1000;
+const EVENT_WINDOW: Duration = Duration::from_secs(1);
 /// Events kept for a caller that does not fetch them; older ones are dropped.
 const MAX_EVENTS: usize = 256;
 
@@ -78,6 +83,7 @@ pub(super) struct Notices {
     pub(super) wakers: Vec<Waker>,
     pub(super) arrived: bool,
     pub(super) removed: Option<RemoveCallback>,
+    pub(super) events: Vec<Event>,
 }
 
 /// State behind the controller's one lock.
@@ -94,6 +100,12 @@ pub(super) struct Admin {
     aborts_waiting: VecDeque<(u16, u16)>,
     pub(super) abort_stats: AbortStats,
     pub(super) events: VecDeque<AsyncEvent>,
+    /// Events since `events_since`, to bound how many a controller may report.
+    events_in_window: u32,
+    events_since: Instant,
+    /// What changed and is to be identified again.
+    pub(super) stale: Stale,
+    pub(super) on_event: Option<EventCallback>,
     pub(super) remove: Option<RemoveCallback>,
     /// The removal was told and the controller has not been back since.
     told: bool,
@@ -135,6 +147,10 @@ impl Admin {
             aborts_waiting: VecDeque::new(),
             abort_stats: AbortStats::default(),
             events: VecDeque::new(),
+            events_in_window: 0,
+            events_since: Instant::now(),
+            stale: Stale::default(),
+            on_event: None,
             remove: None,
             told: false,
             recovery: Recovery::new(policy),
@@ -317,7 +333,13 @@ impl Admin {
         if !self.engine.as_ref().is_some_and(Engine::is_ready) {
             return Ok(());
         }
-        while self.aers < self.aers_wanted && self.submit_own(Sink::Aer, AdminOpcode::ASYNC_EVENT_REQUEST)? {
+        if now.duration_since(self.events_since) >= EVENT_WINDOW {
+            (self.events_in_window, self.events_since) = (0, now);
+        }
+        while self.aers < self.aers_wanted
+            && self.events_in_window < MAX_EVENTS_PER_WINDOW
+            && self.submit_own(Sink::Aer, AdminOpcode::ASYNC_EVENT_REQUEST)?
+        {
             self.aers += 1;
         }
         match self.keep_alive.as_ref().map(|timer| (timer.poll(now), timer.timeout())) {
@@ -374,6 +396,9 @@ impl Admin {
                         let event = AsyncEvent::from_dw0(value as u32);
                         tracing::debug!(?event, "asynchronous event");
                         self.events.push_back(event);
+                        self.events_in_window = self.events_in_window.saturating_add(1);
+                        self.stale.note(event);
+                        notices.events.extend(Event::of(event));
                     }
                     Err(error) => {
                         // A controller that refuses one (limit exceeded, aborted) is not asked again for it.
@@ -407,6 +432,7 @@ impl Admin {
             self.loss = Some(error.clone());
             if !self.closed && self.recovery.lost(now) {
                 tracing::warn!(%error, "the controller is lost and will be connected again");
+                notices.events.push(Event::State(ControllerState::Reconnecting));
                 notices.arrived = true;
             } else {
                 self.give_up(notices);
@@ -437,6 +463,7 @@ impl Admin {
         self.arrivals += 1;
         if !self.closed && !std::mem::replace(&mut self.told, true) {
             notices.removed = self.remove.clone();
+            notices.events.push(Event::State(ControllerState::Failed));
         }
     }
 

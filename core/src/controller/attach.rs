@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::admin::RemoveCallback;
 use super::admin_command::Sent;
+use super::events::{Event, Stale};
 use super::{Admin, Controller, Info, check_connect};
 use crate::dma::DmaPool;
 use crate::driver::AdminThread;
@@ -135,7 +136,8 @@ impl Attach {
         let result = self.bringup.step(&self.controller, now).and_then(|progress| match progress {
             Progress::Pending(_) => Ok(false),
             Progress::Ready => {
-                self.controller.adopt(self.bringup.result().clone(), None, now)?;
+                // Nobody knew anything before.
+                drop(self.controller.adopt(self.bringup.result().clone(), None, now)?);
                 Ok(true)
             }
         });
@@ -192,7 +194,7 @@ impl Controller {
 
     /// Takes over what initialisation found out: from now on it can be used. `attempt` is the number of the attempt to connect it
     /// again that found it out.
-    pub(super) fn adopt(&self, result: InitResult, attempt: Option<u64>, now: Instant) -> Result<()> {
+    pub(super) fn adopt(&self, result: InitResult, attempt: Option<u64>, now: Instant) -> Result<Vec<Event>> {
         let mut admin = self.lock();
         if attempt.is_some_and(|number| !admin.is_attempt(number)) {
             return Err(Error::disconnected("the attempt was called off"));
@@ -203,10 +205,13 @@ impl Controller {
         }
         admin.abort_limit = result.identify.abort_limit();
         admin.set_qids(result.num_io_queues);
-        let info = Info::new(result, &*admin.transport, Some((&self.info(), admin.association() + 1)));
+        let before = self.info();
+        let info = Info::new(result, &*admin.transport, Some((&before, admin.association() + 1)));
+        let changes = info.changes_since(&before);
         self.set_info(info);
+        admin.stale = Stale::default();
         admin.ready(now);
-        Ok(())
+        Ok(changes)
     }
 
     /// Reads the list of namespaces and their geometry again. Waits.
@@ -240,15 +245,19 @@ impl Controller {
         };
         let result = step();
         runner.abandon(self);
-        self.identified_again(result?);
+        let changes = self.identified_again(result?);
+        self.tell(changes);
         Ok(())
     }
 
-    /// Takes over what was found out about namespaces of a controller that is ready.
-    pub(super) fn identified_again(&self, result: InitResult) {
+    /// Takes over what was found out about namespaces of a controller that is ready, and says what is new.
+    pub(super) fn identified_again(&self, result: InitResult) -> Vec<Event> {
         let admin = self.lock();
-        let info = Info::new(result, &*admin.transport, Some((&self.info(), admin.association())));
+        let before = self.info();
+        let info = Info::new(result, &*admin.transport, Some((&before, admin.association())));
+        let changes = info.changes_since(&before);
         self.set_info(info);
+        changes
     }
 
     /// Drives the connection of the admin queue. `Some` with the controller identifier once connected.

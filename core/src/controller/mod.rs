@@ -5,6 +5,7 @@ mod admin_command;
 mod attach;
 mod detach;
 mod discovery;
+mod events;
 mod link;
 mod recovery;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use admin_command::{AdminCommand, AdminPending};
 pub(crate) use attach::{Attach, Environment, NAP};
 pub use detach::Detach;
 pub(crate) use discovery::DiscoveryRead;
+pub use events::{Event, NamespaceChange};
 use link::Addresses;
 pub(crate) use link::{Link, LinkCell, Phase};
 pub use recovery::ControllerState;
@@ -370,6 +372,7 @@ impl Controller {
             self.0.arrived.notify_all();
         }
         notices.wakers.into_iter().for_each(std::task::Waker::wake);
+        self.tell(notices.events);
         if let Some(remove) = notices.removed {
             remove(self.trid());
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::admin::{Admin, Notices};
 use super::attach::{Bringup, Progress};
+use super::events::{Event, Refresh};
 use super::{Controller, Phase};
 use crate::error::{Error, Result};
 use crate::proto::controller_init::InitResult;
@@ -39,6 +40,8 @@ pub(super) struct Work {
     number: u64,
     /// When the attempt can go on, unless something arrives before.
     wake: Option<Instant>,
+    /// Identifying again what changed.
+    pub(super) refresh: Refresh,
 }
 
 /// How an attempt ended that did not succeed.
@@ -266,12 +269,15 @@ impl Controller {
 
     /// When there is something to do again, if nothing arrives before.
     pub(super) fn next_work(&self, now: Instant) -> Option<Instant> {
-        let wake = match self.0.work.try_lock() {
-            Ok(work) if work.attempt.is_some() => work.wake,
-            Ok(_) => None,
-            Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => Some(now + super::NAP),
+        let (wake, refresh) = match self.0.work.try_lock() {
+            Ok(work) => (work.wake.filter(|_| work.attempt.is_some()), work.refresh.due()),
+            Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => (Some(now + super::NAP), None),
         };
-        match self.lock().recovery.next(now) {
+        let admin = self.lock();
+        match admin.recovery.next(now) {
+            RecoveryStep::Idle if admin.recovery.is_connected() && admin.stale.is_any() => {
+                Some(refresh.unwrap_or(now))
+            }
             RecoveryStep::Idle => None,
             RecoveryStep::Wait(time) => Some(time),
             RecoveryStep::Attempt | RecoveryStep::GiveUp => Some(now),
@@ -313,7 +319,12 @@ impl Controller {
             work.attempt = None;
         }
         match admin.recovery.poll(now) {
-            RecoveryStep::Idle => work.attempt = None,
+            RecoveryStep::Idle => {
+                work.attempt = None;
+                if admin.recovery.is_connected() {
+                    work.refresh.step(self, admin, now, notices);
+                }
+            }
             RecoveryStep::Wait(_) => admin.publish(now),
             RecoveryStep::GiveUp => {
                 work.attempt = None;
@@ -385,7 +396,9 @@ impl Controller {
             Progress::Ready => {
                 let found = attempt.result();
                 self.check_identity(found).map_err(|error| Failure { error, permanent: true })?;
-                self.adopt(found.clone(), Some(number), now)?;
+                let changes = self.adopt(found.clone(), Some(number), now)?;
+                notices.events.push(Event::State(ControllerState::Ready));
+                notices.events.extend(changes);
                 Ok(None)
             }
         });
