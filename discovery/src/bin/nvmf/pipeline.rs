@@ -7,6 +7,7 @@ use nvmf_core::spec::status::CommandKind;
 use nvmf_core::{CommandError, DmaBuf, IoQpair, Namespace};
 
 use crate::failure::Failure;
+use crate::recovery::comes_back;
 use crate::units;
 
 /// Which way the data go.
@@ -86,14 +87,9 @@ pub(crate) fn run(
                 break;
             };
             buf.set_len(io.len);
-            let slba = io.offset / u64::from(ns.block_size());
             let number = base + slots.len() as u64;
             slots.push_back(Some(Slot { io, buf: None }));
-            match plan.direction {
-                Direction::Read => qpair.read(ns, slba, buf, number),
-                Direction::Write => qpair.write(ns, slba, buf, number),
-            }
-            .map_err(|error| Failure::from(error.error))?;
+            submit(qpair, ns, plan.direction, io, buf, number)?;
         }
         if slots.is_empty() {
             return Ok(());
@@ -106,7 +102,16 @@ pub(crate) fn run(
             let index = usize::try_from(completion.user_data - base).unwrap_or(usize::MAX);
             let Some(slot) = slots.get_mut(index).and_then(Option::as_mut) else { continue };
             if let Err(error) = completion.result {
-                return Err(io_failure(qpair, plan.direction, ns, slot.io, error));
+                if !comes_back(qpair, error) {
+                    return Err(io_failure(qpair, plan.direction, ns, slot.io, error));
+                }
+                // Nobody else writes to the place, and what was lost holds the same bytes: it does no harm whenever the target
+                // executes it.
+                let Some(buf) = completion.buf.into_one() else {
+                    return Err(io_failure(qpair, plan.direction, ns, slot.io, error));
+                };
+                submit(qpair, ns, plan.direction, slot.io, buf, completion.user_data)?;
+                continue;
             }
             let Some(buf) = completion.buf.into_one() else { continue };
             if plan.in_order {
@@ -133,6 +138,23 @@ pub(crate) fn run(
             base += 1;
         }
     }
+}
+
+fn submit(
+    qpair: &mut IoQpair,
+    ns: &Namespace,
+    direction: Direction,
+    io: Io,
+    buf: DmaBuf,
+    number: u64,
+) -> Result<(), Failure> {
+    let slba = io.offset / u64::from(ns.block_size());
+    match direction {
+        Direction::Read => qpair.read(ns, slba, buf, number),
+        Direction::Write => qpair.write(ns, slba, buf, number),
+    }
+    .map(drop)
+    .map_err(|error| Failure::from(error.error))
 }
 
 fn io_failure(qpair: &IoQpair, direction: Direction, ns: &Namespace, io: Io, error: CommandError) -> Failure {

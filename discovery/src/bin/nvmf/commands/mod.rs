@@ -11,6 +11,7 @@ pub(crate) mod list;
 #[cfg(feature = "pcie")]
 mod local;
 pub(crate) mod perf;
+pub(crate) mod reset;
 #[cfg(feature = "tcp")]
 pub(crate) mod target;
 pub(crate) mod verify;
@@ -38,6 +39,8 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Write(args) => copy::write(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Perf(args) => perf::run(&args),
+        Command::Reset(args) => reset::reset(&args),
+        Command::SubsystemReset(args) => reset::subsystem_reset(&args),
         #[cfg(feature = "tcp")]
         Command::Target(args) => target::run(&args),
     }

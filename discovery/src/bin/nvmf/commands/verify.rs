@@ -10,6 +10,7 @@ use crate::connect::{ConnectArgs, check_multiple, check_range, detach, plain_nam
 use crate::failure::Failure;
 use crate::pattern::{Pattern, Shuffle};
 use crate::pipeline::{self, Direction, Io, Job, Plan};
+use crate::recovery::RecoveryArgs;
 use crate::size::{parse_length, parse_length32, parse_size};
 use crate::{progress, units};
 
@@ -28,6 +29,9 @@ Exit code 1 means that data did not match.")]
 pub(crate) struct Args {
     #[command(flatten)]
     connect: ConnectArgs,
+
+    #[command(flatten)]
+    recovery: RecoveryArgs,
 
     /// Namespace
     #[arg(long, value_name = "NSID", default_value_t = 1)]
@@ -77,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             args.length, args.block_size
         )));
     }
-    let controller = args.connect.attach(1)?;
+    let controller = args.connect.attach_for_good(1, &args.recovery)?;
     let ns = plain_namespace(&controller, args.nsid)?;
     check_multiple(&ns, "--block-size", args.block_size.into())?;
     check_range(&ns, args.offset, args.length)?;
