@@ -2,6 +2,7 @@
 
 mod fake;
 mod interleavings;
+mod renewal;
 
 use std::collections::HashMap;
 
