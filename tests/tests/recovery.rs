@@ -5,12 +5,13 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nvmf_core::future::{AsyncQpair, block_on};
 use nvmf_core::spec::identify::Cns;
 use nvmf_core::spec::log_page::AnaState;
 use nvmf_core::spec::{AdminOpcode, NvmOpcode, Sqe, Status};
 use nvmf_core::{
     Callbacks, CommandError, Controller, ControllerOptions, ControllerState, Driver, ErrorKind, Event,
-    IoQpair, IoQpairOptions, NamespaceChange, TimedOut, TimeoutAction, TimeoutPolicy, TransportId,
+    IoCommand, IoQpair, IoQpairOptions, NamespaceChange, TimedOut, TimeoutAction, TimeoutPolicy, TransportId,
     TransportType,
 };
 use nvmf_loopback::{Fault, Loopback, Namespace, PciOptions, Rule, SubsystemBuilder, VfioUserServer};
@@ -901,4 +902,83 @@ fn a_discovery_controller_tells_of_changes_and_comes_back() -> Result<()> {
     expect(&controller, &events, &wanted)?;
     ensure!(controller.discovery_log()?.records.len() == 2);
     Ok(())
+}
+
+// --- PCIe ------------------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_controller_with_a_fatal_status_is_reset() -> Result<()> {
+    each(Ok(vec![Rig::pcie()?, Rig::vfio_user()?]), |rig| {
+        let controller = rig.attach(&persistent())?;
+        let ns = controller.namespace(1).context("no namespace")?;
+        let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
+        let mut load = Load::new(11, 0, 2048, 16);
+        for _ in 0..3 {
+            let goal = load.ends.succeeded + 50;
+            while load.ends.succeeded < goal {
+                load.submit(&mut qpair, &ns)?;
+                ensure!(!load.process(&mut qpair, &ns)?, "told as lost");
+            }
+            rig.target.faults().push(Rule::new(Fault::FatalStatus).io().after(5));
+        }
+        load.drain(&mut qpair, &ns)?;
+        load.verify(&mut qpair, &ns)?;
+        ensure!(load.ends.disconnected > 0, "{:?}", load.ends);
+        controller.detach()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_device_that_was_pulled_out_is_not_waited_for() -> Result<()> {
+    each(Ok(vec![Rig::pcie()?, Rig::vfio_user()?]), |rig| {
+        let controller = rig.attach(&persistent())?;
+        let ns = controller.namespace(1).context("no namespace")?;
+        let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
+        rig.target.faults().push(Rule::new(Fault::Disconnect).io().opcode(NvmOpcode::READ.0));
+        qpair.read(&ns, 0, qpair.alloc(512)?, 0)?;
+        qpair.read(&ns, 8, qpair.alloc(512)?, 1)?;
+        let mut ends = Vec::new();
+        eventually("lost", || Ok(qpair.process_completions(0, |c| ends.push(c.result)).is_err()))?;
+        ensure!(ends == [Err(CommandError::Disconnected); 2], "{ends:?}");
+        ensure!(controller.is_failed());
+        ensure!(controller.reset().is_err());
+        Ok(())
+    })
+}
+
+// --- futures ---------------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn futures_end_once_and_may_be_dropped_while_the_connection_is_lost() -> Result<()> {
+    each(Rig::fabrics(), |rig| {
+        let mut options = persistent();
+        options.retry_after_reconnect = 1;
+        let controller = rig.attach(&options)?;
+        let ns = controller.namespace(1).context("no namespace")?;
+        let qpair = AsyncQpair::new(controller.alloc_io_qpair(&IoQpairOptions::default())?);
+        rig.target.faults().push(Rule::new(Fault::Drop).io().times(4));
+        let mut reads = Vec::new();
+        for n in 0..8 {
+            let buf = qpair.alloc(512)?;
+            reads.push(qpair.submit(IoCommand::read(&ns, n, buf)));
+        }
+        eventually("taken", || {
+            qpair.poll_once()?;
+            Ok(rig.target.faults().fired() == 4)
+        })?;
+        let kept = reads.split_off(2);
+        drop(reads);
+        rig.target.disconnect_all();
+        let ended = block_on(&qpair, async {
+            let mut ended = 0;
+            for read in kept {
+                ended += usize::from(read.await.is_ok());
+            }
+            ended
+        })?;
+        ensure!(ended == 6, "{ended} of 6 reads");
+        ensure!(controller.pool().stats().outstanding == 0, "{:?}", controller.pool().stats());
+        Ok(())
+    })
 }
