@@ -59,7 +59,7 @@ pub(super) struct Addresses {
 
 struct Address {
     trid: TransportId,
-    next: OnceLock<Box<Address>>,
+    next: OnceLock<Box<Self>>,
 }
 
 impl Addresses {
