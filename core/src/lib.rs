@@ -41,7 +41,7 @@ pub use controller::{
     NamespaceChange,
 };
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
-pub use driver::{Callbacks, Driver, DriverBuilder, ProbeContext};
+pub use driver::{Callbacks, Driver, DriverBuilder, Hotplug, ProbeContext};
 pub use error::{Error, ErrorKind, Result};
 pub use host::HostIdentity;
 pub use namespace::Namespace;
@@ -53,5 +53,7 @@ pub use qpair::{
     TimeoutAction, TimeoutPolicy,
 };
 pub use spec::log_page::AsyncEvent;
-pub use transport::{Capabilities, Transport, TransportController, TransportQpair};
+pub use transport::{
+    Capabilities, HotplugEvent, HotplugMonitor, Transport, TransportController, TransportQpair,
+};
 pub use transport_id::{TransportId, TransportType};

@@ -2,6 +2,12 @@
 //! every block must hold.
 
 pub mod conformance;
+pub mod fuzz;
+pub mod history;
 pub mod load;
+pub mod program;
+pub mod proxy;
 pub mod rng;
+pub mod session;
+pub mod soak;
 pub mod workload;

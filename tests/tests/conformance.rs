@@ -167,8 +167,50 @@ mod pcie_emulated_again {
     nvmf_tests::suite!(fixture);
 }
 
+/// Doorbells in memory.
+mod pcie_emulated_shadow_doorbells {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        pcie_fixture(
+            PciOptions::new().shadow_doorbells(true).doorbell_stride(1),
+            ControllerOptions::default(),
+        )
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// Submission queues in the controller's memory, as long as there is room, and doorbells in the host's.
+mod pcie_emulated_controller_memory {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let mut options = ControllerOptions::default();
+        options.use_cmb_sqs = true;
+        let pci = PciOptions::new().controller_memory(64 << 10).shadow_doorbells(true);
+        pcie_fixture(pci.busy_poll(std::time::Duration::ZERO), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// The same in an older controller whose memory pages are 64 KiB.
+mod pcie_emulated_large_pages {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let mut options = ControllerOptions::default();
+        options.use_cmb_sqs = true;
+        let pci = PciOptions::new().memory_pages(4, 6);
+        pcie_fixture(pci.controller_memory(1 << 20).legacy_controller_memory(true), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
 /// An emulated PCI function per attachment, each behind a vfio-user socket of its own.
-fn vfio_user_fixture(options: ControllerOptions) -> Result<Fixture> {
+fn vfio_user_fixture(pci: PciOptions, options: ControllerOptions) -> Result<Fixture> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let target = Arc::new(Loopback::builder().subsystem(subsystem()).build()?);
     let of_transport = Arc::clone(&target);
@@ -176,7 +218,7 @@ fn vfio_user_fixture(options: ControllerOptions) -> Result<Fixture> {
     let of_fixture = Arc::clone(&servers);
     let transport = PcieTransport::with_devices(TransportType::VfioUser, move |trid| {
         let fail = |error: LoopbackError| nvmf_core::Error::disconnected(error.to_string()).peer(trid);
-        let function = of_transport.pci_function(NQN).map_err(fail)?;
+        let function = of_transport.pci_function_with(NQN, &pci).map_err(fail)?;
         let name =
             format!("nvmf-conformance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let server = VfioUserServer::listen(&function, std::env::temp_dir().join(name)).map_err(fail)?;
@@ -197,7 +239,7 @@ mod vfio_user {
     use super::*;
 
     fn fixture() -> Result<Fixture> {
-        vfio_user_fixture(ControllerOptions::default())
+        vfio_user_fixture(PciOptions::new(), ControllerOptions::default())
     }
 
     nvmf_tests::suite!(fixture);
@@ -212,7 +254,21 @@ mod vfio_user_polled {
         (options.background_admin, options.enable_interrupts) = (false, false);
         options.io_queue_size = 8;
         options.io_queue_requests = 512;
-        vfio_user_fixture(options)
+        vfio_user_fixture(PciOptions::new(), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// Doorbells in the client's memory, submission queues in the server's, pages of 16 KiB.
+mod vfio_user_shadow_doorbells {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let mut options = ControllerOptions::default();
+        options.use_cmb_sqs = true;
+        let pci = PciOptions::new().shadow_doorbells(true).controller_memory(256 << 10).memory_pages(2, 4);
+        vfio_user_fixture(pci, options)
     }
 
     nvmf_tests::suite!(fixture);

@@ -6,7 +6,7 @@
 //!              └── once per batch ──▶ CQ head doorbell
 //! ```
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,15 @@ use nvmf_core::dma::{RegionId, SharedMemory};
 use nvmf_core::proto::Tracker;
 use nvmf_core::spec::command::DataDirection;
 use nvmf_core::spec::status::CommandKind;
-use nvmf_core::spec::{AdminOpcode, Cqe, Sqe, Status};
+use nvmf_core::spec::{AdminOpcode, Cqe, NvmOpcode, Sqe, Status};
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
 use nvmf_core::{DmaBuf, DmaRegion, Error, Result};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};
 
-use crate::data::{self, LIST_BYTES, List, PAGE, Piece};
+use crate::cmb::CmbPart;
+use crate::data::{self, LIST_BYTES, List, Piece};
+use crate::shadow::QueueDoorbells;
 use crate::shared::{SglSupport, Shared};
 
 const SQE_BYTES: usize = 64;
@@ -29,6 +31,8 @@ const CQE_BYTES: usize = 16;
 const ALIVE_CHECK: Duration = Duration::from_millis(100);
 /// Bus addresses of regions kept at hand per queue pair.
 const CACHED_REGIONS: usize = 1024;
+/// Entries an admin queue has at most (AQA).
+const MAX_ADMIN_ENTRIES: u32 = 4096;
 
 /// Whether the controller knows one of an I/O queue's two rings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,23 +69,32 @@ pub struct PcieQpair {
     shared: Arc<Shared>,
     /// The controller's life it belongs to.
     controller_life: u32,
-    /// Submission ring, completion ring, and a page per slot for PRP lists or SGL segments, in this order. Always present but
-    /// while being dropped.
+    /// Submission ring (if it is not in the controller's memory), completion ring, and a place per slot for PRP lists or SGL
+    /// segments, in this order. Always present but while being dropped.
     memory: Option<SharedMemory>,
+    /// The submission ring in the controller's memory.
+    cmb: Option<CmbPart>,
     /// Bus address of `memory`.
     iova: u64,
+    /// Where the parts of `memory` start.
+    sq_offset: usize,
     cq_offset: usize,
     lists_offset: usize,
     qid: u16,
     entries: u16,
     priority: u8,
     vector: Option<u16>,
+    /// What to sleep on, for an I/O queue with a vector.
+    sleep: Option<OwnedFd>,
     sq_doorbell: u64,
     cq_doorbell: u64,
+    shadow: Option<QueueDoorbells>,
     sq_tail: u16,
     /// Tail the controller was told.
     sq_rung: u16,
     cq_head: u16,
+    /// Head the controller was told.
+    cq_rung: u16,
     /// Phase tag of entries the controller has written in this round.
     phase: bool,
     /// Copies of data that could not be described, by slot.
@@ -94,20 +107,29 @@ pub struct PcieQpair {
     /// The last poll stopped at its budget.
     more: bool,
     last_check: Instant,
+    /// The queues were created; commands are taken from then on.
+    usable_at: Option<Instant>,
     life: Life,
     stats: TransportStats,
 }
 
 impl PcieQpair {
     pub(crate) fn new(shared: Arc<Shared>, setup: &QpairSetup, vector: Option<u16>) -> Result<Self> {
-        let entries = usize::from(setup.entries.max(2));
-        let page = |bytes: usize| bytes.next_multiple_of(PAGE as usize);
-        let cq_offset = page(entries * SQE_BYTES);
-        let lists_offset = cq_offset + page(entries * CQE_BYTES);
-        let len = lists_offset + usize::from(setup.slots) * LIST_BYTES;
-        let memory = SharedMemory::allocate(len)
-            .map_err(|error| Error::from(error).doing(format!("allocating {} KiB for queues", len >> 10)))?;
-        let iova = shared.map(memory.extent().region())? + memory.extent().offset() as u64;
+        // Longer rings than asked for are no matter to the core, which counts slots.
+        let (least, most) = match setup.qid {
+            0 => (shared.quirks.min_admin_entries, MAX_ADMIN_ENTRIES),
+            _ => (shared.quirks.min_io_entries, shared.cap.max_queue_entries()),
+        };
+        let least = u32::from(least).min(most) as u16;
+        let entries = setup.entries.max(2).max(least);
+        let (sq_bytes, cq_bytes) = (usize::from(entries) * SQE_BYTES, usize::from(entries) * CQE_BYTES);
+        let page = |bytes: usize| bytes.next_multiple_of(shared.page as usize);
+        let cmb = if setup.qid == 0 { None } else { shared.take_cmb(sq_bytes) };
+        let cq_at = if cmb.is_some() { 0 } else { page(sq_bytes) };
+        let lists_at = cq_at + cq_bytes.next_multiple_of(LIST_BYTES);
+        let len = lists_at + usize::from(setup.slots) * LIST_BYTES;
+        let (memory, start, sq_offset) = shared.aligned(len)?;
+        let iova = start - sq_offset as u64;
         let (sq_doorbell, cq_doorbell) =
             (shared.cap.sq_tail_doorbell(setup.qid), shared.cap.cq_head_doorbell(setup.qid));
         if cq_doorbell + 4 > shared.bar.len() {
@@ -117,22 +139,28 @@ impl PcieQpair {
                 shared.bar.len()
             )));
         }
+        let sleep = vector.filter(|_| setup.qid != 0).and_then(|vector| shared.sleep_on(vector));
         Ok(Self {
             controller_life: shared.life(),
             shared,
             memory: Some(memory),
+            cmb,
             iova,
-            cq_offset,
-            lists_offset,
+            sq_offset,
+            cq_offset: sq_offset + cq_at,
+            lists_offset: sq_offset + lists_at,
             qid: setup.qid,
-            entries: setup.entries.max(2),
+            entries,
             priority: setup.priority,
             vector,
+            sleep,
             sq_doorbell,
             cq_doorbell,
+            shadow: None,
             sq_tail: 0,
             sq_rung: 0,
             cq_head: 0,
+            cq_rung: 0,
             phase: true,
             bounce: (0..setup.slots).map(|_| None).collect(),
             pieces: Vec::new(),
@@ -140,6 +168,7 @@ impl PcieQpair {
             unsent: Vec::new(),
             more: false,
             last_check: Instant::now(),
+            usable_at: None,
             life: Life {
                 cq: Exists::No,
                 sq: Exists::No,
@@ -154,7 +183,16 @@ impl PcieQpair {
 
     /// Bus addresses of submission and completion ring.
     pub(crate) fn ring_addresses(&self) -> (u64, u64) {
-        (self.iova, self.iova + self.cq_offset as u64)
+        let sq = match &self.cmb {
+            Some(part) => part.address(),
+            None => self.iova + self.sq_offset as u64,
+        };
+        (sq, self.iova + self.cq_offset as u64)
+    }
+
+    /// Entries of each ring.
+    pub(crate) fn entries(&self) -> u16 {
+        self.entries
     }
 
     fn memory(&self) -> Result<&SharedMemory> {
@@ -256,7 +294,8 @@ impl PcieQpair {
             return Err(Error::api_misuse("the command's buffers are shorter than its data"));
         }
         // Admin commands use PRPs on this transport (Base 2.1 §4.3.2).
-        let sgl = if self.qid == 0 { SglSupport::No } else { self.shared.sgl() };
+        let dsm = sqe.opcode == NvmOpcode::DATASET_MANAGEMENT.0 && self.shared.quirks.no_sgl_for_dsm;
+        let sgl = if self.qid == 0 || dsm { SglSupport::No } else { self.shared.sgl() };
         if self.describe_pieces(slot, sqe, sgl)? {
             return Ok(());
         }
@@ -283,7 +322,8 @@ impl PcieQpair {
 
     fn describe_pieces(&self, slot: u16, sqe: &mut Sqe, sgl: SglSupport) -> Result<bool> {
         let offset = self.lists_offset + usize::from(slot) * LIST_BYTES;
-        let list = List { memory: self.memory()?, offset, iova: self.iova + offset as u64 };
+        let list =
+            List { memory: self.memory()?, offset, iova: self.iova + offset as u64, page: self.shared.page };
         Ok(data::describe(sqe, &self.pieces, list, sgl))
     }
 
@@ -298,9 +338,19 @@ impl PcieQpair {
             if let Some(failure) = self.shared.failure(self.controller_life) {
                 return Err(failure);
             }
-            self.shared.bar.doorbell(self.sq_doorbell, u32::from(self.sq_tail))?;
-            self.sq_rung = self.sq_tail;
-            self.stats.sends += 1;
+            let old = std::mem::replace(&mut self.sq_rung, self.sq_tail);
+            if self.shadow.as_ref().is_none_or(|shadow| shadow.tail(old, self.sq_tail)) {
+                self.shared.bar.doorbell(self.sq_doorbell, u32::from(self.sq_tail))?;
+                self.stats.sends += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn ring_cq(&mut self) -> Result<()> {
+        let old = std::mem::replace(&mut self.cq_rung, self.cq_head);
+        if self.shadow.as_ref().is_none_or(|shadow| shadow.head(old, self.cq_head)) {
+            self.shared.bar.doorbell(self.cq_doorbell, u32::from(self.cq_head))?;
         }
         Ok(())
     }
@@ -380,7 +430,7 @@ impl PcieQpair {
 }
 
 impl TransportQpair for PcieQpair {
-    fn poll_connect(&mut self, _now: Instant) -> Result<ConnectProgress> {
+    fn poll_connect(&mut self, now: Instant) -> Result<ConnectProgress> {
         if let Some(failure) = self.shared.failure(self.controller_life) {
             return Err(failure);
         }
@@ -392,9 +442,17 @@ impl TransportQpair for PcieQpair {
             return Ok(ConnectProgress::Pending);
         }
         let (next, exists) = match (self.life.cq, self.life.sq) {
-            (Exists::Yes, Exists::Yes) => return Ok(ConnectProgress::Established),
+            (Exists::Yes, Exists::Yes) => {
+                let usable_at = *self.usable_at.get_or_insert(now + self.shared.quirks.after_queue);
+                let usable = now >= usable_at;
+                return Ok(if usable { ConnectProgress::Established } else { ConnectProgress::Pending });
+            }
             (Exists::Yes, _) => (Sent::CreateSq, &mut self.life.sq),
-            _ => (Sent::CreateCq, &mut self.life.cq),
+            _ => {
+                // The doorbells of an earlier queue of this identifier are not to be taken for this one's.
+                self.shadow = self.shared.shadow().and_then(|shadow| shadow.queue(self.qid));
+                (Sent::CreateCq, &mut self.life.cq)
+            }
         };
         *exists = Exists::Maybe;
         self.life.sent = Some(next);
@@ -420,7 +478,10 @@ impl TransportQpair for PcieQpair {
             return Ok(());
         }
         let at = usize::from(self.sq_tail) * SQE_BYTES;
-        self.memory()?.write_bytes(at, sqe.as_bytes());
+        match &self.cmb {
+            Some(part) => part.write(at, sqe.as_bytes())?,
+            None => self.memory()?.write_bytes(self.sq_offset + at, sqe.as_bytes()),
+        }
         self.sq_tail += 1;
         if self.sq_tail == self.entries {
             self.sq_tail = 0;
@@ -452,7 +513,7 @@ impl TransportQpair for PcieQpair {
             count = self.consume(tracker, budget)?;
         }
         if count > 0 {
-            self.shared.bar.doorbell(self.cq_doorbell, u32::from(self.cq_head))?;
+            self.ring_cq()?;
             self.stats.receives += 1;
             return Ok(());
         }
@@ -531,7 +592,10 @@ impl TransportQpair for PcieQpair {
     }
 
     fn event_fd(&self) -> Option<RawFd> {
-        if self.qid == 0 { self.shared.admin_fd() } else { self.shared.vector_fd(self.vector?) }
+        if self.qid == 0 {
+            return self.shared.admin_fd();
+        }
+        self.sleep.as_ref().map(AsRawFd::as_raw_fd).or_else(|| self.shared.vector_fd(self.vector?))
     }
 
     fn has_local_work(&self) -> bool {
@@ -554,9 +618,12 @@ impl Drop for PcieQpair {
         if let Some(memory) = self.memory.take() {
             memory.leak();
         }
+        if let Some(part) = self.cmb.take() {
+            part.give_up();
+        }
         self.bounce.iter_mut().filter_map(Option::take).for_each(DmaBuf::leak);
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -17,6 +17,7 @@ use crate::options::ControllerOptions;
 use crate::proto::controller_init::{Action, ControllerInit, InitConfig, InitResult, Next, Outcome};
 use crate::proto::keep_alive::KeepAlive;
 use crate::qpair::engine::{Connecting, Engine, Renewal};
+use crate::spec::AdminOpcode;
 use crate::spec::fabrics::{self, PropertySize};
 use crate::spec::registers::PropertyOffset;
 use crate::spec::{Cqe, Status};
@@ -189,6 +190,7 @@ impl Controller {
             read_ana_log: !options.disable_read_ana_log_page,
             host_id: self.0.host.id.to_bytes(),
             max_transfer: capabilities.max_transfer,
+            delays: capabilities.delays,
         }
     }
 
@@ -342,6 +344,7 @@ pub(super) enum Runner {
     Get(Sent, PropertySize),
     Set(Sent),
     Admin(Sent),
+    SetUp(Sent),
     /// Already done, to be reported at the next poll.
     Value(u64),
     Done,
@@ -401,6 +404,16 @@ impl Runner {
                     .unwrap_or_else(|| Err(Error::api_misuse("the transport has no registers")))?;
                 Self::Done
             }
+            Action::SetUpTransport(identify) => {
+                let wanted = controller.lock().transport.set_up(&identify)?;
+                match wanted {
+                    Some(sqe) => {
+                        let name = AdminOpcode(sqe.opcode).to_string();
+                        Self::SetUp(command(sqe).name(name).send()?)
+                    }
+                    None => Self::Done,
+                }
+            }
             Action::Admin(wanted) => {
                 let admin = command(wanted.sqe)
                     .name(wanted.name)
@@ -414,7 +427,7 @@ impl Runner {
 
     /// Stops caring for the action in progress.
     pub(super) fn abandon(&mut self, controller: &Controller) {
-        if let Self::Get(sent, _) | Self::Set(sent) | Self::Admin(sent) = self {
+        if let Self::Get(sent, _) | Self::Set(sent) | Self::Admin(sent) | Self::SetUp(sent) = self {
             sent.forget(controller);
         }
         *self = Self::Idle;
@@ -462,6 +475,18 @@ impl Runner {
                     Some(status) => complete(Outcome::Admin(&Cqe::new(0, 0, status), &[]))?,
                     None => return Err(error),
                 },
+            },
+            Self::SetUp(pending) => match pending.take(controller, None) {
+                None => return Ok(false),
+                Some(result) => {
+                    let status = match result {
+                        Ok(_) => Status::SUCCESS,
+                        // What a refusal means is the transport's business.
+                        Err(error) => error.status().ok_or(error)?,
+                    };
+                    controller.lock().transport.set_up_completed(status);
+                    complete(Outcome::Done)?;
+                }
             },
             Self::Value(value) => complete(Outcome::Property(*value))?,
             Self::Done => complete(Outcome::Done)?,

@@ -228,10 +228,19 @@ impl Controller {
     /// Gives the controller up at once: every outstanding and later command fails, and it is not connected again on its own. No
     /// orderly shutdown.
     pub fn fail(&self) {
+        self.fail_because("the controller was given up by this program");
+    }
+
+    /// The same because it has left its bus.
+    pub(crate) fn removed(&self) {
+        self.fail_because("the controller was removed from its bus");
+    }
+
+    fn fail_because(&self, why: &'static str) {
         let now = Instant::now();
         let mut notices = Notices::default();
         let mut admin = self.lock();
-        let error = Error::disconnected("the controller was given up by this program");
+        let error = Error::disconnected(why);
         if !admin.recovery.is_lost() {
             admin.give_up(&mut notices);
             admin.loss = Some(error.clone());

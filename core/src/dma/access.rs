@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::DMA_PAGE;
-use super::region::{DmaRegion, Extent};
+use super::region::{DmaGrant, DmaRegion, Extent};
 
 /// Orders what was written to shared memory before a register write that tells the device about it.
 ///
@@ -125,6 +125,8 @@ pub struct SharedMemory {
 
 // SAFETY: it is a range of memory and the Arc that keeps it mapped; all accesses are atomic.
 unsafe impl Send for SharedMemory {}
+// SAFETY: as above; what several threads do to it at once is what the device does to it anyway.
+unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
     /// Zeroed memory of at least `len` bytes, in a region of its own.
@@ -262,8 +264,7 @@ struct Mapped {
 ///
 /// An access outside of what is mapped is an error, as an IOMMU would make it one. Bytes are copied with atomic accesses;
 /// no reference to the host's memory is ever made. Like any device, its owner must touch only memory of commands it
-/// holds (docs/safety.md, A1).
-#[derive(Default)]
+/// holds (docs/safety.md, A1): it takes unsafe code to make one, and a [`DmaGrant`] to map memory of this process.
 pub struct DeviceMemory {
     /// By first address; never overlapping.
     maps: BTreeMap<u64, Mapped>,
@@ -288,16 +289,21 @@ pub struct DmaFault {
 
 impl DeviceMemory {
     /// Nothing mapped.
+    ///
+    /// # Safety
+    /// What is mapped later is written only as the commands tell that the device holds at that moment: rings and lists it was told
+    /// of, and buffers of commands that it has not completed.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub const unsafe fn new() -> Self {
+        Self { maps: BTreeMap::new() }
     }
 
     /// Maps a region at `iova`. The region stays mapped in this process until it is unmapped here.
     ///
     /// # Errors
     /// `InvalidInput` when the range wraps, `AlreadyExists` when it overlaps another.
-    pub fn map_region(&mut self, iova: u64, region: &DmaRegion) -> io::Result<()> {
+    pub fn map_region(&mut self, iova: u64, grant: &DmaGrant) -> io::Result<()> {
+        let region = grant.region();
         let window = Window { base: region.base(), len: region.len() };
         self.insert(iova, Mapped { window, writable: true, _backing: Backing::Region(region.clone()) })
     }
@@ -453,6 +459,20 @@ impl fmt::Debug for DeviceMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.ranges().map(|(iova, len)| format!("{iova:#x} + {len:#x}"))).finish()
     }
+}
+
+/// For the tests: a device that accesses what it is told to.
+#[cfg(test)]
+fn test_device() -> DeviceMemory {
+    // SAFETY: the tests access what they made themselves and have no references to.
+    unsafe { DeviceMemory::new() }
+}
+
+/// For the tests: leave to access a region of theirs.
+#[cfg(test)]
+fn test_grant(region: &DmaRegion) -> DmaGrant {
+    // SAFETY: as above.
+    unsafe { DmaGrant::new(region) }
 }
 
 #[cfg(test)]

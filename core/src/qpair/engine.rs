@@ -25,8 +25,9 @@ use crate::transport::{ConnectProgress, Quiesce, TransportQpair};
 
 /// How often commands in flight are looked at for their deadline.
 const DEADLINE_SCAN: Duration = Duration::from_millis(100);
-/// How long dropping a queue pair waits for its transport to quiesce before the memory is given up.
-const DROP_QUIESCE: Duration = Duration::from_secs(2);
+/// How long dropping a queue pair waits for its transport to quiesce before the memory is given up. Some PCIe controllers must not
+/// be asked for 2.5 s.
+const DROP_QUIESCE: Duration = Duration::from_secs(4);
 /// How long a queue pair that is given up waits for its transport to quiesce before the memory is given up.
 const QUIESCE: Duration = Duration::from_secs(30);
 /// Busy polls between two looks at the clock.

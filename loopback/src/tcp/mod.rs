@@ -10,6 +10,7 @@ pub(crate) mod wire;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ impl Server {
             poll.registry().register(listener, Token(index), Interest::READABLE)?;
         }
         let waker = Arc::new(Waker::new(poll.registry(), Token(listeners.len()))?);
-        let acceptor = Acceptor { target, listeners, poll, running: Vec::new() };
+        let acceptor = Acceptor { target, listeners, poll, waker: Arc::clone(&waker), running: Vec::new() };
         let name = "nvmf-loop-accept".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || acceptor.run())?;
         Ok(Self { waker, thread: Some(thread) })
@@ -77,6 +78,8 @@ impl Drop for Server {
 
 struct Running {
     waker: Arc<Waker>,
+    /// The thread has nothing left to do.
+    done: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -84,6 +87,8 @@ struct Acceptor {
     target: Arc<Target>,
     listeners: Vec<TcpListener>,
     poll: Poll,
+    /// Wakes this thread.
+    waker: Arc<Waker>,
     running: Vec<Running>,
 }
 
@@ -118,7 +123,7 @@ impl Acceptor {
     }
 
     fn reap(&mut self) {
-        for running in self.running.extract_if(.., |running| running.thread.is_finished()) {
+        for running in self.running.extract_if(.., |running| running.done.load(Ordering::Acquire)) {
             join(running);
         }
     }
@@ -145,13 +150,33 @@ impl Acceptor {
             let started =
                 Connection::new(Arc::clone(&self.target), stream, peer).and_then(|(connection, waker)| {
                     let name = "nvmf-loop-conn".to_owned();
-                    let thread = std::thread::Builder::new().name(name).spawn(move || connection.run())?;
-                    Ok(Running { waker, thread })
+                    let done = Arc::new(AtomicBool::new(false));
+                    let over = Over { done: Arc::clone(&done), acceptor: Arc::clone(&self.waker) };
+                    let thread = std::thread::Builder::new().name(name).spawn(move || {
+                        let _over = over;
+                        connection.run();
+                    })?;
+                    Ok(Running { waker, done, thread })
                 });
             match started {
                 Ok(running) => self.running.push(running),
                 Err(error) => tracing::warn!(%peer, %error, "serving a connection"),
             }
+        }
+    }
+}
+
+/// Has the acceptor take leave of a connection's thread, however that ends.
+struct Over {
+    done: Arc<AtomicBool>,
+    acceptor: Arc<Waker>,
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Release);
+        if let Err(error) = self.acceptor.wake() {
+            tracing::error!(%error, "waking the listener's thread");
         }
     }
 }

@@ -6,6 +6,8 @@ note() { echo "note: $*"; }
 
 # wait_for SECONDS COMMAND...: until the command succeeds.
 wait_for() {
+    # Local: what is waited for may wait itself.
+    local _left
     _left=$(($1 * 10)); shift
     until "$@" >/dev/null 2>&1; do
         _left=$((_left - 1))
@@ -43,6 +45,10 @@ random_file() { dd if=/dev/urandom of="$1" bs=1024 count="$2" 2>/dev/null; }
 
 sha() { sha256sum "$1" | cut -d' ' -f1; }
 
+# disk_holds DISK OFFSET FILE: a disk of suite.conf has what is in FILE at this byte when the guest has ended. xtask looks it up in
+# the disk's own file, so nothing may be written there later on.
+disk_holds() { printf '\n@@vm disk %s %s %s %s\n' "$1" "$2" "$(stat -c %s "$3")" "$(sha "$3")"; }
+
 # ---- the kernel's target, through configfs
 NVMET=/sys/kernel/config/nvmet
 
@@ -62,7 +68,7 @@ attributes() {
 null_disk() {
     mkdir "/sys/kernel/config/nullb/$1"
     attributes "/sys/kernel/config/nullb/$1" "blocksize=$2" "size=$3" memory_backed=1 power=1
-    wait_for 5 test -b "/dev/$1" || fail "no /dev/$1"
+    wait_for 30 test -b "/dev/$1" || fail "no /dev/$1"
 }
 
 # subsystem NQN [ATTRIBUTE=VALUE...]: open to any host unless told otherwise.

@@ -65,8 +65,14 @@ pub(super) fn base(suite: &Suite, kernel: &Kernel, cache: &Path) -> Result<PathB
     Ok(file)
 }
 
-/// What changes from run to run, as a file next to the base: init, helpers, the suite's scripts, the plan and `nvmf` itself.
-pub(super) fn overlay(suite: &Suite, tests: &[Test], nvmf: &Path, guest: &Path) -> Result<Vec<u8>> {
+/// What changes from run to run, as a file next to the base: init, helpers, the suite's scripts, the plan and the programs under
+/// test, by name.
+pub(super) fn overlay(
+    suite: &Suite,
+    tests: &[Test],
+    built: &[(String, PathBuf)],
+    guest: &Path,
+) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.copy(&guest.join("init"), "init", 0o755)?;
     archive.copy(&guest.join("lib.sh"), "lib.sh", 0o644)?;
@@ -81,7 +87,10 @@ pub(super) fn overlay(suite: &Suite, tests: &[Test], nvmf: &Path, guest: &Path) 
     }
     debug_assert!(plan.starts_with(SETUP));
     archive.file("plan", 0o644, plan.as_bytes());
-    program(&mut archive, "nvmf", nvmf, &mut BTreeSet::new())?;
+    let mut libraries = BTreeSet::new();
+    for (name, path) in built {
+        program(&mut archive, name, path, &mut libraries)?;
+    }
     Ok(archive.finish())
 }
 

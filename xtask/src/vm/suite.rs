@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::args::Selector;
+use super::disk::Disk;
 use crate::apt::Tool;
 
 /// Emulation is ten times slower than the real thing, and the machine may be busy with builds.
@@ -47,10 +48,14 @@ pub(super) struct Conf {
     pub(super) qemu: Vec<String>,
     /// More of the kernel's command line.
     pub(super) append: Vec<String>,
+    /// Disks whose content the host checks in the end.
+    pub(super) disks: Vec<Disk>,
+    /// Programs of the `nvmf-tests` package to have in the guest.
+    pub(super) tests: Vec<String>,
 }
 
 impl Conf {
-    fn parse(text: &str) -> Result<Self> {
+    pub(super) fn parse(text: &str) -> Result<Self> {
         let mut conf = Self::default();
         for line in text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
             if line.is_empty() {
@@ -70,7 +75,11 @@ impl Conf {
                 "memory" => conf.memory = words.next(),
                 "qemu" => conf.qemu.extend(words),
                 "append" => conf.append.extend(words),
-                other => bail!("unknown key `{other}` (known: modules, programs, memory, qemu, append)"),
+                "disk" => conf.disks.push(Disk::parse(&words.collect::<Vec<_>>())?),
+                "tests" => conf.tests.extend(words),
+                other => bail!(
+                    "unknown key `{other}` (known: modules, programs, memory, qemu, append, disk, tests)"
+                ),
             }
         }
         Ok(conf)
@@ -166,6 +175,10 @@ mod tests {
         assert_eq!(conf.memory.as_deref(), Some("2G"));
         assert!(Conf::parse("module: a").unwrap_err().to_string().contains("module"));
         assert!(Conf::parse("modules a").is_err());
+        let conf = Conf::parse("disk: h0 16M\ndisk: h1 1G\ntests: conformance\n").unwrap();
+        assert_eq!(conf.disks.iter().map(|disk| disk.size).collect::<Vec<_>>(), [16 << 20, 1 << 30]);
+        assert_eq!(conf.tests, ["conformance"]);
+        assert!(Conf::parse("disk: h0\n").is_err());
     }
 
     #[test]

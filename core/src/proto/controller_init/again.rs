@@ -69,6 +69,7 @@ impl ControllerInit {
 
     fn again(config: InitConfig, now: Instant) -> Self {
         let mut machine = Self::new(config, now);
+        machine.not_before = None;
         machine.rescan = true;
         machine
     }

@@ -11,7 +11,7 @@ use nvmf_transport_pcie::vfio_user::message::{
     RegionAccess, RegionInfo, RegionIoFds,
 };
 use nvmf_transport_pcie::vfio_user::stream::Message;
-use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -225,8 +225,6 @@ impl<'a> Session<'a> {
                     return Err(Errno::INVAL);
                 }
                 for (vector, fd) in (start..end).zip(fds) {
-                    // A counter that is full must not hold the function up.
-                    fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
                     self.function.set_interrupt(vector as u16, Some(fd));
                 }
                 return Ok(Vec::new());

@@ -1,0 +1,16 @@
+//! A few seconds of random I/O under random harm. `cargo xtask soak` does it for as long as asked.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nvmf_tests::soak::Soak;
+
+#[test]
+fn everything_is_explained() -> Result<()> {
+    let soak =
+        Soak { time: Duration::from_secs(6), seed: 20_260_101, workers: 2, pace: Duration::from_millis(300) };
+    let report = soak.run()?;
+    ensure!(report.harm > 10 && report.attached > 5, "hardly any harm was done: {report:?}");
+    ensure!(report.succeeded > 1000 && report.lost > 10, "{report:?}");
+    Ok(())
+}
