@@ -54,6 +54,26 @@ fn verify_comes_through_lost_connections() {
 }
 
 #[test]
+fn verify_comes_through_resets() {
+    let target = target();
+    let line: &[&dyn std::fmt::Display] = &[
+        &"verify",
+        &target.trid,
+        &"--length",
+        &"8MiB",
+        &"--block-size",
+        &512,
+        &"--yes",
+        &"--reset-every",
+        &"0.05",
+    ];
+    let text = nvmf(line).text();
+    assert!(text.contains("every byte matches"), "{text}");
+    let resets: u32 = text.rsplit_once("resets    ").unwrap().1.trim().parse().unwrap();
+    assert!(resets > 0 && target.loopback.stats().connections >= 2 + u64::from(resets), "{text}");
+}
+
+#[test]
 fn perf_counts_what_was_lost_and_goes_on() {
     let target = target();
     let stop = AtomicBool::new(false);
