@@ -37,7 +37,10 @@ pub mod transport;
 pub mod transport_id;
 mod wait;
 
-pub use controller::{AdminCommand, AdminPending, AdminResult, Controller, Detach};
+pub use controller::{
+    AbortStats, AdminCommand, AdminPending, AdminResult, Controller, ControllerState, Detach, Event,
+    NamespaceChange,
+};
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
 pub use driver::{Callbacks, Driver, DriverBuilder, Hotplug, ProbeContext};
 pub use error::{Error, ErrorKind, Result};
@@ -47,7 +50,10 @@ pub use nqn::{HostId, Nqn};
 pub use options::{ControllerOptions, IoQpairOptions};
 pub use poll_group::{GroupKey, PollGroup};
 pub use protection::{Protection, ProtectionError, ProtectionFormat};
-pub use qpair::{CommandError, CommandId, Completion, IoCommand, IoQpair, QpairStats, SubmitError};
+pub use qpair::{
+    CommandError, CommandId, Completion, IoCommand, IoQpair, QpairStats, SubmitError, TimedOut,
+    TimeoutAction, TimeoutPolicy,
+};
 pub use spec::log_page::AsyncEvent;
 pub use transport::{
     Capabilities, HotplugEvent, HotplugMonitor, Transport, TransportController, TransportQpair,

@@ -192,6 +192,24 @@ impl Namespace {
         self.0.info.nvm.as_deref()
     }
 
+    /// Whether the other one has the same identifiers and format, so that a command for one is right for the other. The size may
+    /// differ.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let identity = |ns: &Self| {
+            (
+                ns.nsid(),
+                ns.uuid(),
+                ns.nguid(),
+                ns.eui64(),
+                ns.csi(),
+                ns.block_size(),
+                ns.metadata_size(),
+                ns.0.extended,
+            )
+        };
+        identity(self) == identity(other)
+    }
+
     /// The span of an I/O of `len` bytes at `slba`; `Err` names why there is none.
     pub(crate) fn data_span(&self, slba: u64, len: usize) -> Result<Span, String> {
         let block = self.0.plain_block;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::host::HostIdentity;
+use crate::proto::recovery::RecoveryPolicy;
+use crate::qpair::TimeoutPolicy;
 
 /// How a controller is connected and run.
 #[derive(Clone, Debug)]
@@ -24,15 +26,32 @@ pub struct ControllerOptions {
     pub keep_alive_timeout: Duration,
     /// Deadline of one admin command. 30 s.
     pub admin_timeout: Duration,
-    /// Deadline of an I/O: so long it may go without any of its commands completing. When it passes, the queue pair is given
-    /// up and every command on it fails. `None` is never. 30 s, as in the Linux kernel (SPDK has none): a target that stops answering
+    /// Deadline of an I/O: so long it may go without any of its commands completing. When it passes, `timeout_policy` says what
+    /// is done. `None` is never. 30 s, as in the Linux kernel (SPDK has none): a target that stops answering
     /// must not hold a caller for ever.
     pub io_timeout: Option<Duration>,
+    /// What is done about an I/O that takes longer than `io_timeout`. The queue pair is given up.
+    pub timeout_policy: TimeoutPolicy,
     /// Deadline for opening one connection: name resolution, transport connect, ICReq or RDMA CM, Fabrics Connect.
     /// 5 s. SPDK's 0.5 s for the Connect command is a frequent cause of trouble on busy targets.
     pub connect_timeout: Duration,
     /// Deadline for attaching as a whole, however many commands it takes. 120 s.
     pub attach_timeout: Duration,
+    /// Connect a lost controller again on its own: at once, and then with this pause between attempts, as Linux's and SPDK's
+    /// `reconnect_delay`. `None` or zero: it fails and the program decides ([`crate::Controller::reset`]). `None`, as in SPDK's
+    /// library; Linux has 10 s. It covers loss of any connection of the controller, an unanswered keep alive and timeouts.
+    pub reconnect_delay: Option<Duration>,
+    /// How long after its loss a controller is attempted to be connected; then it fails for good. Linux's `ctrl_loss_tmo`, SPDK's
+    /// `ctrlr_loss_timeout`. `None` is without end (-1 there); zero is not at all. 600 s, as in Linux.
+    pub ctrl_loss_timeout: Option<Duration>,
+    /// How long after the loss I/O that was not sent yet is held; then it fails, and so does new I/O, until the controller is back.
+    /// Linux's and SPDK's `fast_io_fail_timeout`. `None`: as long as the controller is not failed (-1 in Linux, 0 in SPDK); zero:
+    /// not at all. `None`.
+    pub fast_io_fail_timeout: Option<Duration>,
+    /// How often a Read, Compare or Verify that was sent and not completed when the connection was lost is sent again over the
+    /// next one, instead of failing with [`crate::CommandError::Disconnected`]. 0. Anything that changes data is never sent again:
+    /// the controller may still execute the first one.
+    pub retry_after_reconnect: u8,
     /// Ask for a digest over PDU headers (NVMe/TCP).
     pub header_digest: bool,
     /// Ask for a digest over PDU data (NVMe/TCP).
@@ -58,6 +77,10 @@ pub struct ControllerOptions {
     pub disable_read_ana_log_page: bool,
     /// Do not read the changed namespace list when the controller reports a change; rescan everything.
     pub disable_read_changed_ns_list_log_page: bool,
+    /// Act on asynchronous events: after a namespace or ANA change the controller's namespaces are identified again, as far as they
+    /// changed, and [`crate::Controller::on_event`] is told what is new. On. When off, events are only kept for
+    /// [`crate::Controller::take_events`], and [`crate::Controller::rescan_namespaces`] is the program's to call.
+    pub handle_events: bool,
     /// Let a thread of the driver process the admin queue: keep alives, asynchronous events, completions. On. When off, call
     /// [`crate::Controller::process_admin_completions`] at least every half keep alive timeout.
     pub background_admin: bool,
@@ -86,8 +109,13 @@ impl Default for ControllerOptions {
             keep_alive_timeout: Duration::from_secs(10),
             admin_timeout: Duration::from_secs(30),
             io_timeout: Some(Duration::from_secs(30)),
+            timeout_policy: TimeoutPolicy::Disconnect,
             connect_timeout: Duration::from_secs(5),
             attach_timeout: Duration::from_secs(120),
+            reconnect_delay: None,
+            ctrl_loss_timeout: Some(Duration::from_secs(600)),
+            fast_io_fail_timeout: None,
+            retry_after_reconnect: 0,
             header_digest: false,
             data_digest: false,
             max_r2t: 1,
@@ -100,11 +128,22 @@ impl Default for ControllerOptions {
             no_shn_notification: false,
             disable_read_ana_log_page: false,
             disable_read_changed_ns_list_log_page: false,
+            handle_events: true,
             background_admin: true,
             enable_interrupts: true,
             shadow_doorbells: true,
             use_cmb_sqs: false,
             cid_generations: true,
+        }
+    }
+}
+
+impl ControllerOptions {
+    pub(crate) fn recovery_policy(&self) -> RecoveryPolicy {
+        RecoveryPolicy {
+            reconnect_delay: self.reconnect_delay,
+            ctrl_loss_timeout: self.ctrl_loss_timeout,
+            fast_io_fail_timeout: self.fast_io_fail_timeout,
         }
     }
 }
@@ -121,6 +160,10 @@ pub struct IoQpairOptions {
     pub io_queue_requests: Option<u32>,
     /// Collect commands until [`crate::IoQpair::flush`] or [`crate::IoQpair::process_completions`] instead of sending each at once.
     pub delay_cmd_submit: bool,
+    /// Connect again on its own when the controller is connected again, and hold what was not sent until then. `None`: if
+    /// [`ControllerOptions::reconnect_delay`] is given. Otherwise a lost queue pair says so in every call and waits for
+    /// [`crate::IoQpair::reconnect`].
+    pub auto_reconnect: Option<bool>,
 }
 
 impl IoQpairOptions {
@@ -135,6 +178,13 @@ impl IoQpairOptions {
     #[must_use]
     pub fn queue_requests(mut self, requests: u32) -> Self {
         self.io_queue_requests = Some(requests);
+        self
+    }
+
+    /// Says whether it connects again on its own.
+    #[must_use]
+    pub fn auto_reconnect(mut self, on: bool) -> Self {
+        self.auto_reconnect = Some(on);
         self
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::qpair::{Completion, IoQpair};
 use crate::transport::TransportQpair;
-use crate::wait::Waiter;
+use crate::wait::{MAX_SLEEP, Waiter};
 
 /// A queue pair's place in a [`PollGroup`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -86,7 +86,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
         let live = || self.qpairs.iter().flatten();
         let sources: Vec<_> = live().filter_map(IoQpair::event_source).collect();
         // A queue pair without a descriptor yet (name resolution) is looked at again soon.
-        let nap = if sources.len() < live().count() { Duration::from_millis(5) } else { timeout };
+        let nap = if sources.len() < live().count() { Duration::from_millis(5) } else { MAX_SLEEP };
         let waiter = match &mut self.waiter {
             Some(waiter) => waiter,
             none => none.insert(Waiter::new()?),

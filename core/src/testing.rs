@@ -18,7 +18,7 @@ use crate::spec::discovery::{DiscoveryLogEntry, DiscoveryLogHeader, SubsystemTyp
 use crate::spec::fabrics::{ConnectData, ConnectFields, FabricsType, property_set_value};
 use crate::spec::features::FeatureId;
 use crate::spec::identify::{Cns, IdentifyController};
-use crate::spec::log_page::GetLogPage;
+use crate::spec::log_page::{GetLogPage, LogPageId};
 use crate::spec::registers::{ControllerConfig, PropertyOffset, Shn, Version};
 use crate::spec::{Cqe, Sqe, Status};
 use crate::transport::{
@@ -37,6 +37,8 @@ pub(crate) struct Knobs {
     pub(crate) connect_polls: usize,
     /// Answer to every Fabrics Connect.
     pub(crate) connect_status: Status,
+    /// I/O queues are refused.
+    pub(crate) refuse_io_queues: bool,
     /// Connections break at their next poll.
     pub(crate) cut: bool,
     /// I/O commands and [`VENDOR_ADMIN`] are kept without an answer.
@@ -52,6 +54,14 @@ pub(crate) struct Knobs {
     pub(crate) discovery: Vec<DiscoveryLogEntry>,
     /// Asynchronous events to report.
     pub(crate) events: VecDeque<u32>,
+    /// This event is reported whenever there is a request for one.
+    pub(crate) endless_event: Option<u32>,
+    /// Asynchronous events reported.
+    pub(crate) events_reported: usize,
+    /// The changed namespace list.
+    pub(crate) changed: Vec<u32>,
+    /// Namespaces that were identified, in order.
+    pub(crate) identified: Vec<u32>,
     /// Commands to abort: queue and command identifier.
     aborted: Vec<(u16, u16)>,
     /// Connections made and closed, in order.
@@ -76,6 +86,7 @@ impl Target {
         Self(Arc::new(Mutex::new(Knobs {
             connect_polls: 0,
             connect_status: Status::SUCCESS,
+            refuse_io_queues: false,
             cut: false,
             hold: false,
             answer_keep_alive: true,
@@ -86,6 +97,10 @@ impl Target {
             mdts: 0,
             discovery: Vec::new(),
             events: VecDeque::new(),
+            endless_event: None,
+            events_reported: 0,
+            changed: Vec::new(),
+            identified: Vec::new(),
             aborted: Vec::new(),
             log: Vec::new(),
             connections: 0,
@@ -262,6 +277,9 @@ impl Qpair {
                     registers.kato_ms = fields.kato_ms;
                     knobs.next_cntlid += 1;
                 }
+                if self.qid != 0 && knobs.refuse_io_queues {
+                    return Some((Status::CONNECT_CONTROLLER_BUSY, 0));
+                }
                 Some((knobs.connect_status, u64::from(knobs.next_cntlid - 1)))
             }
             FabricsType::PROPERTY_GET => {
@@ -311,6 +329,7 @@ impl Qpair {
                     send(&ids.flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>())
                 }
                 Cns::NAMESPACE if knobs.nsids.contains(&nsid) => {
+                    knobs.identified.push(nsid);
                     let mut data = [0; 4096];
                     data[..8].copy_from_slice(&BLOCKS.to_le_bytes());
                     data[130] = 9;
@@ -330,6 +349,11 @@ impl Qpair {
             AdminOpcode::GET_LOG_PAGE => {
                 let dwords = [sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13];
                 let read = GetLogPage::from_cdw10_13(dwords.map(|dword| dword.get()));
+                if read.lid == LogPageId::CHANGED_NAMESPACES {
+                    let mut page: Vec<u8> = knobs.changed.iter().flat_map(|id| id.to_le_bytes()).collect();
+                    page.resize(4096, 0);
+                    return send(&page);
+                }
                 let header = DiscoveryLogHeader::new(1, knobs.discovery.len() as u64);
                 let mut page = header.as_bytes().to_vec();
                 page.extend_from_slice(knobs.discovery.as_bytes());
@@ -341,7 +365,9 @@ impl Qpair {
                 OK
             }
             AdminOpcode::ASYNC_EVENT_REQUEST => {
-                knobs.events.pop_front().map(|event| (Status::SUCCESS, u64::from(event)))
+                let event = knobs.events.pop_front().or(knobs.endless_event)?;
+                knobs.events_reported += 1;
+                Some((Status::SUCCESS, u64::from(event)))
             }
             AdminOpcode::ABORT => {
                 knobs.aborted.push((sqe.cdw10.get() as u16, (sqe.cdw10.get() >> 16) as u16));

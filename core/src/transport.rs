@@ -122,6 +122,17 @@ pub trait TransportController: Send + Any {
     /// When the controller's limits cannot be worked with.
     fn identified(&mut self, identify: &IdentifyController) -> Result<()>;
 
+    /// Makes it ready for another life of the same controller, after the admin queue pair was disconnected and said
+    /// [`Quiesce::Done`]. Queue pairs of the life before may still be there, in other threads; from now on they fail, and their
+    /// [`TransportQpair::disconnect`] says `Done`. Returns whether it can be used again; with `false`, the default, the core makes
+    /// another one with [`Transport::ctrlr_construct`].
+    ///
+    /// # Errors
+    /// When the controller cannot be used any more and another object would not help: the device is gone.
+    fn restart(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Prepares what the controller offers beyond its admin queue, once it is identified and before any I/O queue is made; again
     /// after every reset. The command that is returned is sent on the admin queue, and its end is reported with
     /// [`TransportController::set_up_completed`]. Memory-mapped controllers only.

@@ -253,6 +253,10 @@ impl Queue {
             return Outcome::Answer(self.fail(sqe, Status::COMMAND_SEQUENCE_ERROR.with_dnr()));
         };
         if !link.controller.is_ready() {
+            if self.is_closed(Instant::now()) {
+                // The connection is about to end, and that is the answer.
+                return Outcome::Pending;
+            }
             return Outcome::Answer(self.fail(sqe, Status::COMMAND_SEQUENCE_ERROR.with_dnr()));
         }
         if link.qid == 0 {

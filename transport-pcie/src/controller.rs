@@ -86,7 +86,7 @@ impl PcieController {
     /// When there is no memory, the controller is gone, or it has no doorbell for such a queue.
     pub fn pcie_qpair(&mut self, setup: &QpairSetup) -> Result<PcieQpair> {
         let shared = &self.registers.0;
-        if let Some(failure) = shared.failure() {
+        if let Some(failure) = shared.failure(shared.life()) {
             return Err(failure);
         }
         let wanted = setup.qid == 0 || self.interrupts;
@@ -139,6 +139,12 @@ impl TransportController for PcieController {
             sgl: identify.supports_metadata_sgl(),
         });
         Ok(())
+    }
+
+    fn restart(&mut self) -> Result<bool> {
+        self.registers.0.restart()?;
+        (self.admin, self.offered) = (None, None);
+        Ok(true)
     }
 
     fn set_up(&mut self, identify: &IdentifyController) -> Result<Option<Sqe>> {

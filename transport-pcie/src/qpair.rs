@@ -74,6 +74,8 @@ struct Copies {
 /// A queue pair of a PCIe controller.
 pub struct PcieQpair {
     shared: Arc<Shared>,
+    /// The controller's life it belongs to.
+    controller_life: u32,
     /// Submission ring (if it is not in the controller's memory), completion ring, and a place per slot for PRP lists or SGL
     /// segments, in this order. Always present but while being dropped.
     memory: Option<SharedMemory>,
@@ -146,6 +148,7 @@ impl PcieQpair {
         }
         let sleep = vector.filter(|_| setup.qid != 0).and_then(|vector| shared.sleep_on(vector));
         Ok(Self {
+            controller_life: shared.life(),
             shared,
             memory: Some(memory),
             cmb,
@@ -362,8 +365,17 @@ impl PcieQpair {
         Ok(())
     }
 
+    /// Whether the controller was stopped since, and so has forgotten the queue.
+    fn is_forgotten(&self) -> bool {
+        self.shared.life() != self.controller_life
+    }
+
     fn ring_sq(&mut self) -> Result<()> {
         if self.sq_tail != self.sq_rung {
+            // The doorbell may belong to nobody, or to a queue of another life.
+            if let Some(failure) = self.shared.failure(self.controller_life) {
+                return Err(failure);
+            }
             let old = std::mem::replace(&mut self.sq_rung, self.sq_tail);
             if self.shadow.as_ref().is_none_or(|shadow| shadow.tail(old, self.sq_tail)) {
                 self.shared.bar.doorbell(self.sq_doorbell, u32::from(self.sq_tail))?;
@@ -462,7 +474,7 @@ impl PcieQpair {
 
 impl TransportQpair for PcieQpair {
     fn poll_connect(&mut self, now: Instant) -> Result<ConnectProgress> {
-        if let Some(failure) = self.shared.failure() {
+        if let Some(failure) = self.shared.failure(self.controller_life) {
             return Err(failure);
         }
         if self.qid == 0 {
@@ -505,7 +517,7 @@ impl TransportQpair for PcieQpair {
         }
         if let Err(error) = described {
             self.bounce[usize::from(slot)] = None;
-            if let Some(failure) = self.shared.failure() {
+            if let Some(failure) = self.shared.failure(self.controller_life) {
                 return Err(failure);
             }
             // The controller never sees it, and the others go on.
@@ -530,7 +542,7 @@ impl TransportQpair for PcieQpair {
     }
 
     fn poll(&mut self, tracker: &mut Tracker, budget: usize) -> Result<()> {
-        if let Some(failure) = self.shared.failure() {
+        if let Some(failure) = self.shared.failure(self.controller_life) {
             return Err(failure);
         }
         self.more = false;
@@ -567,9 +579,14 @@ impl TransportQpair for PcieQpair {
         if self.life.quiesced {
             return Quiesce::Done;
         }
-        let result = if self.qid == 0 || self.shared.is_dead() || self.shared.failure().is_some() {
+        let result = if self.is_forgotten() {
+            Quiesce::Done
+        } else if self.qid == 0
+            || self.shared.is_dead()
+            || self.shared.failure(self.controller_life).is_some()
+        {
             // The admin queue itself, or nobody is left to answer Delete commands.
-            self.shared.stop(now)
+            self.shared.stop(self.controller_life, now)
         } else if self.life.sent.is_some() {
             Quiesce::Pending
         } else if self.life.stuck {
@@ -585,6 +602,7 @@ impl TransportQpair for PcieQpair {
 
     fn quiesce_command(&mut self) -> Option<Sqe> {
         if !self.life.closing
+            || self.is_forgotten()
             || self.life.quiesced
             || self.life.stuck
             || self.shared.is_dead()
@@ -641,7 +659,7 @@ impl Drop for PcieQpair {
     fn drop(&mut self) {
         // A queue the controller never heard of, and one it has forgotten, leave nothing to fear.
         let unknown = self.qid != 0 && self.life.sq == Exists::No && self.life.cq == Exists::No;
-        if self.life.quiesced || unknown {
+        if self.life.quiesced || unknown || self.is_forgotten() {
             return;
         }
         tracing::error!(qid = self.qid, "queue memory is given up: the controller may still access it");

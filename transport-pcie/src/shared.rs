@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,8 @@ pub(crate) struct Shared {
     lost: AtomicBool,
     /// The controller is being stopped, or was.
     dead: AtomicBool,
+    /// Counts the controller's lives: it begins another one when it is used again after it was stopped.
+    life: AtomicU32,
     /// Shadow doorbells, once the controller has taken them.
     shadow: Mutex<Option<Arc<ShadowDoorbells>>>,
     cmb: Mutex<Option<Arc<Cmb>>>,
@@ -100,8 +102,10 @@ enum Stop {
         not_before: Instant,
         deadline: Instant,
     },
-    /// It can access no memory any more.
+    /// It is disabled and accesses no memory any more.
     Quiet,
+    /// It can access no memory any more, whatever it does.
+    CutOff,
     /// It may access memory, and nothing can be done about it.
     Unconfirmed,
 }
@@ -152,6 +156,7 @@ impl Shared {
             metadata: AtomicU8::new(0),
             lost: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            life: AtomicU32::new(0),
             shadow: Mutex::default(),
             cmb: Mutex::default(),
             inner: Mutex::new(Inner { device, maps: HashMap::new(), stop: Stop::Running }),
@@ -267,14 +272,18 @@ impl Shared {
         self.gone()
     }
 
-    /// Whether the controller cannot be used any more, and why.
-    pub(crate) fn failure(&self) -> Option<Error> {
+    /// Whether the controller cannot be used any more by queues of this life, and why.
+    pub(crate) fn failure(&self, life: u32) -> Option<Error> {
         if self.lost.load(Ordering::Acquire) {
             return Some(self.gone());
         }
-        self.dead
-            .load(Ordering::Acquire)
+        (self.dead.load(Ordering::Acquire) || self.life() != life)
             .then(|| Error::disconnected(format!("the controller of {} was disabled", self.name)))
+    }
+
+    /// The controller's current life. Queues of an earlier one do not exist any more.
+    pub(crate) fn life(&self) -> u32 {
+        self.life.load(Ordering::Acquire)
     }
 
     /// Looks whether the function still answers and its controller works.
@@ -372,9 +381,13 @@ impl Shared {
     }
 
     /// Stops the controller one step further: CC.EN is cleared and CSTS.RDY awaited (NVMe Base 2.1 §3.1.4.5: afterwards the
-    /// controller has forgotten all queues). Whoever is gone or does not obey is cut off from memory.
-    pub(crate) fn stop(&self, now: Instant) -> Quiesce {
+    /// controller has forgotten all queues). Whoever is gone or does not obey is cut off from memory. `life` is that of the
+    /// queue that asks: the queues of an earlier one were stopped with it.
+    pub(crate) fn stop(&self, life: u32, now: Instant) -> Quiesce {
         let mut inner = self.lock();
+        if self.life() != life {
+            return Quiesce::Done;
+        }
         if !self.dead.swap(true, Ordering::AcqRel) {
             self.ring();
         }
@@ -387,9 +400,42 @@ impl Shared {
         };
         match inner.stop {
             Stop::Running | Stop::Disabling { .. } => Quiesce::Pending,
-            Stop::Quiet => Quiesce::Done,
+            Stop::Quiet | Stop::CutOff => Quiesce::Done,
             Stop::Unconfirmed => Quiesce::Unconfirmed,
         }
+    }
+
+    /// Begins another life of a controller that was stopped and obeyed. Mappings and interrupts stay.
+    pub(crate) fn restart(&self) -> Result<()> {
+        let inner = &mut *self.lock();
+        match inner.stop {
+            Stop::Running => {}
+            Stop::Quiet if self.lost.load(Ordering::Acquire) || inner.device.is_removed() => {
+                return Err(self.mark_lost());
+            }
+            Stop::Quiet => {
+                // It has forgotten its shadow doorbells as well.
+                self.set_shadow(None);
+                if let Some(bell) = &self.bell {
+                    bell.silence();
+                }
+                // Queues of the life before see that it is over before they could see the controller running again.
+                self.life.fetch_add(1, Ordering::AcqRel);
+                inner.stop = Stop::Running;
+                self.dead.store(false, Ordering::Release);
+            }
+            Stop::CutOff | Stop::Unconfirmed => {
+                return Err(Error::disconnected(format!(
+                    "the controller of {} did not stop and was cut off from memory",
+                    self.name
+                ))
+                .hint("detach it and attach it anew"));
+            }
+            Stop::Disabling { .. } => {
+                return Err(Error::api_misuse("a controller is used again before it is stopped"));
+            }
+        }
+        Ok(())
     }
 
     fn disable(&self, inner: &mut Inner, now: Instant) -> Stop {
@@ -427,7 +473,7 @@ impl Shared {
     fn isolate(&self, inner: &mut Inner, why: &str) -> Stop {
         let certain = inner.device.isolate();
         tracing::warn!(function = %self.name, why, certain, "the controller is cut off from memory");
-        if certain { Stop::Quiet } else { Stop::Unconfirmed }
+        if certain { Stop::CutOff } else { Stop::Unconfirmed }
     }
 }
 
@@ -451,7 +497,9 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         // Without an admin queue nobody has stopped the controller, and nobody has started it either.
-        let quiet = matches!(inner.stop, Stop::Quiet) || inner.maps.is_empty() || inner.device.isolate();
+        let quiet = matches!(inner.stop, Stop::Quiet | Stop::CutOff)
+            || inner.maps.is_empty()
+            || inner.device.isolate();
         if !quiet {
             tracing::error!(
                 function = %self.name,

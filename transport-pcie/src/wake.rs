@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
-/// Rings when the function is lost or stopped, for all its queue pairs and for good.
+/// Rings when the function is lost or stopped, for all its queue pairs, until the controller is used again.
 #[derive(Debug)]
 pub(crate) struct Bell(OwnedFd);
 
@@ -17,6 +17,11 @@ impl Bell {
     pub(crate) fn ring(&self) {
         // Fails only when the counter is full, and then it rings anyway.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn silence(&self) {
+        // Fails only when it does not ring.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
 
@@ -65,6 +70,11 @@ mod tests {
         bell.ring();
         bell.ring();
         assert!(readable(&all) && readable(&all));
+        bell.silence();
+        bell.silence();
+        assert!(!readable(&all));
+        bell.ring();
+        assert!(readable(&all));
         drop(bell);
         assert!(!readable(&all));
         drop(ringer);

@@ -28,13 +28,23 @@ pub struct AdminCommand {
     data_out: Vec<u8>,
     timeout: Duration,
     name: Cow<'static, str>,
+    /// Part of connecting the controller: sent although it is not ready.
+    connecting: bool,
 }
 
 impl AdminCommand {
     pub(super) fn new(controller: Controller, sqe: Sqe) -> Self {
         let name = AdminOpcode(sqe.opcode).name().unwrap_or("admin command");
         let timeout = controller.options().admin_timeout;
-        Self { controller, sqe, data_in: 0, data_out: Vec::new(), timeout, name: name.into() }
+        Self {
+            controller,
+            sqe,
+            data_in: 0,
+            data_out: Vec::new(),
+            timeout,
+            name: name.into(),
+            connecting: false,
+        }
     }
 
     /// The controller returns `len` bytes.
@@ -61,26 +71,39 @@ impl AdminCommand {
         self
     }
 
+    /// Marks it as part of connecting the controller.
+    pub(super) fn while_connecting(mut self) -> Self {
+        self.connecting = true;
+        self
+    }
+
     /// Sends it.
     ///
     /// # Errors
     /// When the admin queue is lost or full, or there is no memory.
     pub fn submit(self) -> Result<AdminPending> {
-        let Self { controller, sqe, data_in, data_out, timeout, name } = self;
+        let controller = self.controller.clone();
+        let sent = self.send()?;
+        Ok(AdminPending { controller, sent, finished: false })
+    }
+
+    /// Sends it, for somebody who keeps no handle of the controller.
+    pub(super) fn send(self) -> Result<Sent> {
+        let Self { controller, sqe, data_in, data_out, timeout, name, connecting } = self;
         let buf = match (data_in, data_out.len()) {
             (0, 0) => IoBuf::None,
             (0, _) => IoBuf::One(controller.pool().copy_from(&data_out)?),
             (_, 0) => IoBuf::One(controller.alloc(data_in)?),
             _ => return Err(Error::api_misuse("an admin command with data both ways").doing(name)),
         };
-        let id = controller.lock().submit(sqe, buf, timeout);
+        let id = controller.lock().submit(sqe, buf, timeout, connecting);
         let id = id.map_err(|error| error.doing(name.clone()).peer(controller.trid()))?;
         if controller.in_background() {
             controller.0.thread.wake();
         }
         let fabrics = sqe.opcode == AdminOpcode::FABRICS.0;
         let set = if fabrics { CommandKind::Fabrics } else { CommandKind::Admin };
-        Ok(AdminPending { controller, id, set, name, returns: data_in > 0, finished: false })
+        Ok(Sent { id, set, name, returns: data_in > 0 })
     }
 
     /// Sends it and waits for the result.
@@ -101,15 +124,45 @@ impl IntoFuture for AdminCommand {
     }
 }
 
+/// An admin command that was sent. The result stays with the controller until it is taken or forgotten.
+#[derive(Debug)]
+pub(super) struct Sent {
+    id: CommandId,
+    set: CommandKind,
+    name: Cow<'static, str>,
+    returns: bool,
+}
+
+impl Sent {
+    /// The result, if it has arrived; to be taken once.
+    pub(super) fn take(&self, controller: &Controller, waker: Option<&Waker>) -> Option<Result<AdminResult>> {
+        let mut admin = controller.lock();
+        let (result, buf) = admin.take(self.id, waker)?;
+        Some(match result {
+            Ok(value) => {
+                let data = match buf {
+                    IoBuf::One(buf) if self.returns => buf.to_vec(),
+                    _ => Vec::new(),
+                };
+                Ok(AdminResult { value, data })
+            }
+            Err(error) => {
+                Err(admin_error(self.set, &self.name, error, admin.reason()).peer(controller.trid()))
+            }
+        })
+    }
+
+    pub(super) fn forget(&self, controller: &Controller) {
+        controller.lock().forget(self.id);
+    }
+}
+
 /// An admin command that was sent. Dropping it does not take the command back; its result is then ignored.
 #[derive(Debug)]
 #[must_use = "the result is lost when this is dropped"]
 pub struct AdminPending {
     controller: Controller,
-    id: CommandId,
-    set: CommandKind,
-    name: Cow<'static, str>,
-    returns: bool,
+    sent: Sent,
     finished: bool,
 }
 
@@ -132,22 +185,9 @@ impl AdminPending {
     }
 
     fn take(&mut self, waker: Option<&Waker>) -> Option<Result<AdminResult>> {
-        let mut admin = self.controller.lock();
-        let (result, buf) = admin.take(self.id, waker)?;
+        let result = self.sent.take(&self.controller, waker)?;
         self.finished = true;
-        Some(match result {
-            Ok(value) => {
-                let data = match buf {
-                    IoBuf::One(buf) if self.returns => buf.to_vec(),
-                    _ => Vec::new(),
-                };
-                Ok(AdminResult { value, data })
-            }
-            Err(error) => {
-                let failure = admin.engine.as_ref().and_then(|engine| engine.failure().cloned());
-                Err(admin_error(self.set, &self.name, error, failure).peer(self.controller.trid()))
-            }
-        })
+        Some(result)
     }
 
     /// Waits for the result. Bounded by the command's deadline.
@@ -186,7 +226,7 @@ impl Future for AdminPending {
 impl Drop for AdminPending {
     fn drop(&mut self) {
         if !self.finished {
-            self.controller.lock().forget(self.id);
+            self.sent.forget(&self.controller);
         }
     }
 }
@@ -248,6 +288,14 @@ impl Controller {
         let sqe =
             Sqe::admin(AdminOpcode::SET_FEATURES, nsid).with_cdw10(u32::from(feature.0)).with_cdw11(cdw11);
         Ok(self.admin(sqe).wait()?.dw0())
+    }
+
+    /// Processes the admin queue, unless the background thread does.
+    pub(super) fn pump(&self) {
+        if !self.in_background() {
+            // A failure shows in what was waited for.
+            let _ = self.process_admin_completions();
+        }
     }
 
     /// How many admin completions arrived so far.

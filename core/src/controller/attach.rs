@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::admin::RemoveCallback;
-use super::{Admin, AdminPending, Controller, Info, check_connect, connect_command};
+use super::admin_command::Sent;
+use super::events::{Event, Stale};
+use super::{Admin, Controller, Info, check_connect};
 use crate::dma::DmaPool;
 use crate::driver::AdminThread;
 use crate::error::{Error, Result};
@@ -14,12 +16,12 @@ use crate::host::HostIdentity;
 use crate::options::ControllerOptions;
 use crate::proto::controller_init::{Action, ControllerInit, InitConfig, InitResult, Next, Outcome};
 use crate::proto::keep_alive::KeepAlive;
-use crate::qpair::engine::{Connecting, Engine};
+use crate::qpair::engine::{Connecting, Engine, Renewal};
 use crate::spec::AdminOpcode;
 use crate::spec::fabrics::{self, PropertySize};
 use crate::spec::registers::PropertyOffset;
 use crate::spec::{Cqe, Status};
-use crate::transport::{InitDelays, QpairSetup, Registers, Transport, TransportQpair};
+use crate::transport::{QpairSetup, Registers, Transport, TransportQpair};
 use crate::transport_id::TransportId;
 
 /// Admin operations that may be outstanding, those waiting for a slot included.
@@ -32,18 +34,86 @@ pub(crate) struct Environment {
     pub(crate) thread: Arc<AdminThread>,
 }
 
-/// A controller being attached.
-pub(crate) struct Attach {
-    controller: Controller,
+/// A controller being brought to work: attached, or connected again. Keeps no handle of it.
+pub(super) struct Bringup {
     machine: ControllerInit,
     runner: Runner,
     started: Instant,
     deadline: Instant,
 }
 
+/// How far it has come.
+pub(super) enum Progress {
+    /// Nothing more can be done now, and nothing at all before this time.
+    Pending(Option<Instant>),
+    Ready,
+}
+
+impl Bringup {
+    pub(super) fn new(controller: &Controller, now: Instant) -> Self {
+        Self {
+            machine: ControllerInit::new(controller.init_config(), now),
+            runner: Runner::Idle,
+            started: now,
+            deadline: now + controller.options().attach_timeout,
+        }
+    }
+
+    pub(super) fn state(&self) -> &'static str {
+        self.machine.state()
+    }
+
+    pub(super) fn result(&self) -> &InitResult {
+        self.machine.result()
+    }
+
+    /// As many steps as can be made without waiting.
+    pub(super) fn step(&mut self, controller: &Controller, now: Instant) -> Result<Progress> {
+        loop {
+            let machine = &mut self.machine;
+            if !self.runner.poll(controller, now, &mut |outcome| machine.complete(outcome, now))? {
+                if now >= self.deadline {
+                    let limit = controller.options().attach_timeout;
+                    return Err(Error::timed_out(self.machine.state(), limit));
+                }
+                // The machine knows how long its state may take.
+                return self.machine.next(now).map(|_| Progress::Pending(None));
+            }
+            self.keep_alive(controller);
+            match self.machine.next(now)? {
+                Next::Do(action) => self.runner.begin(action, controller, true)?,
+                Next::Wait(_) if now >= self.deadline => {
+                    let limit = controller.options().attach_timeout;
+                    return Err(Error::timed_out(self.machine.state(), limit));
+                }
+                Next::Wait(time) => return Ok(Progress::Pending(Some(time))),
+                Next::Ready => return Ok(Progress::Ready),
+            }
+        }
+    }
+
+    /// The controller's keep alive timer runs since Connect, however long identifying its namespaces takes.
+    fn keep_alive(&mut self, controller: &Controller) {
+        let timeout = self.machine.result().keep_alive_timeout;
+        if timeout.is_zero() {
+            return;
+        }
+        let mut admin = controller.lock();
+        if admin.keep_alive.is_none() {
+            admin.keep_alive = KeepAlive::new(timeout, self.started);
+        }
+    }
+}
+
+/// A controller being attached.
+pub(crate) struct Attach {
+    controller: Controller,
+    bringup: Bringup,
+}
+
 impl Attach {
     pub(crate) fn start(
-        transport: &dyn Transport,
+        transport: &Arc<dyn Transport>,
         trid: &TransportId,
         options: &ControllerOptions,
         environment: Environment,
@@ -51,35 +121,10 @@ impl Attach {
     ) -> Result<Self> {
         let context = |error: Error| error.doing("attaching the controller").peer(trid);
         let made = transport.ctrlr_construct(trid, options).map_err(context)?;
-        let capabilities = made.capabilities();
-        let config = InitConfig {
-            fabrics: capabilities.fabrics,
-            discovery: capabilities.fabrics && trid.subnqn().is_none_or(|nqn| nqn.is_discovery()),
-            admin_timeout: options.admin_timeout,
-            connect_timeout: options.connect_timeout,
-            num_io_queues: options.num_io_queues,
-            keep_alive_timeout: options.keep_alive_timeout,
-            read_ana_log: !options.disable_read_ana_log_page,
-            host_id: environment.host.id.to_bytes(),
-            max_transfer: capabilities.max_transfer,
-            delays: capabilities.delays,
-        };
-        let controller = Controller::new(
-            trid.clone(),
-            options.clone(),
-            environment.host,
-            environment.pool,
-            made,
-            InitResult::blank(config.discovery),
-            environment.thread,
-        );
-        Ok(Self {
-            controller,
-            machine: ControllerInit::new(config, now),
-            runner: Runner::Idle,
-            started: now,
-            deadline: now + options.attach_timeout,
-        })
+        let controller =
+            Controller::new(Arc::clone(transport), trid.clone(), options.clone(), environment, made);
+        let bringup = Bringup::new(&controller, now);
+        Ok(Self { controller, bringup })
     }
 
     pub(crate) fn trid(&self) -> &TransportId {
@@ -88,69 +133,24 @@ impl Attach {
 
     /// One step. `Some` once the controller is ready.
     pub(crate) fn poll(&mut self, now: Instant) -> Result<Option<Controller>> {
-        match self.step(now) {
+        self.controller.pump();
+        let result = self.bringup.step(&self.controller, now).and_then(|progress| match progress {
+            Progress::Pending(_) => Ok(false),
+            Progress::Ready => {
+                // Nobody knew anything before.
+                drop(self.controller.adopt(self.bringup.result().clone(), None, now)?);
+                Ok(true)
+            }
+        });
+        match result {
             Ok(false) => Ok(None),
             Ok(true) => Ok(Some(self.controller.clone())),
             Err(error) => {
                 self.controller.close();
                 // A lost queue says more than the machine's own state does.
-                Err(error.doing(self.machine.state()).peer(self.controller.trid()))
+                Err(error.doing(self.bringup.state()).peer(self.controller.trid()))
             }
         }
-    }
-
-    fn step(&mut self, now: Instant) -> Result<bool> {
-        loop {
-            let machine = &mut self.machine;
-            if !self.runner.poll(&self.controller, now, &mut |outcome| machine.complete(outcome, now))? {
-                if now >= self.deadline {
-                    let limit = self.controller.options().attach_timeout;
-                    return Err(Error::timed_out(self.machine.state(), limit));
-                }
-                // The machine knows how long its state may take.
-                return self.machine.next(now).map(|_| false);
-            }
-            self.keep_alive();
-            match self.machine.next(now)? {
-                Next::Do(action) => self.runner.begin(action, &self.controller)?,
-                Next::Wait(_) if now >= self.deadline => {
-                    let limit = self.controller.options().attach_timeout;
-                    return Err(Error::timed_out(self.machine.state(), limit));
-                }
-                Next::Wait(_) => return Ok(false),
-                Next::Ready => {
-                    self.finish()?;
-                    return Ok(true);
-                }
-            }
-        }
-    }
-
-    /// The controller's keep alive timer runs since Connect, however long identifying its namespaces takes.
-    fn keep_alive(&mut self) {
-        let timeout = self.machine.result().keep_alive_timeout;
-        if timeout.is_zero() {
-            return;
-        }
-        let mut admin = self.controller.lock();
-        if admin.keep_alive.is_none() {
-            admin.keep_alive = KeepAlive::new(timeout, self.started);
-        }
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        let result = self.machine.result().clone();
-        let mut admin = self.controller.lock();
-        admin.transport.identified(&result.identify)?;
-        if result.async_events != 0 {
-            admin.want_aers(result.identify.aerl_z);
-        }
-        admin.abort_limit = result.identify.abort_limit();
-        admin.set_qids(result.num_io_queues);
-        let info = Info::new(result, &*admin.transport);
-        drop(admin);
-        self.controller.set_info(info);
-        Ok(())
     }
 
     /// What to sleep on while nothing can be done.
@@ -177,47 +177,89 @@ impl Controller {
         self.fail();
     }
 
+    pub(super) fn init_config(&self) -> InitConfig {
+        let options = self.options();
+        let capabilities = self.lock().transport.capabilities();
+        InitConfig {
+            fabrics: capabilities.fabrics,
+            discovery: capabilities.fabrics && self.trid().subnqn().is_none_or(|nqn| nqn.is_discovery()),
+            admin_timeout: options.admin_timeout,
+            connect_timeout: options.connect_timeout,
+            num_io_queues: options.num_io_queues,
+            keep_alive_timeout: options.keep_alive_timeout,
+            read_ana_log: !options.disable_read_ana_log_page,
+            host_id: self.0.host.id.to_bytes(),
+            max_transfer: capabilities.max_transfer,
+            delays: capabilities.delays,
+        }
+    }
+
+    /// Takes over what initialisation found out: from now on it can be used. `attempt` is the number of the attempt to connect it
+    /// again that found it out.
+    pub(super) fn adopt(&self, result: InitResult, attempt: Option<u64>, now: Instant) -> Result<Vec<Event>> {
+        let mut admin = self.lock();
+        if attempt.is_some_and(|number| !admin.is_attempt(number)) {
+            return Err(Error::disconnected("the attempt was called off"));
+        }
+        admin.transport.identified(&result.identify)?;
+        if result.async_events != 0 {
+            admin.want_aers(result.identify.aerl_z);
+        }
+        admin.abort_limit = result.identify.abort_limit();
+        admin.set_qids(result.num_io_queues);
+        let before = self.info();
+        let info = Info::new(result, &*admin.transport, Some((&before, admin.association() + 1)));
+        let changes = info.changes_since(&before);
+        self.set_info(info);
+        admin.stale = Stale::default();
+        admin.ready(now);
+        Ok(changes)
+    }
+
     /// Reads the list of namespaces and their geometry again. Waits.
     ///
     /// # Errors
     /// When the controller fails a command, a deadline passes, or the admin queue is lost.
     pub fn rescan_namespaces(&self) -> Result<()> {
         let info = self.info();
-        let config = InitConfig {
-            fabrics: self.lock().transport.capabilities().fabrics,
-            discovery: info.init.discovery,
-            admin_timeout: self.0.options.admin_timeout,
-            connect_timeout: self.0.options.connect_timeout,
-            num_io_queues: self.0.options.num_io_queues,
-            keep_alive_timeout: self.0.options.keep_alive_timeout,
-            read_ana_log: !self.0.options.disable_read_ana_log_page,
-            host_id: self.0.host.id.to_bytes(),
-            max_transfer: info.max_transfer,
-            delays: InitDelays::default(),
-        };
         if info.init.discovery {
             return Ok(());
         }
-        let mut machine = ControllerInit::rescan(config, info.init.clone(), Instant::now());
+        let mut machine = ControllerInit::rescan(self.init_config(), info.init.clone(), Instant::now());
         let mut runner = Runner::Idle;
         let mut waiter = None;
-        let result = loop {
-            let seen = self.arrivals();
-            let now = Instant::now();
-            if runner.poll(self, now, &mut |outcome| machine.complete(outcome, now))? {
-                match machine.next(now)? {
-                    Next::Do(action) => runner.begin(action, self)?,
-                    Next::Wait(time) => std::thread::sleep(time.saturating_duration_since(now)),
-                    Next::Ready => break machine.result().clone(),
+        let mut step = || -> Result<InitResult> {
+            loop {
+                let seen = self.arrivals();
+                let now = Instant::now();
+                self.pump();
+                if runner.poll(self, now, &mut |outcome| machine.complete(outcome, now))? {
+                    match machine.next(now)? {
+                        Next::Do(action) => runner.begin(action, self, false)?,
+                        Next::Wait(time) => std::thread::sleep(time.saturating_duration_since(now)),
+                        Next::Ready => return Ok(machine.result().clone()),
+                    }
+                } else {
+                    machine.next(now)?;
+                    self.wait_arrival(seen, &mut waiter)?;
                 }
-            } else {
-                machine.next(now)?;
-                self.wait_arrival(seen, &mut waiter)?;
             }
         };
-        let info = Info::new(result, &*self.lock().transport);
-        self.set_info(info);
+        let result = step();
+        runner.abandon(self);
+        let changes = self.identified_again(result?);
+        self.tell(changes);
         Ok(())
+    }
+
+    /// Takes over what was found out about namespaces of a controller that is ready, and says what is new.
+    pub(super) fn identified_again(&self, result: InitResult) -> Vec<Event> {
+        let admin = self.lock();
+        let before = self.info();
+        let info = Info::new(result, &*admin.transport, Some((&before, admin.association())));
+        let changes = info.changes_since(&before);
+        self.set_info(info);
+        changes
     }
 
     /// Drives the connection of the admin queue. `Some` with the controller identifier once connected.
@@ -239,6 +281,19 @@ impl Controller {
     }
 
     fn make_admin_engine(&self, admin: &mut Admin, now: Instant) -> Result<Engine<Box<dyn TransportQpair>>> {
+        let Renewal { transport, slots, generations, connect, connect_timeout } =
+            self.admin_connection(admin, now)?;
+        let mut engine = Engine::new(transport, slots, ADMIN_OPS, generations, connect, connect_timeout, now);
+        engine.set_max_transfer(admin.transport.capabilities().max_transfer);
+        Ok(engine)
+    }
+
+    /// A new connection for the admin queue.
+    pub(super) fn admin_connection(
+        &self,
+        admin: &mut Admin,
+        now: Instant,
+    ) -> Result<Renewal<Box<dyn TransportQpair>>> {
         let inner = &*self.0;
         let capabilities = admin.transport.capabilities();
         let entries = inner.options.admin_queue_size.clamp(capabilities.min_admin_entries.max(2), 4096);
@@ -252,28 +307,33 @@ impl Controller {
         let transport = admin.transport.create_qpair(&setup)?;
         let connect = if capabilities.fabrics {
             let kato = u32::try_from(inner.options.keep_alive_timeout.as_millis()).unwrap_or(u32::MAX);
-            let cntlid = fabrics::CNTLID_DYNAMIC;
-            Some(connect_command(
-                &inner.trid,
-                &inner.options,
-                &inner.host,
-                &inner.pool,
-                &setup,
-                cntlid,
-                kato,
-            )?)
+            Some(inner.connect_command(&setup, fabrics::CNTLID_DYNAMIC, kato)?)
         } else {
             None
         };
-        let (generations, timeout) = (inner.options.cid_generations, inner.options.connect_timeout);
-        let mut engine = Engine::new(transport, setup.slots, ADMIN_OPS, generations, connect, timeout, now);
-        engine.set_max_transfer(capabilities.max_transfer);
-        Ok(engine)
+        Ok(Renewal {
+            transport,
+            slots: setup.slots,
+            generations: inner.options.cid_generations,
+            connect,
+            connect_timeout: inner.options.connect_timeout,
+        })
     }
 
-    /// Runs `f` on the registers, where there are any.
-    fn with_registers<T>(&self, f: impl FnOnce(&mut dyn Registers) -> Result<T>) -> Option<Result<T>> {
-        self.lock().transport.registers().map(f)
+    /// Runs `f` on the registers, where there are any, unless the admin queue is given up: the controller is being stopped then,
+    /// or was, and must not be started by whoever has not noticed.
+    pub(super) fn with_registers<T>(
+        &self,
+        f: impl FnOnce(&mut dyn Registers) -> Result<T>,
+    ) -> Option<Result<T>> {
+        let mut admin = self.lock();
+        let given_up = admin.engine.as_ref().is_some_and(Engine::is_given_up);
+        let reason = if given_up { admin.reason() } else { None };
+        let registers = admin.transport.registers()?;
+        Some(match reason {
+            Some(error) => Err(error),
+            None => f(registers),
+        })
     }
 }
 
@@ -281,18 +341,22 @@ impl Controller {
 pub(super) enum Runner {
     Idle,
     Connect,
-    Get(AdminPending, PropertySize),
-    Set(AdminPending),
-    Admin(AdminPending),
-    SetUp(AdminPending),
+    Get(Sent, PropertySize),
+    Set(Sent),
+    Admin(Sent),
+    SetUp(Sent),
     /// Already done, to be reported at the next poll.
     Value(u64),
     Done,
 }
 
 impl Runner {
-    /// Starts an action.
-    pub(super) fn begin(&mut self, action: Action, controller: &Controller) -> Result<()> {
+    /// Starts an action; `connecting` when it is part of connecting the controller.
+    pub(super) fn begin(&mut self, action: Action, controller: &Controller, connecting: bool) -> Result<()> {
+        let command = |sqe| {
+            let command = controller.admin(sqe);
+            if connecting { command.while_connecting() } else { command }
+        };
         *self = match action {
             Action::ConnectAdminQueue => Self::Connect,
             Action::PropertyGet(offset, size) => {
@@ -303,8 +367,8 @@ impl Runner {
                 match controller.with_registers(read) {
                     Some(value) => Self::Value(value?),
                     None => {
-                        let command = controller.admin(fabrics::property_get(offset.0, size));
-                        Self::Get(command.name(property_name("Property Get", offset)).submit()?, size)
+                        let command = command(fabrics::property_get(offset.0, size));
+                        Self::Get(command.name(property_name("Property Get", offset)).send()?, size)
                     }
                 }
             }
@@ -319,8 +383,8 @@ impl Runner {
                         Self::Done
                     }
                     None => {
-                        let command = controller.admin(fabrics::property_set(offset.0, size, value));
-                        Self::Set(command.name(property_name("Property Set", offset)).submit()?)
+                        let command = command(fabrics::property_set(offset.0, size, value));
+                        Self::Set(command.name(property_name("Property Set", offset)).send()?)
                     }
                 }
             }
@@ -341,28 +405,36 @@ impl Runner {
                 Self::Done
             }
             Action::SetUpTransport(identify) => {
-                let command = controller.lock().transport.set_up(&identify)?;
-                match command {
+                let wanted = controller.lock().transport.set_up(&identify)?;
+                match wanted {
                     Some(sqe) => {
                         let name = AdminOpcode(sqe.opcode).to_string();
-                        Self::SetUp(controller.admin(sqe).name(name).submit()?)
+                        Self::SetUp(command(sqe).name(name).send()?)
                     }
                     None => Self::Done,
                 }
             }
-            Action::Admin(command) => {
-                let admin = controller
-                    .admin(command.sqe)
-                    .name(command.name)
-                    .data_in(command.data_in as usize)
-                    .data_out(command.data_out);
-                Self::Admin(admin.submit()?)
+            Action::Admin(wanted) => {
+                let admin = command(wanted.sqe)
+                    .name(wanted.name)
+                    .data_in(wanted.data_in as usize)
+                    .data_out(wanted.data_out);
+                Self::Admin(admin.send()?)
             }
         };
         Ok(())
     }
 
-    /// Reports the outcome of the action in progress, if there is one. Returns whether the runner is idle now.
+    /// Stops caring for the action in progress.
+    pub(super) fn abandon(&mut self, controller: &Controller) {
+        if let Self::Get(sent, _) | Self::Set(sent) | Self::Admin(sent) | Self::SetUp(sent) = self {
+            sent.forget(controller);
+        }
+        *self = Self::Idle;
+    }
+
+    /// Reports the outcome of the action in progress, if there is one. Returns whether the runner is idle now. Does not process
+    /// the admin queue.
     pub(super) fn poll(
         &mut self,
         controller: &Controller,
@@ -375,7 +447,7 @@ impl Runner {
                 None => return Ok(false),
                 Some(cntlid) => complete(Outcome::Connected { cntlid })?,
             },
-            Self::Get(pending, size) => match pending.poll_result() {
+            Self::Get(pending, size) => match pending.take(controller, None) {
                 None => return Ok(false),
                 Some(result) => {
                     let value = result?.value;
@@ -385,14 +457,14 @@ impl Runner {
                     }))?;
                 }
             },
-            Self::Set(pending) => match pending.poll_result() {
+            Self::Set(pending) => match pending.take(controller, None) {
                 None => return Ok(false),
                 Some(result) => {
                     result?;
                     complete(Outcome::Done)?;
                 }
             },
-            Self::Admin(pending) => match pending.poll_result() {
+            Self::Admin(pending) => match pending.take(controller, None) {
                 None => return Ok(false),
                 Some(Ok(result)) => {
                     let cqe = Cqe::new(0, 0, Status(0)).with_result64(result.value);
@@ -404,7 +476,7 @@ impl Runner {
                     None => return Err(error),
                 },
             },
-            Self::SetUp(pending) => match pending.poll_result() {
+            Self::SetUp(pending) => match pending.take(controller, None) {
                 None => return Ok(false),
                 Some(result) => {
                     let status = match result {

@@ -49,7 +49,7 @@ impl Controller {
             .references
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1))
             .is_ok_and(|before| before == 1);
-        let machine = (last && !self.0.options.no_shn_notification && !self.is_failed()).then(|| {
+        let machine = (last && !self.0.options.no_shn_notification && self.is_ready()).then(|| {
             let rtd3e = self.info().init.identify.rtd3e.get();
             let limit = self.0.options.admin_timeout.max(Duration::from_millis(1));
             (ControllerShutdown::new(rtd3e, limit, Instant::now()), Runner::Idle)
@@ -83,13 +83,14 @@ impl Detach {
 
     fn step(&mut self, now: Instant) -> Result<bool> {
         self.not_before = None;
+        self.controller.pump();
         let Some((machine, runner)) = &mut self.machine else { return Ok(true) };
         loop {
             if !runner.poll(&self.controller, now, &mut |outcome| machine.complete(&outcome, now))? {
                 return machine.next(now).map(|_| false);
             }
             match machine.next(now)? {
-                Next::Do(action) => runner.begin(action, &self.controller)?,
+                Next::Do(action) => runner.begin(action, &self.controller, false)?,
                 Next::Wait(time) => {
                     self.not_before = Some(time);
                     return Ok(false);

@@ -5,22 +5,31 @@ mod admin_command;
 mod attach;
 mod detach;
 mod discovery;
+mod events;
+mod link;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-pub use admin::AdminResult;
 pub(crate) use admin::RemoveCallback;
+pub use admin::{AbortStats, AdminResult};
 use admin::{Admin, Notices};
 pub use admin_command::{AdminCommand, AdminPending};
 pub(crate) use attach::{Attach, Environment, NAP};
 pub use detach::Detach;
 pub(crate) use discovery::DiscoveryRead;
+pub use events::{Event, NamespaceChange};
+use link::Addresses;
+pub(crate) use link::{Link, LinkCell, Phase};
+pub use recovery::ControllerState;
+use recovery::Work;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 
@@ -33,8 +42,8 @@ use crate::nqn::Nqn;
 use crate::options::{ControllerOptions, IoQpairOptions};
 use crate::proto::controller_init::{AnaGroup, InitResult};
 use crate::proto::tracker::MAX_SLOTS;
-use crate::qpair::engine::{Engine, FabricsConnect};
-use crate::qpair::{CommandError, IoQpair};
+use crate::qpair::engine::{Engine, FabricsConnect, Renewal};
+use crate::qpair::{CommandError, Create, IoQpair};
 use crate::spec::fabrics::{
     self, CATTR_DISABLE_SQ_FLOW_CONTROL, ConnectData, ConnectResponse, InvalidParameter,
 };
@@ -43,7 +52,7 @@ use crate::spec::log_page::AsyncEvent;
 use crate::spec::registers::{Cap, Version};
 use crate::spec::status::{CommandKind, Status};
 use crate::spec::{Cqe, Sqe};
-use crate::transport::{QpairSetup, TransportController, TransportQpair};
+use crate::transport::{QpairSetup, Transport, TransportController, TransportQpair};
 use crate::transport_id::TransportId;
 
 /// A handle of an attached controller: cheap to clone, usable from any thread.
@@ -54,11 +63,20 @@ use crate::transport_id::TransportId;
 pub struct Controller(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    trid: TransportId,
+    transport: Arc<dyn Transport>,
+    addresses: Addresses,
     options: ControllerOptions,
     host: HostIdentity,
     pool: DmaPool,
+    /// What is done about the controller in small steps. Taken before `admin`, and never waited for.
+    work: Mutex<Work>,
     admin: Mutex<Admin>,
+    /// What of `admin` queue pairs look at.
+    link: Arc<LinkCell>,
+    /// The association that a queue pair wants to have ended, 0 for none.
+    unwanted: AtomicU64,
+    /// The association that a queue pair wants to have ended by a reset, whatever the policy.
+    to_reset: AtomicU64,
     /// Told when an admin completion arrived.
     arrived: Condvar,
     info: RwLock<Arc<Info>>,
@@ -74,10 +92,17 @@ pub(crate) struct Info {
     init: InitResult,
     namespaces: Vec<Namespace>,
     max_transfer: u32,
+    /// By namespace: the association in which it was first seen as what it is now.
+    since: HashMap<u32, u64>,
 }
 
 impl Info {
-    pub(crate) fn new(init: InitResult, transport: &dyn TransportController) -> Self {
+    /// `before` is what was known before, and the association in force.
+    pub(crate) fn new(
+        init: InitResult,
+        transport: &dyn TransportController,
+        before: Option<(&Self, u64)>,
+    ) -> Self {
         let page = init.cap.min_page_size();
         let mut max_transfer = transport.capabilities().max_transfer;
         if let Some(mdts) = init.identify.max_transfer_size(page) {
@@ -101,27 +126,46 @@ impl Info {
                 ns
             })
             .collect();
-        Self { init, namespaces, max_transfer }
+        let mut info = Self { init, namespaces, max_transfer, since: HashMap::new() };
+        if let Some((before, association)) = before {
+            for ns in &info.namespaces {
+                let same = before.namespaces.iter().any(|known| known.is_same(ns));
+                let since = before.since.get(&ns.nsid()).copied().filter(|_| same);
+                info.since.insert(ns.nsid(), since.unwrap_or(association));
+            }
+        }
+        info
+    }
+
+    /// Whether commands prepared in `association` for this namespace may be sent: it is not another one now.
+    pub(crate) fn is_still(&self, nsid: u32, association: u64) -> bool {
+        self.since.get(&nsid).is_none_or(|&since| since <= association)
     }
 }
 
 impl Controller {
     pub(crate) fn new(
+        transport: Arc<dyn Transport>,
         trid: TransportId,
         options: ControllerOptions,
-        host: HostIdentity,
-        pool: DmaPool,
-        transport: Box<dyn TransportController>,
-        init: InitResult,
-        thread: Arc<AdminThread>,
+        environment: Environment,
+        made: Box<dyn TransportController>,
     ) -> Self {
-        let info = Info::new(init, &*transport);
+        let Environment { pool, host, thread } = environment;
+        let info = Info::new(InitResult::blank(false), &*made, None);
+        let link = Arc::new(LinkCell::new());
+        let admin = Admin::new(made, options.recovery_policy(), Arc::clone(&link));
         Self(Arc::new(Inner {
-            trid,
+            transport,
+            addresses: Addresses::new(trid),
             options,
             host,
             pool,
-            admin: Mutex::new(Admin::new(transport)),
+            work: Mutex::default(),
+            admin: Mutex::new(admin),
+            link,
+            unwanted: AtomicU64::new(0),
+            to_reset: AtomicU64::new(0),
             arrived: Condvar::new(),
             info: RwLock::new(Arc::new(info)),
             references: AtomicUsize::new(1),
@@ -132,10 +176,10 @@ impl Controller {
 
     // --- what it is ----------------------------------------------------------------------------------------------------
 
-    /// Its transport identifier.
+    /// Its transport identifier; [`Controller::set_trid`] changes it.
     #[must_use]
     pub fn trid(&self) -> &TransportId {
-        &self.0.trid
+        self.0.addresses.current()
     }
 
     /// The options it was attached with.
@@ -179,7 +223,7 @@ impl Controller {
     #[must_use]
     pub fn subnqn(&self) -> String {
         let reported = self.info().init.identify.subsystem_nqn();
-        match self.0.trid.subnqn() {
+        match self.trid().subnqn() {
             _ if !reported.is_empty() => reported,
             Some(asked) => asked.as_str().to_owned(),
             None => Nqn::DISCOVERY.to_owned(),
@@ -245,16 +289,28 @@ impl Controller {
             .map_err(|error| Error::from(error).doing(format!("allocating {len} bytes of I/O memory")))
     }
 
-    /// Whether its admin queue is lost.
+    /// Whether it is lost and not connected again on its own; [`Controller::reset`] may bring it back.
     #[must_use]
     pub fn is_failed(&self) -> bool {
-        self.failure().is_some()
+        self.0.link.load().phase == Phase::Lost
     }
 
-    /// Why its admin queue is lost, if it is.
+    /// Whether it can be used.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.0.link.load().phase == Phase::Ready
+    }
+
+    /// Why it cannot be used, if it cannot: its admin queue is lost, or it was disconnected.
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
-        self.lock().engine.as_ref().and_then(|engine| engine.failure().cloned())
+        if self.is_ready() {
+            return None;
+        }
+        self.lock().reason()
+    }
+
+    pub(crate) fn link(&self) -> Link {
+        self.0.link.load()
     }
 
     pub(crate) fn info(&self) -> Arc<Info> {
@@ -271,9 +327,9 @@ impl Controller {
 
     // --- attaching more than once ----------------------------------------------------------------------------------------
 
-    /// Counts one more attachment; `false` when it is being detached or is lost.
+    /// Counts one more attachment; `false` when it is being detached or is not connected.
     pub(crate) fn reference(&self) -> bool {
-        !self.is_failed()
+        self.is_ready()
             && self
                 .0
                 .references
@@ -307,7 +363,8 @@ impl Controller {
         let result = admin.process(Instant::now(), &mut notices);
         drop(admin);
         self.deliver(notices);
-        result.map_err(|error| error.peer(&self.0.trid))
+        self.drive();
+        result.map_err(|error| error.peer(self.trid()))
     }
 
     fn deliver(&self, notices: Notices) {
@@ -315,8 +372,9 @@ impl Controller {
             self.0.arrived.notify_all();
         }
         notices.wakers.into_iter().for_each(std::task::Waker::wake);
+        self.tell(notices.events);
         if let Some(remove) = notices.removed {
-            remove(&self.0.trid);
+            remove(self.trid());
         }
     }
 
@@ -339,50 +397,44 @@ impl Controller {
     pub(crate) fn background_step(&self, now: Instant) -> Option<(Option<(RawFd, bool)>, Duration)> {
         // The reason of a failure stays with the queue; there is nobody here to tell.
         let _ = self.process_admin_completions();
+        const SHORT: Duration = Duration::from_millis(1);
+        let next = self.next_work(now);
         let admin = self.lock();
         let engine = admin.engine.as_ref()?;
-        const SHORT: Duration = Duration::from_millis(1);
-        if engine.failure().is_some() {
+        let due = next.map(|time| time.saturating_duration_since(now).max(SHORT));
+        if engine.is_given_up() {
             // Its commands complete once the transport is quiesced.
-            return engine.has_local_work().then_some((None, SHORT));
+            let nap = if engine.has_local_work() { Some(SHORT) } else { due };
+            return nap.map(|nap| (None, nap));
         }
         let mut sleep = if admin.busy() { Duration::from_millis(100) } else { Duration::from_secs(1) };
         if let Some(deadline) = admin.next_deadline(now) {
             // A keep alive that found no room is due all the time.
             sleep = sleep.min(deadline.saturating_duration_since(now).max(SHORT));
         }
+        sleep = sleep.min(due.unwrap_or(sleep));
         if engine.has_local_work() {
             sleep = Duration::ZERO;
         }
         let transport = engine.transport();
-        let source = transport.event_fd().map(|fd| (fd, transport.wants_write()));
-        if source.is_none() && admin.busy() {
+        let source = transport.event_fd().map(|fd| (fd, transport.wants_write() || engine.is_connecting()));
+        if source.is_none() && (admin.busy() || engine.is_connecting()) {
             // Nothing wakes us.
             sleep = sleep.min(SHORT);
         }
         Some((source, sleep))
     }
 
+    /// What came of Abort commands so far.
+    #[must_use]
+    pub fn abort_stats(&self) -> AbortStats {
+        self.lock().abort_stats
+    }
+
     pub(crate) fn abort(&self, sqid: u16, cid: u16) -> Result<()> {
         let result = self.lock().abort(sqid, cid);
         self.0.thread.wake();
         result
-    }
-
-    /// Gives the controller up at once: every outstanding and later command fails. No orderly shutdown.
-    pub fn fail(&self) {
-        self.give_up("the controller was given up by this program");
-    }
-
-    /// The same because it has left its bus.
-    pub(crate) fn removed(&self) {
-        self.give_up("the controller was removed from its bus");
-    }
-
-    fn give_up(&self, why: &'static str) {
-        let mut notices = Notices::default();
-        self.lock().lost(&Error::disconnected(why), Instant::now(), &mut notices);
-        self.deliver(notices);
     }
 
     // --- I/O queue pairs -----------------------------------------------------------------------------------------------------
@@ -435,23 +487,26 @@ impl Controller {
     }
 
     /// As [`Controller::alloc_io_qpair_async`], with a queue pair of a concrete type made by `create` (see
-    /// [`TransportController::as_any`]), so that the hot path has no dynamic dispatch.
+    /// [`TransportController::as_any`]), so that the hot path has no dynamic dispatch. `create` is called again for every
+    /// connection the queue pair makes.
     ///
     /// # Errors
     /// As [`Controller::alloc_io_qpair`], and what `create` returns.
     pub fn alloc_io_qpair_with<Q: TransportQpair>(
         &self,
         options: &IoQpairOptions,
-        create: impl FnOnce(&mut dyn TransportController, &QpairSetup) -> Result<Q>,
+        create: impl FnMut(&mut dyn TransportController, &QpairSetup) -> Result<Q> + Send + 'static,
     ) -> Result<IoQpair<Q>> {
         let inner = &*self.0;
         let info = self.info();
+        let mut create: Create<Q> = Box::new(create);
         let mut admin = self.lock();
-        if let Some(failure) = admin.engine.as_ref().and_then(|engine| engine.failure().cloned()) {
-            return Err(failure.doing("allocating an I/O queue pair").peer(&inner.trid));
+        if !admin.recovery.is_connected() {
+            let failure = admin.reason().unwrap_or_else(|| Error::disconnected("it is not connected"));
+            return Err(failure.doing("allocating an I/O queue pair").peer(self.trid()));
         }
         if info.init.discovery {
-            return Err(Error::api_misuse("a discovery controller has no I/O queues").peer(&inner.trid));
+            return Err(Error::api_misuse("a discovery controller has no I/O queues").peer(self.trid()));
         }
         if options.priority > 3 {
             return Err(Error::api_misuse(format!(
@@ -464,17 +519,50 @@ impl Controller {
                 "all {} I/O queues the controller granted are in use",
                 info.init.num_io_queues
             ))
-            .peer(&inner.trid)
+            .peer(self.trid())
             .hint("free a queue pair, or ask for more with num_io_queues"));
         };
+        let now = Instant::now();
+        match self.io_connection(&mut admin, qid, options, &mut create, now) {
+            Ok(Renewal { transport, slots, generations, connect, connect_timeout }) => {
+                let ops = options
+                    .io_queue_requests
+                    .unwrap_or(inner.options.io_queue_requests)
+                    .max(u32::from(slots));
+                let mut engine =
+                    Engine::new(transport, slots, ops, generations, connect, connect_timeout, now);
+                let capabilities = admin.transport.capabilities();
+                engine.set_max_segments(capabilities.max_segments);
+                engine.set_separate_metadata(capabilities.separate_metadata);
+                engine.set_max_transfer(capabilities.max_transfer);
+                engine.set_delay_submit(options.delay_cmd_submit);
+                drop(admin);
+                Ok(IoQpair::new(engine, self.clone(), qid, options.clone(), create))
+            }
+            Err(error) => {
+                admin.free_qid(qid);
+                Err(error.doing(format!("making I/O queue {qid}")).peer(self.trid()))
+            }
+        }
+    }
+
+    /// A new connection for an I/O queue.
+    fn io_connection<Q: TransportQpair>(
+        &self,
+        admin: &mut Admin,
+        qid: u16,
+        options: &IoQpairOptions,
+        create: &mut Create<Q>,
+        now: Instant,
+    ) -> Result<Renewal<Q>> {
+        let inner = &*self.0;
+        let info = self.info();
         let entries = u32::from(options.io_queue_size.unwrap_or(inner.options.io_queue_size));
         let entries = entries.min(info.init.cap.max_queue_entries()).clamp(2, u32::from(MAX_SLOTS)) as u16;
         let mut slots = entries - 1;
         if info.init.identify.maxcmd.get() > 0 {
             slots = slots.min(info.init.identify.maxcmd.get());
         }
-        let ops = options.io_queue_requests.unwrap_or(inner.options.io_queue_requests).max(u32::from(slots));
-        let now = Instant::now();
         let setup = QpairSetup {
             qid,
             entries,
@@ -482,32 +570,46 @@ impl Controller {
             deadline: now + inner.options.connect_timeout,
             priority: options.priority,
         };
-        let made = create(&mut *admin.transport, &setup).and_then(|transport| {
-            let capabilities = admin.transport.capabilities();
-            let connect = if capabilities.fabrics {
-                Some(inner.connect_command(&setup, info.init.cntlid, 0)?)
-            } else {
-                None
-            };
-            let generations = inner.options.cid_generations;
-            let timeout = inner.options.connect_timeout;
-            let mut engine = Engine::new(transport, slots, ops, generations, connect, timeout, now);
-            engine.set_max_segments(capabilities.max_segments);
-            engine.set_separate_metadata(capabilities.separate_metadata);
-            engine.set_max_transfer(capabilities.max_transfer);
-            Ok(engine)
-        });
-        match made {
-            Ok(mut engine) => {
-                engine.set_delay_submit(options.delay_cmd_submit);
-                drop(admin);
-                Ok(IoQpair::new(engine, self.clone(), qid, inner.options.io_timeout))
-            }
-            Err(error) => {
-                admin.free_qid(qid);
-                Err(error.doing(format!("making I/O queue {qid}")).peer(&inner.trid))
-            }
+        let transport = create(&mut *admin.transport, &setup)?;
+        let connect = if admin.transport.capabilities().fabrics {
+            Some(inner.connect_command(&setup, info.init.cntlid, 0)?)
+        } else {
+            None
+        };
+        Ok(Renewal {
+            transport,
+            slots,
+            generations: inner.options.cid_generations,
+            connect,
+            connect_timeout: inner.options.connect_timeout,
+        })
+    }
+
+    /// A new connection for an I/O queue pair that lost its own, and the association it is made in.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exhausted`] when the controller does not grant so many queues any more.
+    pub(crate) fn renew_io_qpair<Q: TransportQpair>(
+        &self,
+        qid: u16,
+        options: &IoQpairOptions,
+        create: &mut Create<Q>,
+        now: Instant,
+    ) -> Result<(Renewal<Q>, Link)> {
+        let mut admin = self.lock();
+        let context = |error: Error| error.doing(format!("making I/O queue {qid} again")).peer(self.trid());
+        if !admin.recovery.is_connected() {
+            let failure = admin.reason().unwrap_or_else(|| Error::disconnected("it is not connected"));
+            return Err(context(failure));
         }
+        if !admin.grants(qid) {
+            let granted = self.info().init.num_io_queues;
+            return Err(context(Error::exhausted(format!(
+                "the controller grants only {granted} I/O queues now"
+            ))));
+        }
+        let renewal = self.io_connection(&mut admin, qid, options, create, now).map_err(context)?;
+        Ok((renewal, self.link()))
     }
 
     pub(crate) fn free_qid(&self, qid: u16) {
@@ -528,33 +630,21 @@ impl Inner {
         cntlid: u16,
         kato_ms: u32,
     ) -> Result<FabricsConnect> {
-        connect_command(&self.trid, &self.options, &self.host, &self.pool, setup, cntlid, kato_ms)
+        let discovery = Nqn::discovery();
+        let data = ConnectData {
+            hostid: self.host.id.to_bytes(),
+            cntlid: U16::new(cntlid),
+            reserved18: [0; 238],
+            subnqn: self.addresses.current().subnqn().unwrap_or(&discovery).to_wire(),
+            hostnqn: self.host.nqn.to_wire(),
+            reserved768: [0; 256],
+        };
+        let cattr = if self.options.disable_sq_flow_control { CATTR_DISABLE_SQ_FLOW_CONTROL } else { 0 };
+        Ok(FabricsConnect {
+            sqe: fabrics::connect(setup.qid, setup.entries - 1, cattr, kato_ms),
+            data: IoBuf::One(self.pool.copy_from(data.as_bytes())?),
+        })
     }
-}
-
-fn connect_command(
-    trid: &TransportId,
-    options: &ControllerOptions,
-    host: &HostIdentity,
-    pool: &DmaPool,
-    setup: &QpairSetup,
-    cntlid: u16,
-    kato_ms: u32,
-) -> Result<FabricsConnect> {
-    let discovery = Nqn::discovery();
-    let data = ConnectData {
-        hostid: host.id.to_bytes(),
-        cntlid: U16::new(cntlid),
-        reserved18: [0; 238],
-        subnqn: trid.subnqn().unwrap_or(&discovery).to_wire(),
-        hostnqn: host.nqn.to_wire(),
-        reserved768: [0; 256],
-    };
-    let cattr = if options.disable_sq_flow_control { CATTR_DISABLE_SQ_FLOW_CONTROL } else { 0 };
-    Ok(FabricsConnect {
-        sqe: fabrics::connect(setup.qid, setup.entries - 1, cattr, kato_ms),
-        data: IoBuf::One(pool.copy_from(data.as_bytes())?),
-    })
 }
 
 fn check_connect(cqe: &Cqe, host: &HostIdentity) -> Result<ConnectResponse> {
@@ -597,7 +687,7 @@ fn check_connect(cqe: &Cqe, host: &HostIdentity) -> Result<ConnectResponse> {
 impl fmt::Debug for Controller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Controller")
-            .field("trid", &format_args!("{}", self.0.trid))
+            .field("trid", &format_args!("{}", self.trid()))
             .field("cntlid", &self.cntlid())
             .finish_non_exhaustive()
     }

@@ -1,5 +1,7 @@
 //! Controllers against the target of [`crate::testing`]: admin commands, keep alive, detaching, queue identifiers.
 
+mod life;
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::mpsc;

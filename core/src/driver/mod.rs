@@ -266,7 +266,7 @@ impl Driver {
             host: self.host_for(trid, options),
             thread: Arc::clone(&self.0.thread),
         };
-        Attach::start(&**transport, trid, options, environment, Instant::now())
+        Attach::start(transport, trid, options, environment, Instant::now())
     }
 }
 

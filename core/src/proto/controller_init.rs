@@ -3,6 +3,7 @@
 //! The caller asks [`ControllerInit::next`] what to do, does it, and reports with [`ControllerInit::complete`]. One thing
 //! is asked for at a time. Time is an argument; every state has a deadline.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use zerocopy::{FromBytes, FromZeros};
@@ -21,10 +22,12 @@ use crate::spec::status::CommandKind;
 use crate::spec::{AdminOpcode, Cqe, Sqe, Status};
 use crate::transport::InitDelays;
 
+mod again;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub use again::ChangedNamespaces;
 use state::State;
 
 /// Largest memory page (CC.MPS) that queues are aligned to and padded for, bytes.
@@ -221,6 +224,10 @@ pub struct ControllerInit {
     ana_len: u32,
     /// Only the namespaces are read again; what was set stays set.
     rescan: bool,
+    /// Namespaces that need not be identified again if they are still listed.
+    unchanged: BTreeMap<u32, NamespaceInfo>,
+    /// Namespaces that have to be identified.
+    unidentified: BTreeSet<u32>,
 }
 
 impl ControllerInit {
@@ -246,19 +253,9 @@ impl ControllerInit {
             ana: Vec::new(),
             ana_len: 0,
             rescan: false,
+            unchanged: BTreeMap::new(),
+            unidentified: BTreeSet::new(),
         }
-    }
-
-    /// A machine that only reads the namespaces again, for a controller that is ready already.
-    #[must_use]
-    pub fn rescan(config: InitConfig, known: InitResult, now: Instant) -> Self {
-        let mut machine = Self::new(config, now);
-        machine.cc = ControllerConfig(0).with_css(known.cap.css().to_select());
-        machine.result = InitResult { namespaces: Vec::new(), ana_groups: Vec::new(), ..known };
-        machine.state = State::ActiveNamespaces;
-        machine.not_before = None;
-        machine.rescan = true;
-        machine
     }
 
     /// What is going on, in words.
@@ -655,7 +652,8 @@ impl ControllerInit {
                     break;
                 }
                 self.list_after = nsid;
-                self.result.namespaces.push(NamespaceInfo::empty(nsid));
+                let listed = self.listed(nsid);
+                self.result.namespaces.push(listed);
             }
             full = self.result.namespaces.len() - before == NamespaceList::CAPACITY
                 && self.result.namespaces.len() < MAX_NAMESPACES
@@ -663,17 +661,15 @@ impl ControllerInit {
         } else if self.result.version < Version::V1_1 || status.is(Status::INVALID_FIELD) {
             // Controllers of version 1.0 have no list, and some later ones neither: namespaces are 1..=NN.
             let nn = self.result.identify.nn.get().min(MAX_NAMESPACES as u32);
-            self.result.namespaces = (1..=nn).map(NamespaceInfo::empty).collect();
+            self.result.namespaces = (1..=nn).map(|nsid| self.listed(nsid)).collect();
         } else {
             return Err(Error::command(CommandKind::Admin, "Identify Active Namespace ID list", status));
         }
         if full {
             self.enter(State::ActiveNamespaces, now);
-        } else if self.result.namespaces.is_empty() {
-            self.after_namespaces(now);
         } else {
             self.cursor = 0;
-            self.enter(State::IdentifyNamespace, now);
+            self.continue_namespaces(now);
         }
         Ok(())
     }
@@ -699,6 +695,7 @@ impl ControllerInit {
     }
 
     fn continue_namespaces(&mut self, now: Instant) {
+        self.skip_identified();
         if self.cursor < self.result.namespaces.len() {
             self.enter(State::IdentifyNamespace, now);
         } else {

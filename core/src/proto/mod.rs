@@ -5,6 +5,7 @@ pub mod controller_init;
 pub mod controller_shutdown;
 pub mod discovery_log;
 pub mod keep_alive;
+pub mod recovery;
 pub mod split;
 pub mod tracker;
 

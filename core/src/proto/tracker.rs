@@ -56,26 +56,36 @@ impl Tracker {
     /// completion is recognised; without, identifiers stay small for controllers that need that.
     #[must_use]
     pub fn new(slots: u16, ops: u32, generations: bool) -> Self {
+        let mut tracker = Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            bufs: (0..ops).map(|_| IoBuf::None).collect(),
+            completed: Vec::new(),
+            slot_mask: 0,
+        };
+        tracker.restart(slots, generations);
+        tracker
+    }
+
+    /// Makes new slots for another connection; the operations keep their data. Only when no command is in flight.
+    pub fn restart(&mut self, slots: u16, generations: bool) {
+        debug_assert_eq!(self.in_flight(), 0, "a command of the connection before may still access its data");
         let slots = slots.clamp(1, MAX_SLOTS);
         let bits = slots.next_power_of_two().trailing_zeros();
-        Self {
-            slots: (0..slots)
-                .map(|slot| Slot {
-                    state: SlotState::Free,
-                    cid: slot,
-                    direction: DataDirection::None,
-                    op: 0,
-                    offset: 0,
-                    len: 0,
-                    metadata_offset: 0,
-                    metadata_len: 0,
-                })
-                .collect(),
-            free: (0..slots).rev().collect(),
-            bufs: (0..ops).map(|_| IoBuf::None).collect(),
-            completed: Vec::with_capacity(usize::from(slots)),
-            slot_mask: if generations { ((1u32 << bits) - 1) as u16 } else { u16::MAX },
-        }
+        let slot = |cid| Slot {
+            state: SlotState::Free,
+            cid,
+            direction: DataDirection::None,
+            op: 0,
+            offset: 0,
+            len: 0,
+            metadata_offset: 0,
+            metadata_len: 0,
+        };
+        self.slots = (0..slots).map(slot).collect();
+        self.free = (0..slots).rev().collect();
+        self.completed = Vec::with_capacity(usize::from(slots));
+        self.slot_mask = if generations { ((1u32 << bits) - 1) as u16 } else { u16::MAX };
     }
 
     /// Number of slots.

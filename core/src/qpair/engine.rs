@@ -6,8 +6,13 @@ use std::time::{Duration, Instant};
 
 use zerocopy::little_endian::{U16, U32};
 
+mod deadline;
+mod renew;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use deadline::Late;
+pub(crate) use renew::{Keep, Renewal};
 
 use super::{CommandError, CommandId, QpairStats};
 use crate::dma::IoBuf;
@@ -48,6 +53,10 @@ struct Op {
     /// When a deadline scan first saw it.
     seen: Option<Instant>,
     timeout: Option<Duration>,
+    /// How often it was sent again after a lost connection.
+    retries: u8,
+    /// How often its deadline passed.
+    late: u32,
 }
 
 /// An operation to be submitted.
@@ -106,8 +115,14 @@ pub(crate) struct Engine<Q: TransportQpair> {
     waiting: VecDeque<(u32, u32)>,
     state: State,
     failure: Option<Error>,
-    /// What an outstanding operation is completed with once the queue is quiesced.
+    /// What an operation that was sent is completed with once the queue is quiesced.
     failed_as: CommandError,
+    /// What becomes of operations when the queue pair is given up.
+    keep: Keep,
+    /// Given up, and every operation that is not held is completed.
+    drained: bool,
+    /// Memory of commands was given up.
+    leaked: bool,
     connect: Option<FabricsConnect>,
     connect_cqe: Option<Cqe>,
     connect_deadline: Instant,
@@ -126,6 +141,10 @@ pub(crate) struct Engine<Q: TransportQpair> {
     quiesced: bool,
     polls_since_clock: u32,
     last_scan: Instant,
+    /// Deadlines that pass are reported instead of giving the queue pair up.
+    report_late: bool,
+    /// Operations whose deadline passed, to be reported.
+    late: Vec<Late>,
     stats: QpairStats,
 }
 
@@ -154,6 +173,8 @@ impl<Q: TransportQpair> Engine<Q> {
             failed_at: 0,
             seen: None,
             timeout: None,
+            retries: 0,
+            late: 0,
         };
         Self {
             transport,
@@ -164,6 +185,9 @@ impl<Q: TransportQpair> Engine<Q> {
             state: State::Connecting,
             failure: None,
             failed_as: CommandError::Disconnected,
+            keep: Keep::default(),
+            drained: false,
+            leaked: false,
             connect,
             connect_cqe: None,
             connect_deadline: now + connect_timeout,
@@ -178,6 +202,8 @@ impl<Q: TransportQpair> Engine<Q> {
             quiesced: false,
             polls_since_clock: 0,
             last_scan: now,
+            report_late: false,
+            late: Vec::new(),
             stats: QpairStats::default(),
         }
     }
@@ -235,7 +261,7 @@ impl<Q: TransportQpair> Engine<Q> {
     pub(crate) fn has_local_work(&self) -> bool {
         match self.state {
             State::Quiescing => true,
-            State::Failed => self.outstanding() > 0,
+            State::Failed => !self.drained,
             State::Connecting | State::FabricsConnect | State::Ready => self.transport.has_local_work(),
         }
     }
@@ -317,7 +343,7 @@ impl<Q: TransportQpair> Engine<Q> {
 
     /// Takes an operation. While connecting it waits; with every slot in use it waits for one.
     pub(crate) fn submit(&mut self, request: Request) -> Result<CommandId, (Error, IoBuf)> {
-        if matches!(self.state, State::Quiescing | State::Failed) {
+        if matches!(self.state, State::Quiescing | State::Failed) && !self.keep.hold {
             return Err((self.failure_or_closed(), request.buf));
         }
         if request.sqe.direction() == DataDirection::Bidirectional && !request.buf.is_empty() {
@@ -420,6 +446,7 @@ impl<Q: TransportQpair> Engine<Q> {
         (op.sqe, op.span, op.user_data, op.timeout) = (sqe, span, user_data, timeout);
         (op.issued, op.all_issued, op.in_flight) = (0, false, 0);
         (op.result, op.failed_at, op.seen) = (Ok(0), usize::MAX, None);
+        (op.retries, op.late) = (0, 0);
     }
 
     /// Issues as many commands of an operation as there are slots for.
@@ -576,7 +603,7 @@ impl<Q: TransportQpair> Engine<Q> {
             }
         }
         count += self.complete_all(budget, f);
-        if count > 0 { Ok(count) } else { Err(self.failure_or_closed()) }
+        if count > 0 || self.keep.hold { Ok(count) } else { Err(self.failure_or_closed()) }
     }
 
     fn poll_transport(&mut self, budget: usize, count: &mut usize, f: &mut dyn FnMut(Done)) -> Result<()> {
@@ -643,33 +670,6 @@ impl<Q: TransportQpair> Engine<Q> {
         Done { id, user_data: op.user_data, result: op.result, buf }
     }
 
-    fn check_deadlines(&mut self, now: Instant) {
-        if now.duration_since(self.last_scan) < DEADLINE_SCAN {
-            return;
-        }
-        self.last_scan = now;
-        let mut expired = None;
-        for op in self.ops.iter_mut().filter(|op| op.active && op.in_flight > 0) {
-            let Some(timeout) = op.timeout else { continue };
-            // The clock is not read per command: time counts from the first scan that sees the operation.
-            let seen = *op.seen.get_or_insert(now);
-            if now.duration_since(seen) >= timeout {
-                expired = Some((op.sqe, timeout));
-                break;
-            }
-        }
-        if let Some((sqe, timeout)) = expired {
-            let error = Error::timed_out(
-                format!(
-                    "waiting for the completion of a command (opcode {:#04x}, nsid {:#x})",
-                    sqe.opcode, sqe.nsid
-                ),
-                timeout,
-            );
-            self.fail(error, CommandError::TimedOut, now);
-        }
-    }
-
     // --- giving up -----------------------------------------------------------------------------------------------
 
     fn give_up(&mut self, error: Error) {
@@ -685,6 +685,7 @@ impl<Q: TransportQpair> Engine<Q> {
         tracing::debug!(%error, outstanding = self.outstanding(), "queue pair given up");
         self.failure = Some(error);
         self.failed_as = failed_as;
+        self.drained = false;
         self.state = State::Quiescing;
         self.quiesce_deadline = now + QUIESCE;
         self.connect = None;
@@ -746,47 +747,6 @@ impl<Q: TransportQpair> Engine<Q> {
         self.transport.quiesce_completed(cqe);
     }
 
-    pub(crate) fn is_quiescing(&self) -> bool {
-        self.state == State::Quiescing
-    }
-
-    /// Completes every outstanding operation with an error; only when quiesced.
-    pub(crate) fn complete_all(&mut self, budget: usize, f: &mut dyn FnMut(Done)) -> usize {
-        if self.state != State::Failed {
-            return 0;
-        }
-        self.waiting.clear();
-        let mut count = 0;
-        // What completed before the failure still counts as completed.
-        let _ = self.drain(&mut |done| {
-            count += 1;
-            f(done);
-        });
-        if self.tracker.in_flight() > 0 {
-            let slots: Vec<u16> = self.tracker.outstanding().map(|(slot, _)| slot).collect();
-            slots.into_iter().for_each(|slot| self.tracker.release(slot));
-        }
-        drop(self.tracker.take_buf(self.connect_op()));
-        for index in 0..self.connect_op() {
-            if count >= budget {
-                break;
-            }
-            let failed_as = self.failed_as;
-            let op = &mut self.ops[index as usize];
-            if !op.active {
-                continue;
-            }
-            op.in_flight = 0;
-            if op.result.is_ok() {
-                op.result = Err(failed_as);
-            }
-            let done = self.retire(index);
-            f(done);
-            count += 1;
-        }
-        count
-    }
-
     /// The peer may write the outstanding commands' memory at any time from now on: give the memory up.
     fn leak_outstanding(&mut self) {
         let mut bytes = 0;
@@ -803,6 +763,7 @@ impl<Q: TransportQpair> Engine<Q> {
                 "queue pair could not be quiesced; the memory of its commands is given up"
             );
         }
+        self.leaked = true;
         self.state = State::Failed;
     }
 

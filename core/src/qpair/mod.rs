@@ -2,6 +2,8 @@
 
 mod command;
 pub(crate) mod engine;
+mod follow;
+mod timeout;
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -9,16 +11,19 @@ use std::time::{Duration, Instant};
 
 pub use command::IoCommand;
 use engine::{Connecting, Done, Engine, Request};
+use follow::Follow;
+pub use timeout::{TimedOut, TimeoutAction, TimeoutPolicy};
 
 use crate::controller::{AdminPending, Controller};
 use crate::dma::{DmaBuf, IoBuf};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
+use crate::options::IoQpairOptions;
 use crate::protection::Protection;
 use crate::spec::command::DsmRange;
 use crate::spec::status::CommandKind;
 use crate::spec::{Cqe, Status};
-use crate::transport::{TransportQpair, TransportStats};
+use crate::transport::{QpairSetup, TransportController, TransportQpair, TransportStats};
 use crate::wait::{MAX_SLEEP, Waiter};
 
 /// Names an operation submitted on a queue pair until it completes.
@@ -44,6 +49,9 @@ pub enum CommandError {
     /// It was cancelled before the controller had all of it.
     #[error("the command was aborted")]
     Aborted,
+    /// The queue pair was lost, or the controller could not be reached in time, before any of it was sent. It was not executed.
+    #[error("the controller could not be reached; the command was not sent")]
+    NotSent,
 }
 
 /// An operation that is done: exactly one of these is given out for each accepted submission.
@@ -114,6 +122,9 @@ pub struct QpairStats {
     pub transport: TransportStats,
 }
 
+/// Makes the transport's side of a queue pair.
+pub(crate) type Create<Q> = Box<dyn FnMut(&mut dyn TransportController, &QpairSetup) -> Result<Q> + Send>;
+
 /// An I/O queue pair. Belongs to one thread at a time (`Send`, no locks).
 ///
 /// The ordinary type is `IoQpair`, over any transport. `IoQpair<T>` over a concrete transport's queue pair compiles
@@ -126,6 +137,7 @@ pub struct IoQpair<Q: TransportQpair = Box<dyn TransportQpair>> {
     waiter: Option<Waiter>,
     /// An admin command the transport needs: to create its queues, or to delete them.
     assist: Option<AdminPending>,
+    follow: Follow<Q>,
 }
 
 impl<Q: TransportQpair> IoQpair<Q> {
@@ -133,9 +145,16 @@ impl<Q: TransportQpair> IoQpair<Q> {
         engine: Engine<Q>,
         controller: Controller,
         qid: u16,
-        io_timeout: Option<Duration>,
+        options: IoQpairOptions,
+        create: Create<Q>,
     ) -> Self {
-        Self { engine, controller, qid, io_timeout, waiter: None, assist: None }
+        let io_timeout = controller.options().io_timeout;
+        let follow = Follow::new(create, options, controller.link().association, controller.options());
+        let mut engine = engine;
+        if !matches!(controller.options().timeout_policy, TimeoutPolicy::Disconnect) {
+            engine.report_late();
+        }
+        Self { engine, controller, qid, io_timeout, waiter: None, assist: None, follow }
     }
 
     /// Queue identifier.
@@ -165,7 +184,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     /// Why it was given up, if it was.
     #[must_use]
     pub fn failure(&self) -> Option<&Error> {
-        self.engine.failure()
+        self.end().or(self.engine.failure())
     }
 
     /// Counters.
@@ -213,13 +232,17 @@ impl<Q: TransportQpair> IoQpair<Q> {
             let step = self.engine.poll_connect(now).map_err(|error| self.explain_connect(error))?;
             match step {
                 Connecting::Pending => return Ok(false),
-                Connecting::Ready(None) => return Ok(true),
+                Connecting::Ready(None) => {
+                    self.connected();
+                    return Ok(true);
+                }
                 Connecting::Ready(Some(cqe)) => {
                     if let Err(error) = self.controller.check_connect(&cqe) {
                         let error = self.explain_connect(error);
                         self.engine.fail(error.clone(), CommandError::Disconnected, now);
                         return Err(error);
                     }
+                    self.connected();
                     return Ok(true);
                 }
                 Connecting::Admin(sqe) => match self.controller.admin(sqe).name(CREATING).submit() {
@@ -260,6 +283,8 @@ impl<Q: TransportQpair> IoQpair<Q> {
             Ok(span) => span,
             Err(why) => return Err(SubmitError { error: Error::api_misuse(why), buf }),
         };
+        // Nothing more is sent to a controller that is another one now.
+        self.notice_loss();
         self.engine
             .submit(Request { sqe, span, buf, user_data, timeout: self.io_timeout })
             .map_err(|(error, buf)| SubmitError { error, buf })
@@ -436,23 +461,48 @@ impl<Q: TransportQpair> IoQpair<Q> {
     /// Moves data and hands at most `max` completions (0: no limit) to `f`. Never blocks; work is bounded by what is
     /// outstanding. Returns how many there were.
     ///
+    /// A queue pair that connects again on its own ([`crate::IoQpairOptions::auto_reconnect`]) is driven by this as well; while it has
+    /// no connection, operations that were sent complete with an error, those that were not wait, and this returns 0.
+    ///
     /// # Errors
-    /// When the queue pair is lost: after every outstanding operation was completed with an error. Details are in the error.
+    /// When the queue pair is lost and does not connect again on its own: after every outstanding operation was completed with an
+    /// error. Details are in the error.
     pub fn process_completions(&mut self, max: usize, mut f: impl FnMut(Completion)) -> Result<usize> {
+        self.notice_loss();
         // A failure to connect is told below, after what was submitted already.
         if self.engine.is_connecting() && matches!(self.poll_connect(), Ok(false)) {
             return Ok(0);
         }
-        if self.engine.is_quiescing() {
-            assist_quiesce(&mut self.engine, &self.controller, &mut self.assist);
+        if !self.engine.is_given_up() {
+            let result = self.engine.process(max, &mut |done| f(done.into()));
+            if self.engine.has_late() {
+                self.handle_late();
+            }
+            return result;
         }
-        self.engine.process(max, &mut |done| f(done.into()))
+        assist_quiesce(&mut self.engine, &self.controller, &mut self.assist);
+        let mut dropped = 0;
+        self.follow(&mut |done| {
+            dropped += 1;
+            f(done.into());
+        });
+        if !self.engine.is_given_up() {
+            return Ok(dropped);
+        }
+        match self.engine.process(max, &mut |done| f(done.into())) {
+            Ok(n) => Ok(n + dropped),
+            Err(_) if dropped > 0 || !self.is_over() => Ok(dropped),
+            Err(error) => Err(self.end().cloned().unwrap_or(error)),
+        }
     }
 
     /// Descriptor that becomes readable when [`IoQpair::process_completions`] has something to do, for an event loop of
     /// one's own, and whether to watch it for writing too. `None` while there is none (name resolution).
     #[must_use]
     pub fn event_source(&self) -> Option<(RawFd, bool)> {
+        if self.engine.is_given_up() {
+            return None;
+        }
         let transport = self.engine.transport();
         Some((transport.event_fd()?, transport.wants_write() || self.engine.is_connecting()))
     }
@@ -478,8 +528,10 @@ impl<Q: TransportQpair> IoQpair<Q> {
         };
         let transport = self.engine.transport();
         let write = transport.wants_write() || self.engine.is_connecting();
-        match transport.event_fd() {
-            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout)?),
+        let source = if self.engine.is_given_up() { None } else { transport.event_fd() };
+        match source {
+            // The end of the controller's connection does not show here.
+            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout.min(MAX_SLEEP))?),
             None => Ok(waiter.wait(&[], timeout.min(Duration::from_millis(5)))?),
         }
     }

@@ -4,4 +4,5 @@ mod commands;
 mod data;
 mod failures;
 mod metadata;
+mod recovery;
 mod support;

@@ -444,8 +444,8 @@ fn other_bars_and_addresses_that_are_set_aside() {
     assert!(bar.write_bytes(BAR - 8, &[0; 16]).is_err() && bar.write_bytes(2, &[0; 4]).is_err());
     assert!(device.bar(0).is_err() && device.bar(1).is_err() && device.bar(6).is_err());
     // In one piece after the other, of as much as a message of this server has, each awaited.
-    let region = |size: u64| crate::grant::to_function(DmaRegion::allocate(size as usize).unwrap().region());
-    let first = device.dma_map(&region(4096)).unwrap();
+    let region = |size: u64| DmaRegion::allocate(size as usize).unwrap().region().clone();
+    let first = device.dma_map(&crate::grant::to_function(&region(4096))).unwrap();
     let set_aside = device.reserve_addresses(None, 0x1_0001).unwrap();
     let next = device.dma_map(&crate::grant::to_function(&region(4096))).unwrap();
     assert!(first < set_aside && next >= set_aside + 0x1_0001 && next.is_multiple_of(4096));

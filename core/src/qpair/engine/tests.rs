@@ -2,6 +2,7 @@
 
 mod fake;
 mod interleavings;
+mod renewal;
 
 use std::collections::HashMap;
 
@@ -81,7 +82,7 @@ fn a_refused_fabrics_connect_is_reported_and_issues_nothing() {
     bench.engine.fail(broken(), CommandError::Disconnected, clock());
     let (done, _) = bench.drain();
     assert_eq!(user_data(&done), [7]);
-    assert_eq!(done[0].result, Err(CommandError::Disconnected));
+    assert_eq!(done[0].result, Err(CommandError::NotSent));
 }
 
 #[test]
@@ -539,7 +540,9 @@ fn operations_of_a_timed_out_queue_pair_say_so() {
         bench.engine.process(0, &mut |d| done.push(d)).unwrap();
     }
     assert_eq!(user_data(&done), [0, 1, 2]);
-    assert!(done.iter().all(|d| d.result == Err(CommandError::TimedOut) && d.buf.len() == 512));
+    assert!(done.iter().all(|d| d.buf.len() == 512));
+    let (timed_out, not_sent) = (Err(CommandError::TimedOut), Err(CommandError::NotSent));
+    assert_eq!(done.iter().map(|d| d.result).collect::<Vec<_>>(), [timed_out, timed_out, not_sent]);
 }
 
 #[test]
@@ -603,7 +606,9 @@ fn completions_come_before_the_error() {
     assert_eq!(bench.fake.wire().disconnects, 1);
     let (done, error) = bench.drain();
     assert_eq!(user_data(&done), [0, 2, 3]);
-    assert!(done.iter().all(|d| d.result == Err(CommandError::Disconnected) && d.buf.len() == 512));
+    assert!(done.iter().all(|d| d.buf.len() == 512));
+    let (lost, not_sent) = (Err(CommandError::Disconnected), Err(CommandError::NotSent));
+    assert_eq!(done.iter().map(|d| d.result).collect::<Vec<_>>(), [lost, not_sent, not_sent]);
     assert_eq!(error.to_string(), broken().to_string());
     assert_eq!(bench.drain().1.to_string(), broken().to_string(), "the reason stays");
     let (_, buf) = bench.engine.submit(bench.request(NvmOpcode::READ, 0, 1, 8, 0)).unwrap_err();

@@ -6,7 +6,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[cfg(feature = "pcie")]
 use crate::commands::bind;
-use crate::commands::{copy, discover, identify, list, perf, verify};
+use crate::commands::{copy, discover, identify, list, perf, reset, verify};
 #[cfg(feature = "tcp")]
 use crate::commands::{demo, target};
 use crate::failure::Failure;
@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Write(copy::WriteArgs),
     Verify(verify::Args),
     Perf(perf::Args),
+    Reset(reset::ResetArgs),
+    SubsystemReset(reset::SubsystemResetArgs),
     #[cfg(feature = "tcp")]
     Target(target::Args),
 }
@@ -74,7 +76,7 @@ const STYLES: Styles = Styles::styled()
 /// The grammar. Options of `perf` are those of spdk_nvme_perf, which has other uses for some letters of nvme-cli.
 fn grammar() -> clap::Command {
     Cli::command().mut_subcommand("perf", |perf| {
-        ["transport", "hostnqn", "host_traddr"]
+        ["transport", "hostnqn", "host_traddr", "reconnect_delay", "ctrl_loss_tmo", "keep_alive_tmo"]
             .into_iter()
             .fold(perf, |perf, option| perf.mut_arg(option, |arg| arg.short(None)))
     })
@@ -241,6 +243,17 @@ mod tests {
             args.settings().unwrap().to_string(),
             "randrw (70 % reads), 4 KiB, queue depth 32 x 2 queue pairs"
         );
+    }
+
+    #[test]
+    fn recovery_options_have_the_names_of_nvme_cli() {
+        let line =
+            ["verify", "nvme+tcp://h/nqn.a", "-c", "2", "-l", "-1", "--fast_io_fail_tmo", "5", "-k", "0"];
+        parsed(&line).unwrap();
+        let line = ["perf", "nvme+tcp://h/nqn.a", "--reconnect-delay", "2", "--ctrl-loss-tmo", "-1"];
+        parsed(&line).unwrap();
+        let error = parsed(&["verify", "nvme+tcp://h/nqn.a", "--ctrl-loss-tmo", "60"]).unwrap_err();
+        assert!(error.contains("--reconnect-delay"), "{error}");
     }
 
     /// Every help text as it is printed 100 columns wide.

@@ -11,6 +11,7 @@ use nvmf_core::{
 };
 
 use crate::failure::Failure;
+use crate::recovery::RecoveryArgs;
 use crate::size::parse_seconds;
 use crate::units;
 
@@ -209,8 +210,23 @@ impl ConnectArgs {
 
     /// Attaches the controller.
     pub(crate) fn attach(&self, io_queues: u16) -> Result<Controller, Failure> {
+        self.attach_with(&self.options(io_queues)?)
+    }
+
+    /// Attaches a controller that is connected again when it is lost, if the options say so.
+    pub(crate) fn attach_for_good(
+        &self,
+        io_queues: u16,
+        recovery: &RecoveryArgs,
+    ) -> Result<Controller, Failure> {
+        let mut options = self.options(io_queues)?;
+        recovery.apply(&mut options);
+        self.attach_with(&options)
+    }
+
+    fn attach_with(&self, options: &ControllerOptions) -> Result<Controller, Failure> {
         let trid = self.subsystem_trid()?;
-        driver().connect(&trid, &self.options(io_queues)?).map_err(|error| Failure::attach(&error))
+        driver().connect(&trid, options).map_err(|error| Failure::attach(&error))
     }
 }
 

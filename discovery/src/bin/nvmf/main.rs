@@ -9,6 +9,7 @@ mod failure;
 mod pattern;
 mod pipeline;
 mod progress;
+mod recovery;
 mod size;
 mod units;
 

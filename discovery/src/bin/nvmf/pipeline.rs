@@ -7,6 +7,7 @@ use nvmf_core::spec::status::CommandKind;
 use nvmf_core::{CommandError, DmaBuf, IoCommand, IoQpair, Namespace, Protection};
 
 use crate::failure::Failure;
+use crate::recovery::comes_back;
 use crate::units;
 
 /// Which way the data go.
@@ -103,13 +104,11 @@ pub(crate) fn run(
                 break;
             };
             buf.set_len(io.len);
-            let slba = io.offset / u64::from(ns.block_size());
             let number = base + slots.len() as u64;
             slots.push_back(Some(Slot { io, buf: None }));
-            let command = match (&layout, plan.direction) {
-                (None, Direction::Read) => IoCommand::read(ns, slba, buf),
-                (None, Direction::Write) => IoCommand::write(ns, slba, buf),
-                (Some(layout), direction) => layout.command(qpair, ns, direction, io, buf, job)?,
+            let command = match &layout {
+                None => plain(ns, plan.direction, io, buf),
+                Some(layout) => layout.command(qpair, ns, plan.direction, io, buf, job)?,
             };
             qpair.submit(command, number).map_err(|error| Failure::from(error.error))?;
         }
@@ -126,7 +125,18 @@ pub(crate) fn run(
             let index = usize::try_from(completion.user_data - base).unwrap_or(usize::MAX);
             let Some(slot) = slots.get_mut(index).and_then(Option::as_mut) else { continue };
             if let Err(error) = completion.result {
-                return Err(io_failure(qpair, plan.direction, ns, slot.io, error));
+                // With metadata the buffer holds more than the data.
+                if layout.is_some() || !comes_back(qpair, error) {
+                    return Err(io_failure(qpair, plan.direction, ns, slot.io, error));
+                }
+                // Nobody else writes to the place, and what was lost holds the same bytes: it does no harm whenever the target
+                // executes it.
+                let Some(buf) = completion.buf.into_one() else {
+                    return Err(io_failure(qpair, plan.direction, ns, slot.io, error));
+                };
+                let command = plain(ns, plan.direction, slot.io, buf);
+                qpair.submit(command, completion.user_data).map_err(|error| Failure::from(error.error))?;
+                continue;
             }
             let (data, metadata) = completion.buf.into_parts();
             let Some(mut buf) = data.into_one() else { continue };
@@ -245,6 +255,15 @@ impl Layout {
         }
         buf.set_len(io.len);
         metadata
+    }
+}
+
+/// The command of an I/O without metadata.
+fn plain(ns: &Namespace, direction: Direction, io: Io, buf: DmaBuf) -> IoCommand {
+    let slba = io.offset / u64::from(ns.block_size());
+    match direction {
+        Direction::Read => IoCommand::read(ns, slba, buf),
+        Direction::Write => IoCommand::write(ns, slba, buf),
     }
 }
 

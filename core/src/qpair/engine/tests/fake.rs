@@ -142,17 +142,23 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// A connected queue pair without Fabrics Connect.
-    pub(super) fn new(slots: u16, ops: u32) -> Self {
-        let mut bench = Self::connecting(slots, ops, None);
-        bench.fake.wire().connect = ConnectProgress::Established;
-        assert!(matches!(bench.engine.poll_connect(clock()), Ok(Connecting::Ready(None))));
-        bench
+    /// Another connection for the queue pair, of so many slots, which is connected at once.
+    pub(super) fn renew(&mut self, slots: u16) {
+        self.fake = Self::wire_for(&self.pool);
+        self.fake.wire().connect = ConnectProgress::Established;
+        let renewal = Renewal {
+            transport: self.fake.clone(),
+            slots,
+            generations: true,
+            connect: None,
+            connect_timeout: Duration::from_secs(5),
+        };
+        self.engine.renew(renewal, clock());
+        assert!(matches!(self.connect(), Ok(Connecting::Ready(None))));
     }
 
-    pub(super) fn connecting(slots: u16, ops: u32, connect: Option<FabricsConnect>) -> Self {
-        let pool = DmaPool::new();
-        let fake = Fake(Arc::new(Mutex::new(Wire {
+    fn wire_for(pool: &DmaPool) -> Fake {
+        Fake(Arc::new(Mutex::new(Wire {
             connect: ConnectProgress::Pending,
             held: Vec::new(),
             taken: Vec::new(),
@@ -167,7 +173,20 @@ impl Bench {
             disconnects: 0,
             out_at_disconnect: 0,
             pool: pool.clone(),
-        })));
+        })))
+    }
+
+    /// A connected queue pair without Fabrics Connect.
+    pub(super) fn new(slots: u16, ops: u32) -> Self {
+        let mut bench = Self::connecting(slots, ops, None);
+        bench.fake.wire().connect = ConnectProgress::Established;
+        assert!(matches!(bench.engine.poll_connect(clock()), Ok(Connecting::Ready(None))));
+        bench
+    }
+
+    pub(super) fn connecting(slots: u16, ops: u32, connect: Option<FabricsConnect>) -> Self {
+        let pool = DmaPool::new();
+        let fake = Self::wire_for(&pool);
         let timeout = Duration::from_secs(5);
         let mut engine = Engine::new(fake.clone(), slots, ops, true, connect, timeout, clock());
         engine.clock = clock;

@@ -12,6 +12,7 @@ pub(crate) mod list;
 mod local;
 mod metadata;
 pub(crate) mod perf;
+pub(crate) mod reset;
 #[cfg(feature = "tcp")]
 pub(crate) mod target;
 pub(crate) mod verify;
@@ -39,6 +40,8 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Write(args) => copy::write(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Perf(args) => perf::run(&args),
+        Command::Reset(args) => reset::reset(&args),
+        Command::SubsystemReset(args) => reset::subsystem_reset(&args),
         #[cfg(feature = "tcp")]
         Command::Target(args) => target::run(&args),
     }

@@ -1,16 +1,18 @@
 //! `nvmf verify`: writes a pattern, reads it back in another order, and compares every byte.
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
-use nvmf_core::{IoQpair, IoQpairOptions, Namespace};
+use nvmf_core::{Controller, Error, IoQpair, IoQpairOptions, Namespace};
 
 use super::print;
 use crate::connect::{ConnectArgs, check_multiple, check_range, detach, plain_namespace};
 use crate::failure::Failure;
 use crate::pattern::{Pattern, Shuffle};
 use crate::pipeline::{self, Direction, Io, Job, Plan};
-use crate::size::{parse_length, parse_length32, parse_size};
+use crate::recovery::RecoveryArgs;
+use crate::size::{parse_length, parse_length32, parse_seconds, parse_size};
 use crate::{progress, units};
 
 /// Write a pattern to a namespace, read it back in random order, compare every byte
@@ -28,6 +30,9 @@ Exit code 1 means that data did not match.")]
 pub(crate) struct Args {
     #[command(flatten)]
     connect: ConnectArgs,
+
+    #[command(flatten)]
+    recovery: RecoveryArgs,
 
     /// Namespace
     #[arg(long, value_name = "NSID", default_value_t = 1)]
@@ -56,6 +61,9 @@ pub(crate) struct Args {
     /// Poll without sleeping
     #[arg(long)]
     poll: bool,
+    /// Reset the controller again and again meanwhile, with this pause in between
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    reset_every: Option<Duration>,
 
     /// Yes, overwrite the range
     #[arg(long)]
@@ -81,11 +89,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             args.length, args.block_size
         )));
     }
-    let controller = args.connect.attach(1)?;
+    let controller = args.connect.attach_for_good(1, &args.recovery)?;
     let ns = plain_namespace(&controller, args.nsid)?;
     check_multiple(&ns, "--block-size", args.block_size.into())?;
     check_range(&ns, args.offset, args.length)?;
-    let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
+    let mut options = IoQpairOptions::default();
+    if args.reset_every.is_some() {
+        options = options.auto_reconnect(true);
+    }
+    let mut qpair = controller.alloc_io_qpair(&options)?;
     let range = Range {
         offset: args.offset,
         length: args.length,
@@ -93,8 +105,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         poll: args.poll,
         pattern: Pattern { seed: args.seed, block: args.block_size as usize },
     };
-    let write_time = write(&mut qpair, &ns, range, args.quiet)?;
-    let read_time = read(&mut qpair, &ns, range, args.quiet)?;
+    let ((write_time, read_time), resets) = with_resets(&controller, args.reset_every, || {
+        let write_time = write(&mut qpair, &ns, range, args.quiet)?;
+        Ok((write_time, read(&mut qpair, &ns, range, args.quiet)?))
+    })?;
     drop(qpair);
     detach(controller);
     let length = args.length;
@@ -109,7 +123,38 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         units::rate(length, write_time),
         units::time(read_time),
         units::rate(length, read_time),
-    ))
+    ))?;
+    match args.reset_every {
+        Some(_) => print(format!("resets    {resets}\n")),
+        None => Ok(()),
+    }
+}
+
+/// Does the work while another thread resets the controller, if asked to. Returns how often it was reset as well.
+fn with_resets<T>(
+    controller: &Controller,
+    pause: Option<Duration>,
+    work: impl FnOnce() -> Result<T, Failure>,
+) -> Result<(T, u32), Failure> {
+    let Some(pause) = pause else { return Ok((work()?, 0)) };
+    let (done, stop) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let resetting = scope.spawn(move || {
+            let mut resets = 0;
+            while let Err(mpsc::RecvTimeoutError::Timeout) = stop.recv_timeout(pause) {
+                controller.reset()?;
+                resets += 1;
+            }
+            Ok::<u32, Error>(resets)
+        });
+        let result = work();
+        drop(done);
+        let resets =
+            resetting.join().unwrap_or_else(|_| Err(Error::disconnected("the resetting thread panicked")));
+        // A failed reset explains a failed I/O, not the other way round.
+        let resets = resets.map_err(|error| Failure::attach(&error))?;
+        Ok((result?, resets))
+    })
 }
 
 /// What is to be written and verified, bytes.
@@ -149,7 +194,12 @@ pub(crate) fn write(
     let bar = progress::bar("writing", Some(range.length), quiet);
     let started = Instant::now();
     pipeline::run(qpair, ns, range.plan(Direction::Write), &mut WriteJob { range, next: 0, bar: &bar })?;
-    qpair.flush_blocking(ns)?;
+    while let Err(error) = qpair.flush_blocking(ns) {
+        // Flushing once more does no harm.
+        if error.status().is_some() || !(qpair.is_reconnecting() || qpair.is_connected()) {
+            return Err(error.into());
+        }
+    }
     bar.finish_and_clear();
     Ok(started.elapsed())
 }

@@ -12,6 +12,7 @@ pub(crate) use report::Report;
 use super::{Format, print, print_json};
 use crate::connect::{ConnectArgs, check_multiple, check_range, detach, plain_namespace};
 use crate::failure::Failure;
+use crate::recovery::RecoveryArgs;
 use crate::size::{parse_length, parse_length32, parse_seconds, parse_seconds_or_none, parse_size};
 use crate::units;
 
@@ -32,6 +33,9 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     connect: ConnectArgs,
+
+    #[command(flatten)]
+    recovery: RecoveryArgs,
 
     /// I/Os outstanding at once, per queue pair
     #[arg(short = 'q', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096), default_value_t = 32)]
@@ -202,7 +206,7 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let mut settings = args.settings()?;
     let queues = settings.qpairs.saturating_mul(settings.threads);
-    let controller = args.connect.attach(queues)?;
+    let controller = args.connect.attach_for_good(queues, &args.recovery)?;
     let ns = plain_namespace(&controller, args.nsid)?;
     settings.length = args.length.unwrap_or_else(|| {
         let rest = ns.size().saturating_sub(settings.offset);

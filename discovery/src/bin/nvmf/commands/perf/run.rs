@@ -12,6 +12,7 @@ use super::report::{Report, histogram};
 use super::{Settings, Workload};
 use crate::failure::Failure;
 use crate::pattern::splitmix;
+use crate::recovery::comes_back;
 
 /// Longest sleep with `--interrupt`.
 const MAX_SLEEP: Duration = Duration::from_millis(20);
@@ -191,16 +192,21 @@ impl<'a> Worker<'a> {
         Ok(self.report)
     }
 
-    /// Counts a failed I/O. A lost queue pair ends the measurement.
+    /// Counts a failed I/O. A queue pair that is lost for good ends the measurement.
     fn failed(&mut self, lane: usize, error: CommandError) -> Result<(), Failure> {
-        let CommandError::Status(status) = error else {
-            return Err(match self.lanes[lane].qpair.failure() {
-                Some(failure) => Failure::from(failure.clone()),
-                None => Failure::unreachable(error),
-            });
+        let qpair = &self.lanes[lane].qpair;
+        let what = match error {
+            CommandError::Status(status) => status.describe(CommandKind::Nvm).to_string(),
+            _ if comes_back(qpair, error) => error.to_string(),
+            _ => {
+                return Err(match qpair.failure() {
+                    Some(failure) => Failure::from(failure.clone()),
+                    None => Failure::unreachable(error),
+                });
+            }
         };
         self.report.errors += 1;
-        self.report.first_error.get_or_insert_with(|| status.describe(CommandKind::Nvm).to_string());
+        self.report.first_error.get_or_insert(what);
         Ok(())
     }
 }

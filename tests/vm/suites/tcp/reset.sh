@@ -1,0 +1,30 @@
+# A controller of the kernel's target is reset under a verifying load; the target goes away under one and comes back.
+# deadline: 300
+. /suite/env
+nvmf reset "$(trid "$ALPHA")" $IDENTITY --count 20 | tail -n 1
+nvmf verify "$(trid "$ALPHA")" $IDENTITY --length 16MiB --block-size 4KiB --queue-depth 32 --yes --quiet --reset-every 0.05 >/tmp/verified ||
+    fail "verify while it is reset"
+cat /tmp/verified
+resets=$(grep '^resets' /tmp/verified | tr -dc 0-9)
+[ "$resets" -gt 0 ] || fail "it was not reset"
+
+# The subsystem is taken off the port, which ends its connections, and put back.
+link="$NVMET/ports/1/subsystems/$ALPHA"
+nvmf verify "$(trid "$ALPHA")" $IDENTITY --length 48MiB --block-size 4KiB --queue-depth 8 --yes --quiet --reconnect-delay 0.2 \
+    --ctrl-loss-tmo 60 >/tmp/verified 2>&1 &
+for _ in 1 2 3; do
+    sleep 0.3
+    rm "$link"
+    sleep 0.5
+    ln -s "$NVMET/subsystems/$ALPHA" "$link"
+done
+wait $! || { cat /tmp/verified; fail "verify while the target comes and goes"; }
+cat /tmp/verified
+# One that stays away is given up in time.
+nvmf perf "$(trid "$ALPHA")" $IDENTITY -t 60 --reconnect-delay 0.5 --ctrl-loss-tmo 3 >/tmp/perf 2>&1 &
+sleep 1
+rm "$link"
+trap 'ln -s "$NVMET/subsystems/$ALPHA" "$link"' EXIT
+rc=0; wait $! || rc=$?
+cat /tmp/perf
+[ "$rc" -eq 3 ] || fail "exit status $rc instead of 3"
