@@ -8,7 +8,7 @@ run_through() {
     offset=$1; shift
     user_has "$HOT"
     _group=$(group_of "$HOT")
-    rm -f /run/load
+    rm -f /run/load /tmp/load
     (code=0; hotplug_load "$(trid "$HOT")" --offset "$offset" --length 8388608 --content /tmp/content "$@" >/tmp/load 2>&1 || code=$?
         echo $code >/run/load) &
     wait_for 180 grep -q '^running' /tmp/load || { cat /tmp/load; fail "no load"; }
