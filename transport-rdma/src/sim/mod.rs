@@ -11,7 +11,7 @@ mod domain;
 mod endpoint;
 // UNSAFETY: what makes it sound that the other side writes to memory of this process.
 #[expect(unsafe_code, reason = "the simulated device's part of docs/safety.md, A1")]
-mod grant;
+mod listen;
 mod peer;
 mod wire;
 

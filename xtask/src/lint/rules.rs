@@ -11,7 +11,7 @@ const UNSAFE_MODULES: [&str; 10] = [
     "transport-pcie/src/mmio.rs",
     "transport-pcie/src/vfio/syscall.rs",
     "loopback/src/rdma/grant.rs",
-    "transport-rdma/src/sim/grant.rs",
+    "transport-rdma/src/sim/listen.rs",
     "transport-rdma/src/sys.rs",
     "transport-rdma/src/verbs/domain.rs",
     "transport-rdma/src/verbs/endpoint.rs",
