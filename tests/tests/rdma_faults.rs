@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nvmf_core::{CommandError, ControllerOptions, Driver, IoCommand, IoQpairOptions};
 use nvmf_loopback::{DEFAULT_NQN, Fault, Loopback, Namespace, Rule};
-use nvmf_transport_rdma::provider::{CmEvent, WorkStatus};
+use nvmf_transport_rdma::sim::{CmEvent, WorkStatus};
 use nvmf_transport_rdma::sim::{Sim, SimConnection};
 use nvmf_transport_rdma::{RdmaOptions, RdmaTransport};
 
