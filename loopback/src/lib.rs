@@ -67,6 +67,6 @@ pub use error::LoopbackError;
 pub use fault::{Fault, Faults, Rule};
 pub use loopback::{Builder, DEFAULT_NQN, Loopback, LoopbackStats};
 pub use namespace::Namespace;
-pub use pci::{EmulatedDevice, EmulatedFunction, PciOptions, VfioUserServer};
+pub use pci::{EmulatedDevice, EmulatedFunction, PciOptions, VfioUserServer, VfioUserServerOptions};
 pub use subsystem::SubsystemBuilder;
 pub use transport::LoopbackTransport;

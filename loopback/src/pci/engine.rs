@@ -14,6 +14,7 @@ use nvmf_core::spec::{AdminOpcode, Cqe, Sqe, Status};
 use zerocopy::little_endian::U16;
 
 use super::data::Pieces;
+use super::doorbells::MappedDoorbells;
 use super::queues::{Cq, Limits, Queues, Sq};
 use super::registers::{Registers, Written};
 use crate::controller::{Controller, Notify};
@@ -70,6 +71,8 @@ pub(super) struct Engine {
     notify: Notify,
     registers: Registers,
     queues: Queues,
+    /// Doorbells that have to be looked at, while a client may have them mapped.
+    pub(super) mapped: Option<MappedDoorbells>,
     mover: Mover,
     vectors: u16,
     ready_delay: Duration,
@@ -100,6 +103,7 @@ impl Engine {
             notify,
             registers,
             queues,
+            mapped: None,
             mover: Mover::default(),
             vectors,
             ready_delay,
@@ -202,6 +206,8 @@ impl Engine {
         let (target, notify) = (Arc::clone(&self.target), Arc::clone(&self.notify));
         match Queue::attached(target, Arc::clone(&controller), 0, entries(aqa.asqs_z()), notify) {
             Ok(queue) => {
+                self.new_doorbell(0);
+                self.new_doorbell(1);
                 // Vector 0 is the admin completion queue's (NVMe over PCIe 1.1 §3.5.1).
                 self.queues.add_cq(0, Cq::new(acq, entries(aqa.acqs_z()), Some(0)));
                 self.queues.add_sq(0, Sq::new(asq, entries(aqa.asqs_z()), 0, queue));
@@ -230,6 +236,33 @@ impl Engine {
                 log_page: LogPageId::ERROR_INFORMATION,
             };
             self.controller.raise(event, AsyncEventConfig(0));
+        }
+    }
+
+    fn new_doorbell(&mut self, index: usize) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.reset(index);
+        }
+    }
+
+    /// Whether doorbells may be written that nobody is told of.
+    pub(super) fn is_mapped(&self) -> bool {
+        self.mapped.is_some() && self.is_enabled()
+    }
+
+    /// Looks at the doorbells a client may have mapped.
+    pub(super) fn look(&mut self, now: Instant) {
+        for position in 0..self.queues.active().len() {
+            let Some((qid, cqid)) =
+                self.queues.active().get(position).and_then(|&qid| Some((qid, self.queues.sq(qid)?.cqid)))
+            else {
+                break;
+            };
+            for index in [2 * usize::from(qid), 2 * usize::from(cqid) + 1] {
+                if let Some(value) = self.mapped.as_mut().and_then(|mapped| mapped.news(index)) {
+                    self.doorbell(Some(index), value, now);
+                }
+            }
         }
     }
 
@@ -401,6 +434,7 @@ impl Engine {
 
     fn create_cq(&mut self, sqe: &Sqe) -> Result<(), Status> {
         let new = self.queues.check_create_cq(sqe, &self.limits())?;
+        self.new_doorbell(2 * usize::from(new.qid) + 1);
         self.queues.add_cq(new.qid, Cq::new(new.base, new.entries, new.other));
         Ok(())
     }
@@ -409,6 +443,7 @@ impl Engine {
         let new = self.queues.check_create_sq(sqe, &self.limits())?;
         let (target, controller) = (Arc::clone(&self.target), Arc::clone(&self.controller));
         let queue = Queue::attached(target, controller, new.qid, new.entries, Arc::clone(&self.notify))?;
+        self.new_doorbell(2 * usize::from(new.qid));
         let cqid = new.other.unwrap_or(0);
         self.queues.add_sq(new.qid, Sq::new(new.base, new.entries, cqid, queue));
         Ok(())
@@ -429,19 +464,21 @@ impl Mover {
         fault: Option<&Fault>,
         memory: &DeviceMemory,
     ) -> Option<Cqe> {
+        let moves = queue.moves_data(sqe);
         let outcome = match self.prepare(queue, sqe, memory) {
             Err(status) => Outcome::Answer(queue.fail(sqe, status)),
             Ok(0) => queue.execute(sqe, Data::None),
             Ok(len) => {
                 let buffer = &mut self.scratch[..len];
                 if sqe.direction() == DataDirection::HostToController {
-                    match self.pieces.gather(memory, buffer) {
+                    match if moves { self.pieces.gather(memory, buffer) } else { Ok(()) } {
                         Ok(()) => queue.execute(sqe, Data::Out(buffer)),
                         Err(status) => Outcome::Answer(queue.fail(sqe, status)),
                     }
                 } else {
                     let mut outcome = queue.execute(sqe, Data::In(buffer));
                     if let Outcome::Answer(cqe) = &mut outcome
+                        && moves
                         && cqe.status().is_success()
                     {
                         if fault == Some(&Fault::CorruptData) {

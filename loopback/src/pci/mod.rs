@@ -3,11 +3,13 @@
 //! ```text
 //! host ─▶ BAR 0 ─▶ Registers ─▶ enable, reset              ┌─▶ Queue ─▶ Controller ─▶ …
 //!            └───▶ doorbells ─▶ Signal ─▶ thread ─▶ Engine ─┤
+//! client ──▶ MappedDoorbells ◀─ looked at ──┘                │
 //!                                                           └─▶ rings, PRPs, SGLs: DeviceMemory
 //! ```
 
 mod config_space;
 mod data;
+mod doorbells;
 mod engine;
 mod function;
 mod interrupt;
@@ -20,4 +22,4 @@ mod vfio_user;
 
 pub(crate) use config_space::VENDOR as PCI_VENDOR;
 pub use function::{EmulatedDevice, EmulatedFunction, PciOptions};
-pub use vfio_user::VfioUserServer;
+pub use vfio_user::{VfioUserServer, VfioUserServerOptions};

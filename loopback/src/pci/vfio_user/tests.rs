@@ -24,7 +24,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::VfioUserServer;
+use super::{VfioUserServer, VfioUserServerOptions};
 use super::session::Session;
 use crate::{EmulatedFunction, Fault, Loopback, LoopbackError, Namespace, Rule, SubsystemBuilder};
 
@@ -462,7 +462,7 @@ proptest! {
         }
         FUNCTION.with(|(_, function)| {
             let _device = function.open().unwrap();
-            let mut session = Session::new(function);
+            let mut session = Session::new(function, VfioUserServerOptions::default());
             let message = |header: Header, body: Vec<u8>| Message { header, body, fds: Vec::new() };
             let hello = Capabilities::ours(1).encode();
             session.answer(message(Header::command(0, Command::VERSION, hello.len(), 0), hello)).unwrap();

@@ -4,7 +4,9 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use nvmf_loopback::{Loopback, LoopbackError, Namespace, SubsystemBuilder, VfioUserServer};
+use nvmf_loopback::{
+    Loopback, LoopbackError, Namespace, SubsystemBuilder, VfioUserServer, VfioUserServerOptions,
+};
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
 use super::print;
@@ -30,9 +32,11 @@ Examples:
   nvmf target --listen 0.0.0.0:4420 --namespace disk.img --namespace 1GiB --block-size 4KiB
   nvmf target --listen [::1]:0 --namespace new.img:256MiB --nqn nqn.2024-01.com.example:disk
   nvmf target --vfio-user /tmp/nvme.sock --namespace 64MiB
+  nvmf target --namespace null:1GiB                     to measure initiators
 
 FILE:SIZE makes the file, or makes it longer, as needed. A file whose name looks like a size is
-written ./64MiB.")]
+written ./64MiB. null:SIZE stores nothing: what is written is dropped, what is read is whatever was
+in the buffer.")]
 pub(crate) struct Args {
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:4420]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -42,7 +46,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     vfio_user: Vec<PathBuf>,
 
-    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE. May be repeated
+    /// Take memory of vfio-user clients that they could cut short afterwards, as hugepages of SPDK can be: a client that does
+    /// ends this process
+    #[arg(long, requires = "vfio_user")]
+    map_unsealed: bool,
+
+    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE, or null:SIZE. May be repeated
     #[arg(long, value_name = "SIZE|FILE[:SIZE]", required = true, value_parser = parse_namespace)]
     namespace: Vec<Backing>,
 
@@ -60,6 +69,8 @@ enum Backing {
     Memory(u64),
     /// A length of 0 is that of the file.
     File(PathBuf, u64),
+    /// Stores nothing.
+    Null(u64),
 }
 
 fn parse_namespace(text: &str) -> Result<Backing, String> {
@@ -74,6 +85,13 @@ fn parse_namespace(text: &str) -> Result<Backing, String> {
             Ok(Backing::Memory(size))
         } else {
             Err("must be at least one block".to_owned())
+        };
+    }
+    if let Some(size) = text.strip_prefix("null:") {
+        return match parse_size(size) {
+            Ok(0) => Err("must be at least one block".to_owned()),
+            Ok(size) => Ok(Backing::Null(size)),
+            Err(error) => Err(format!("{error}; for a file of that name write ./{text}")),
         };
     }
     Ok(match text.rsplit_once(':').map(|(path, size)| (path, parse_size(size))) {
@@ -95,6 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     for backing in &args.namespace {
         let namespace = match backing {
             Backing::Memory(size) => Namespace::memory(*size),
+            Backing::Null(size) => Namespace::null(*size),
             Backing::File(path, size) => {
                 if *size == 0 && !path.exists() {
                     return Err(Failure::failed(format!(
@@ -113,7 +132,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         target = target.listen_tcp(address);
     }
     let target = target.build().map_err(|error| failure(&error))?;
-    let serve = |path| VfioUserServer::listen(&target.pci_function(&args.nqn)?, path);
+    let options = VfioUserServerOptions { map_unsealed: args.map_unsealed };
+    let serve = |path| VfioUserServer::listen_with(&target.pci_function(&args.nqn)?, path, options);
     let servers: Result<Vec<VfioUserServer>, _> = args.vfio_user.iter().map(serve).collect();
     let servers = servers.map_err(|error| failure(&error))?;
     for address in target.tcp_addrs() {
@@ -121,6 +141,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     for server in &servers {
         print(format!("listening on {}\n", server.path().display()))?;
+    }
+    for (nsid, backing) in (1..).zip(&args.namespace) {
+        if matches!(backing, Backing::Null(_)) {
+            print(format!("namespace {nsid} stores nothing\n"))?;
+        }
     }
     // Blocks until a signal writes a byte.
     let _ = told.read(&mut [0]);
@@ -153,7 +178,10 @@ mod tests {
         assert_eq!(parse_namespace("disk.img:1G"), file("disk.img", 1 << 30));
         assert_eq!(parse_namespace("/a:b"), file("/a:b", 0));
         assert_eq!(parse_namespace("2024.img:64MiB"), file("2024.img", 64 << 20));
-        for wrong in ["", "0", "64MB", "64Q"] {
+        assert_eq!(parse_namespace("null:1GiB"), Ok(Backing::Null(1 << 30)));
+        assert_eq!(parse_namespace("./null:1GiB"), file("./null", 1 << 30));
+        assert_eq!(parse_namespace("null"), file("null", 0));
+        for wrong in ["", "0", "64MB", "64Q", "null:", "null:0", "null:x"] {
             assert!(parse_namespace(wrong).is_err(), "{wrong}");
         }
     }
