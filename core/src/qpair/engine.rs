@@ -26,6 +26,8 @@ const DROP_QUIESCE: Duration = Duration::from_secs(2);
 const QUIESCE: Duration = Duration::from_secs(30);
 /// Busy polls between two looks at the clock.
 const POLLS_PER_CLOCK: u32 = 256;
+/// Idle ones: who sleeps between polls makes few of them.
+const IDLE_POLLS_PER_CLOCK: u32 = 4;
 
 /// One operation of the caller.
 struct Op {
@@ -307,6 +309,7 @@ impl<Q: TransportQpair> Engine<Q> {
     // --- submitting ----------------------------------------------------------------------------------------------
 
     /// Takes an operation. While connecting it waits; with every slot in use it waits for one.
+    #[inline]
     pub(crate) fn submit(&mut self, request: Request) -> Result<CommandId, (Error, IoBuf)> {
         if matches!(self.state, State::Quiescing | State::Failed) {
             return Err((self.failure_or_closed(), request.buf));
@@ -374,6 +377,7 @@ impl<Q: TransportQpair> Engine<Q> {
         )))
     }
 
+    #[inline]
     fn activate(
         &mut self,
         index: u32,
@@ -390,6 +394,7 @@ impl<Q: TransportQpair> Engine<Q> {
     }
 
     /// Issues as many commands of an operation as there are slots for.
+    #[inline]
     fn issue(&mut self, index: u32) -> Result<()> {
         loop {
             let op = &mut self.ops[index as usize];
@@ -497,7 +502,8 @@ impl<Q: TransportQpair> Engine<Q> {
 
     /// Moves data, completes operations, issues waiting ones. Returns how many operations completed. Once the queue
     /// pair is given up, first every outstanding operation is completed with an error, then this returns the reason.
-    pub(crate) fn process(&mut self, max: usize, f: &mut dyn FnMut(Done)) -> Result<usize> {
+    #[inline]
+    pub(crate) fn process(&mut self, max: usize, f: &mut impl FnMut(Done)) -> Result<usize> {
         let budget = if max == 0 { usize::MAX } else { max };
         let mut count = 0;
         match self.state {
@@ -508,11 +514,12 @@ impl<Q: TransportQpair> Engine<Q> {
                 if let Err(error) = result {
                     self.give_up(error);
                 }
-                self.polls_since_clock += 1;
                 if count == 0 {
                     self.stats.idle_polls += 1;
                 }
-                if count == 0 || self.polls_since_clock >= POLLS_PER_CLOCK {
+                let weight = if count == 0 { POLLS_PER_CLOCK / IDLE_POLLS_PER_CLOCK } else { 1 };
+                self.polls_since_clock += weight;
+                if self.polls_since_clock >= POLLS_PER_CLOCK {
                     self.polls_since_clock = 0;
                     if self.outstanding() > 0 {
                         self.check_deadlines((self.clock)());
@@ -536,7 +543,8 @@ impl<Q: TransportQpair> Engine<Q> {
         if count > 0 { Ok(count) } else { Err(self.failure_or_closed()) }
     }
 
-    fn poll_transport(&mut self, budget: usize, count: &mut usize, f: &mut dyn FnMut(Done)) -> Result<()> {
+    #[inline]
+    fn poll_transport(&mut self, budget: usize, count: &mut usize, f: &mut impl FnMut(Done)) -> Result<()> {
         if self.unflushed {
             self.flush_transport()?;
         }
@@ -552,7 +560,8 @@ impl<Q: TransportQpair> Engine<Q> {
     }
 
     /// Takes the transport's completions.
-    fn drain(&mut self, f: &mut dyn FnMut(Done)) -> Result<()> {
+    #[inline]
+    fn drain(&mut self, f: &mut impl FnMut(Done)) -> Result<()> {
         for index in 0..self.tracker.completed() {
             let Some((op_index, offset, len, cqe)) = self.tracker.take_completed(index) else { break };
             if op_index == self.connect_op() {
@@ -586,6 +595,7 @@ impl<Q: TransportQpair> Engine<Q> {
     }
 
     /// Frees a finished operation and gives its result and buffer out.
+    #[inline]
     fn retire(&mut self, index: u32) -> Done {
         let buf = self.tracker.take_buf(index);
         let op = &mut self.ops[index as usize];

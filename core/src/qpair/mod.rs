@@ -253,6 +253,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// When the queue pair has no room ([`SubmitError::is_queue_full`]), is given up, or the command makes no sense.
+    #[inline]
     pub fn submit(&mut self, command: IoCommand, user_data: u64) -> Result<CommandId, SubmitError> {
         let IoCommand { sqe, span, buf } = command;
         let span = match span {
@@ -268,6 +269,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// As [`IoQpair::submit`].
+    #[inline]
     pub fn read(
         &mut self,
         ns: &Namespace,
@@ -282,6 +284,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// As [`IoQpair::submit`].
+    #[inline]
     pub fn write(
         &mut self,
         ns: &Namespace,
@@ -387,6 +390,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// When the queue pair is lost: after every outstanding operation was completed with an error. Details are in the error.
+    #[inline]
     pub fn process_completions(&mut self, max: usize, mut f: impl FnMut(Completion)) -> Result<usize> {
         // A failure to connect is told below, after what was submitted already.
         if self.engine.is_connecting() && matches!(self.poll_connect(), Ok(false)) {

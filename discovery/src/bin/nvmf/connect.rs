@@ -215,8 +215,13 @@ impl ConnectArgs {
 
     /// Attaches the controller.
     pub(crate) fn attach(&self, io_queues: u16) -> Result<Controller, Failure> {
+        self.attach_with(&self.options(io_queues)?)
+    }
+
+    /// Attaches the controller with options made from [`ConnectArgs::options`].
+    pub(crate) fn attach_with(&self, options: &ControllerOptions) -> Result<Controller, Failure> {
         let trid = self.subsystem_trid()?;
-        self.driver().connect(&trid, &self.options(io_queues)?).map_err(|error| Failure::attach(&error))
+        self.driver().connect(&trid, options).map_err(|error| Failure::attach(&error))
     }
 
     /// A driver with the transports of this build, as the options want them.
