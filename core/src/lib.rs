@@ -38,7 +38,7 @@ mod wait;
 
 pub use controller::{AdminCommand, AdminPending, AdminResult, Controller, Detach};
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
-pub use driver::{Callbacks, Driver, DriverBuilder, ProbeContext};
+pub use driver::{Callbacks, Driver, DriverBuilder, Hotplug, ProbeContext};
 pub use error::{Error, ErrorKind, Result};
 pub use host::HostIdentity;
 pub use namespace::Namespace;
@@ -47,5 +47,7 @@ pub use options::{ControllerOptions, IoQpairOptions};
 pub use poll_group::{GroupKey, PollGroup};
 pub use qpair::{CommandError, CommandId, Completion, IoCommand, IoQpair, QpairStats, SubmitError};
 pub use spec::log_page::AsyncEvent;
-pub use transport::{Capabilities, Transport, TransportController, TransportQpair};
+pub use transport::{
+    Capabilities, HotplugEvent, HotplugMonitor, Transport, TransportController, TransportQpair,
+};
 pub use transport_id::{TransportId, TransportType};

@@ -64,6 +64,12 @@ pub struct ControllerOptions {
     /// Let I/O queues raise interrupts (PCIe), so that there is a descriptor to sleep on. On. Off for programs that only poll: no
     /// interrupt is ever raised for I/O then, and waiting for a queue pair is a short sleep.
     pub enable_interrupts: bool,
+    /// Use shadow doorbells where the controller offers them (PCIe, Doorbell Buffer Config): doorbells go to memory, and the register is
+    /// written only when the controller asks for it. On: emulated controllers gain much, others do not offer it.
+    pub shadow_doorbells: bool,
+    /// Put I/O submission queues into the controller's memory buffer (PCIe), if it has one that takes them and as long as there is room.
+    /// Off.
+    pub use_cmb_sqs: bool,
     /// Use generations in command identifiers, which tell late completions from new ones. On; off for controllers
     /// that only take small identifiers.
     pub cid_generations: bool,
@@ -96,6 +102,8 @@ impl Default for ControllerOptions {
             disable_read_changed_ns_list_log_page: false,
             background_admin: true,
             enable_interrupts: true,
+            shadow_doorbells: true,
+            use_cmb_sqs: false,
             cid_generations: true,
         }
     }

@@ -7,13 +7,13 @@
 use std::any::Any;
 use std::fmt;
 use std::os::fd::RawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::options::ControllerOptions;
 use crate::proto::Tracker;
 use crate::spec::identify::IdentifyController;
-use crate::spec::{Cqe, Sqe};
+use crate::spec::{Cqe, Sqe, Status};
 use crate::transport_id::{TransportId, TransportType};
 
 /// A kind of connection to controllers: PCIe, RDMA, TCP, or one's own.
@@ -36,6 +36,21 @@ pub trait Transport: Send + Sync {
         Ok(())
     }
 
+    /// Whether the local controller at `trid` is still on the bus, where that can be told by looking. `Some(false)` makes the
+    /// core give an attached controller up.
+    fn is_present(&self, trid: &TransportId) -> Option<bool> {
+        let _ = trid;
+        None
+    }
+
+    /// Starts telling when local controllers come and go. `None` when this transport never tells.
+    ///
+    /// # Errors
+    /// When the bus cannot be looked at.
+    fn hotplug(&self) -> Result<Option<Box<dyn HotplugMonitor>>> {
+        Ok(None)
+    }
+
     /// Makes the transport's side of the controller at `trid`. Must not block: connecting is the queue pairs' work.
     ///
     /// # Errors
@@ -45,6 +60,39 @@ pub trait Transport: Send + Sync {
         trid: &TransportId,
         options: &ControllerOptions,
     ) -> Result<Box<dyn TransportController>>;
+}
+
+/// A change of what is on a local bus.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum HotplugEvent {
+    /// A controller is there that was not, or can be attached from now on (its function was handed to user space).
+    Inserted(TransportId),
+    /// A controller is gone, or can be attached no longer (its function was taken back).
+    Removed(TransportId),
+}
+
+impl HotplugEvent {
+    /// Where it happened.
+    #[must_use]
+    pub fn trid(&self) -> &TransportId {
+        match self {
+            Self::Inserted(trid) | Self::Removed(trid) => trid,
+        }
+    }
+}
+
+/// Tells when controllers come and go on a transport's bus, from when it was made on.
+pub trait HotplugMonitor: Send {
+    /// Becomes readable when there is something to poll for; `None` when the bus has to be polled to know.
+    fn event_fd(&self) -> Option<RawFd>;
+
+    /// Reports what has changed, in order. Does not block. A controller may be reported as inserted twice, when its function is
+    /// there and when it is handed to user space, and as removed twice in the same way.
+    ///
+    /// # Errors
+    /// When the bus cannot be looked at.
+    fn poll(&mut self, each: &mut dyn FnMut(HotplugEvent)) -> Result<()>;
 }
 
 /// The transport's side of one controller.
@@ -73,6 +121,22 @@ pub trait TransportController: Send + Any {
     /// # Errors
     /// When the controller's limits cannot be worked with.
     fn identified(&mut self, identify: &IdentifyController) -> Result<()>;
+
+    /// Prepares what the controller offers beyond its admin queue, once it is identified and before any I/O queue is made; again
+    /// after every reset. The command that is returned is sent on the admin queue, and its end is reported with
+    /// [`TransportController::set_up_completed`]. Memory-mapped controllers only.
+    ///
+    /// # Errors
+    /// When the controller cannot be worked with. What is merely not to be had is done without.
+    fn set_up(&mut self, identify: &IdentifyController) -> Result<Option<Sqe>> {
+        let _ = identify;
+        Ok(None)
+    }
+
+    /// How the command from [`TransportController::set_up`] ended.
+    fn set_up_completed(&mut self, status: Status) {
+        let _ = status;
+    }
 
     /// Upcast, for callers that want the concrete type.
     fn as_any(&mut self) -> &mut dyn Any;
@@ -125,13 +189,30 @@ pub struct Capabilities {
     pub max_segments: u16,
     /// Fewest entries an admin queue may have.
     pub min_admin_entries: u16,
+    /// Pauses that initialising this controller takes.
+    pub delays: InitDelays,
+}
+
+/// Pauses that some controllers need while they are initialised. None by default.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct InitDelays {
+    /// Before its registers are looked at.
+    pub before_init: Duration,
+    /// After CC.EN was cleared and before CSTS is read.
+    pub after_disable: Duration,
 }
 
 impl Capabilities {
     /// Capabilities of a message-based transport with no limits of its own.
     #[must_use]
     pub fn fabrics() -> Self {
-        Self { fabrics: true, max_transfer: u32::MAX, max_segments: u16::MAX, min_admin_entries: 2 }
+        Self {
+            fabrics: true,
+            max_transfer: u32::MAX,
+            max_segments: u16::MAX,
+            min_admin_entries: 2,
+            delays: InitDelays::default(),
+        }
     }
 
     /// Capabilities of a transport with registers and queues in memory.
@@ -144,6 +225,13 @@ impl Capabilities {
     #[must_use]
     pub fn with_max_transfer(mut self, bytes: u32) -> Self {
         self.max_transfer = bytes;
+        self
+    }
+
+    /// Sets the pauses.
+    #[must_use]
+    pub fn with_delays(mut self, delays: InitDelays) -> Self {
+        self.delays = delays;
         self
     }
 

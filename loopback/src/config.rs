@@ -36,6 +36,7 @@ pub(crate) struct Config {
     pub(crate) report_discovery_subsystem: bool,
     pub(crate) referrals: Vec<TransportId>,
     pub(crate) tcp: TcpOptions,
+    pub(crate) rdma: RdmaFrontOptions,
 }
 
 impl Default for Config {
@@ -51,6 +52,7 @@ impl Default for Config {
             report_discovery_subsystem: false,
             referrals: Vec::new(),
             tcp: TcpOptions::default(),
+            rdma: RdmaFrontOptions::default(),
         }
     }
 }
@@ -80,6 +82,9 @@ impl Config {
             self.in_capsule.into(),
             "a multiple of 16 in 0..=65536",
         )?;
+        let rdma = &self.rdma;
+        check(rdma.max_receives >= 8, "receives of an RDMA queue", rdma.max_receives.into(), "at least 8")?;
+        check(rdma.descriptors > 0, "MSDBD", 0, "1..=255")?;
         let tcp = &self.tcp;
         check(
             tcp.max_h2c_data >= MIN_MAXH2CDATA && tcp.max_h2c_data.is_multiple_of(4),
@@ -177,6 +182,49 @@ impl TcpOptions {
     #[must_use]
     pub fn max_c2h_data(mut self, bytes: u32) -> Self {
         self.max_c2h_data = bytes;
+        self
+    }
+
+    /// Connections served at a time, each by a thread. 1024.
+    #[must_use]
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = connections;
+        self
+    }
+}
+
+/// How the NVMe/RDMA front behaves where the specification leaves it a choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RdmaFrontOptions {
+    pub(crate) max_receives: u16,
+    pub(crate) descriptors: u8,
+    pub(crate) max_connections: usize,
+}
+
+impl Default for RdmaFrontOptions {
+    fn default() -> Self {
+        Self { max_receives: u16::MAX, descriptors: 16, max_connections: 1024 }
+    }
+}
+
+impl RdmaFrontOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// CRQSIZE: most commands a queue takes at once, at least 8. As many as the queue has entries.
+    #[must_use]
+    pub fn max_receives(mut self, receives: u16) -> Self {
+        self.max_receives = receives;
+        self
+    }
+
+    /// MSDBD: most pieces of memory the data of one command may be made of, 1..=255. 16.
+    #[must_use]
+    pub fn descriptors(mut self, descriptors: u8) -> Self {
+        self.descriptors = descriptors;
         self
     }
 

@@ -51,6 +51,7 @@ pub(crate) struct Controller {
     pub(crate) hostnqn: Nqn,
     pub(crate) hostid: HostId,
     pub(crate) front: Front,
+    pub(crate) local: Local,
     pub(crate) subsystem: Arc<Subsystem>,
     target: Arc<Target>,
     /// CSTS.RDY, for the hot path.
@@ -98,6 +99,20 @@ pub(crate) struct Association {
     pub(crate) hostid: HostId,
     pub(crate) front: Front,
     pub(crate) kato_ms: u32,
+    pub(crate) local: Local,
+}
+
+/// What a controller behind registers says of itself that others do not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Local {
+    /// CAP.MPSMIN and CAP.MPSMAX.
+    pub(crate) pages: (u8, u8),
+    /// Doorbell Buffer Config is there.
+    pub(crate) shadow_doorbells: bool,
+    /// PCI vendor.
+    pub(crate) vendor: u16,
+    /// RTD3E, microseconds.
+    pub(crate) shutdown_us: u32,
 }
 
 impl Controller {
@@ -114,6 +129,7 @@ impl Controller {
             hostnqn: association.hostnqn,
             hostid: association.hostid,
             front: association.front,
+            local: association.local,
             subsystem,
             target,
             ready: AtomicBool::new(false),
@@ -249,7 +265,8 @@ impl Controller {
         let mqes_z = u64::from(self.target.config.max_queue_entries - 1);
         // CQR (16), TO 10 s (31:24), CSS: NVM command set (37) and, but for discovery, CNS 1Ch (43).
         let css = if self.subsystem.is_discovery() { 1 << 37 } else { 1 << 37 | 1 << 43 };
-        Cap(mqes_z | 1 << 16 | 20 << 24 | css)
+        let (min, max) = self.local.pages;
+        Cap(mqes_z | 1 << 16 | 20 << 24 | css | u64::from(min) << 48 | u64::from(max) << 52)
     }
 
     pub(crate) fn property_get(&self, sqe: &Sqe) -> Result<u64, Status> {
@@ -306,7 +323,8 @@ impl Controller {
         // On PCI the sizes may be set as late as before the first I/O queue is created (Base 2.1 §3.1.4.5).
         let unset = self.front == Front::Pci && cc.iosqes() == 0 && cc.iocqes() == 0;
         let sizes = self.subsystem.is_discovery() || unset || (cc.iosqes() == 6 && cc.iocqes() == 4);
-        css && sizes && cc.mps() == 0 && cc.ams() == 0
+        let (min, max) = self.local.pages;
+        css && sizes && (min..=max).contains(&cc.mps()) && cc.ams() == 0
     }
 
     /// A controller level reset: I/O queues are deleted, events forgotten, features as at the start. On fabrics the admin queue

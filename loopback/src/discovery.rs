@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use nvmf_core::spec::discovery::{
-    AddressFamilyCode, CNTLID_DYNAMIC, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, SubsystemType,
-    TransportTypeCode, Treq,
+    AddressFamilyCode, CNTLID_DYNAMIC, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, RdmaCms,
+    RdmaProviderType, RdmaQpType, SubsystemType, TransportTypeCode, Treq,
 };
 use nvmf_core::transport_id::AddressFamily;
 use nvmf_core::{Nqn, TransportId};
@@ -48,7 +48,7 @@ struct Way {
     portid: u16,
 }
 
-/// Hosts in this process reach everything in process, others over TCP.
+/// Hosts in this process reach everything in process, others over the transport they came by.
 fn ways(target: &Target, front: Front) -> Vec<Way> {
     match front {
         // A local bus has no discovery service: its controllers are found by scanning.
@@ -63,6 +63,14 @@ fn ways(target: &Target, front: Front) -> Vec<Way> {
         Front::Tcp(local) => {
             let listeners = target.listeners();
             (1u16..).zip(listeners).map(|(portid, address)| tcp_way(address, local, portid)).collect()
+        }
+        Front::Rdma(local) => {
+            let listeners = target.rdma_listeners();
+            let way = |(portid, address)| Way {
+                trtype: TransportTypeCode::RDMA,
+                ..tcp_way(address, local, portid)
+            };
+            (1u16..).zip(listeners).map(way).collect()
         }
     }
 }
@@ -84,7 +92,16 @@ fn tcp_way(listener: SocketAddr, local: SocketAddr, portid: u16) -> Way {
 
 impl Way {
     fn entry(&self, subtype: SubsystemType, subnqn: &Nqn) -> DiscoveryLogEntry {
+        let mut tsas = DiscoveryLogEntry::default().tsas;
+        if self.trtype == TransportTypeCode::RDMA {
+            tsas[..3].copy_from_slice(&[
+                RdmaQpType::CONNECTED.0,
+                RdmaProviderType::NOT_SPECIFIED.0,
+                RdmaCms::RDMA_CM.0,
+            ]);
+        }
         DiscoveryLogEntry {
+            tsas,
             trtype: self.trtype,
             adrfam: self.adrfam,
             subtype,

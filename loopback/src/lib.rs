@@ -21,6 +21,7 @@
 //! ```text
 //!   NVMe/TCP listener ─▶ a thread per connection ─┐
 //!                                                 ├─▶ Queue ─▶ Controller ─▶ Subsystem ─▶ Namespace
+//!   RDMA listener (simulated) ─▶ a thread per connection ─┤
 //!   LoopbackTransport ─▶ the thread that polls ───┤     ▲
 //!   EmulatedFunction ─▶ a thread per function ────┘   Faults
 //! ```
@@ -33,6 +34,7 @@
 //!   Read, Write, Compare, Write Zeroes, Dataset Management, Verify, Write Uncorrectable, Flush.
 //! * PCI functions emulated in process: registers, doorbells, rings, PRPs and SGLs, MSI-X.
 //! * NVMe/TCP with digests, in-capsule data, R2T, any alignment, without TLS; and an in-process transport, `trtype:loop`.
+//! * NVMe/RDMA over a simulated fabric (`nvmf_transport_rdma::sim`): keyed SGLs, lists of them, in-capsule data.
 //! * Changes while hosts are connected, and [scripted faults](Faults).
 //!
 //! # What it does not
@@ -43,7 +45,7 @@
 //! * Static controllers, persistent discovery registrations, priorities of queues.
 //! * It stores data and keeps the protocol; it does not try to survive power loss beyond what Flush and FUA do for files.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod backing;
 mod config;
@@ -56,13 +58,14 @@ mod loopback;
 mod namespace;
 mod pci;
 mod queue;
+mod rdma;
 mod registry;
 mod subsystem;
 mod target;
 mod tcp;
 mod transport;
 
-pub use config::TcpOptions;
+pub use config::{RdmaFrontOptions, TcpOptions};
 pub use error::LoopbackError;
 pub use fault::{Fault, Faults, Rule};
 pub use loopback::{Builder, DEFAULT_NQN, Loopback, LoopbackStats};

@@ -7,12 +7,14 @@ use std::sync::atomic::Ordering;
 use nvmf_core::spec::log_page::AnaState;
 use nvmf_core::spec::registers::Version;
 use nvmf_core::{Nqn, TransportId};
+use nvmf_transport_rdma::sim::Sim;
 
-use crate::config::{Config, TcpOptions};
+use crate::config::{Config, RdmaFrontOptions, TcpOptions};
 use crate::error::LoopbackError;
 use crate::fault::Faults;
 use crate::namespace::Namespace;
 use crate::pci::{EmulatedFunction, PciOptions};
+use crate::rdma;
 use crate::registry;
 use crate::subsystem::SubsystemBuilder;
 use crate::target::Target;
@@ -30,6 +32,7 @@ pub struct Builder {
     subsystems: Vec<SubsystemBuilder>,
     default_subsystem: Option<SubsystemBuilder>,
     listen: Vec<String>,
+    listen_rdma: Vec<(Sim, String)>,
     config: Config,
 }
 
@@ -56,6 +59,19 @@ impl Builder {
     /// Listens for NVMe/TCP connections: an address and port such as `127.0.0.1:0`, where port 0 is any that is free.
     pub fn listen_tcp(mut self, address: impl Into<String>) -> Self {
         self.listen.push(address.into());
+        self
+    }
+
+    /// Listens for NVMe/RDMA connections on a simulated fabric: an address and port such as `192.0.2.1:0`, where port 0 is any
+    /// that is free. Only hosts in this process, on the same fabric, can reach it.
+    pub fn listen_rdma(mut self, fabric: &Sim, address: impl Into<String>) -> Self {
+        self.listen_rdma.push((fabric.clone(), address.into()));
+        self
+    }
+
+    /// How NVMe/RDMA is spoken.
+    pub fn rdma(mut self, options: RdmaFrontOptions) -> Self {
+        self.config.rdma = options;
         self
     }
 
@@ -136,13 +152,20 @@ impl Builder {
         let listeners = tcp::listen(&self.listen)?;
         let tcp_addrs = tcp::addresses(&listeners)?;
         target.set_listeners(tcp_addrs.clone());
+        let rdma_listeners = rdma::listen(&self.listen_rdma)?;
+        let rdma_addrs = rdma_listeners.addresses();
+        target.set_rdma_listeners(rdma_addrs.clone());
         registry::add(&target)?;
         // From here on dropping the handle cleans up.
-        let mut loopback = Loopback { target, server: None, tcp_addrs, trid };
+        let mut loopback = Loopback { target, server: None, rdma_server: None, tcp_addrs, rdma_addrs, trid };
         if !listeners.is_empty() {
             let server =
                 Server::start(Arc::clone(&loopback.target), listeners).map_err(LoopbackError::Start)?;
             loopback.server = Some(server);
+        }
+        if !rdma_listeners.is_empty() {
+            let server = rdma::Server::start(Arc::clone(&loopback.target), rdma_listeners);
+            loopback.rdma_server = Some(server.map_err(LoopbackError::Start)?);
         }
         Ok(loopback)
     }
@@ -154,7 +177,9 @@ impl Builder {
 pub struct Loopback {
     target: Arc<Target>,
     server: Option<Server>,
+    rdma_server: Option<rdma::Server>,
     tcp_addrs: Vec<SocketAddr>,
+    rdma_addrs: Vec<SocketAddr>,
     trid: TransportId,
 }
 
@@ -180,6 +205,25 @@ impl Loopback {
     #[must_use]
     pub fn tcp_addrs(&self) -> &[SocketAddr] {
         &self.tcp_addrs
+    }
+
+    /// Where it listens for NVMe/RDMA connections, in the order of the builder's calls.
+    #[must_use]
+    pub fn rdma_addrs(&self) -> &[SocketAddr] {
+        &self.rdma_addrs
+    }
+
+    /// How to reach a subsystem, or with [`Nqn::DISCOVERY`] the discovery subsystem, over the first RDMA listener; `None`
+    /// without a listener.
+    ///
+    /// # Errors
+    /// [`LoopbackError::Nqn`] when the name is none.
+    pub fn rdma_trid(&self, subnqn: &str) -> Result<Option<TransportId>, LoopbackError> {
+        let nqn = Self::nqn(subnqn)?;
+        let Some(address) = self.rdma_addrs.first() else { return Ok(None) };
+        let trid = TransportId::rdma(&address.ip().to_string(), address.port());
+        let trid = trid.map_err(|source| LoopbackError::Name { name: address.to_string(), source })?;
+        Ok(Some(trid.with_subnqn(nqn)))
     }
 
     fn nqn(subnqn: &str) -> Result<Nqn, LoopbackError> {
@@ -377,6 +421,7 @@ impl Drop for Loopback {
         self.target.stop();
         // Joins the threads, which end now.
         self.server = None;
+        self.rdma_server = None;
     }
 }
 

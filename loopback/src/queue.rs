@@ -23,7 +23,7 @@ use nvmf_core::{HostId, Nqn};
 use zerocopy::FromBytes;
 
 use crate::config::MAX_ADMIN_ENTRIES;
-use crate::controller::{self, Admin, Association, Controller, Notify};
+use crate::controller::{self, Admin, Association, Controller, Local, Notify};
 use crate::data::Data;
 use crate::fault::Fault;
 use crate::namespace::ActiveNamespace;
@@ -388,7 +388,8 @@ impl Queue {
             if cntlid != CNTLID_DYNAMIC {
                 return Err(invalid_parameter(true, DATA_CNTLID));
             }
-            let association = Association { hostnqn, hostid, front: self.front, kato_ms: fields.kato_ms };
+            let (front, kato_ms) = (self.front, fields.kato_ms);
+            let association = Association { hostnqn, hostid, front, kato_ms, local: Local::default() };
             let limit = self.target.config.max_controllers;
             let made = subsystem.add_controller(limit, |cntlid| {
                 let (target, subsystem) = (Arc::clone(&self.target), Arc::clone(&subsystem));

@@ -23,6 +23,8 @@ pub(crate) enum Front {
     Loop,
     /// Over TCP, at this address of ours.
     Tcp(SocketAddr),
+    /// Over a simulated RDMA fabric, at this address of ours.
+    Rdma(SocketAddr),
     /// Through the registers and rings of an emulated PCI function.
     Pci,
 }
@@ -55,6 +57,7 @@ pub(crate) struct Target {
     pub(crate) discovery: Arc<Subsystem>,
     subsystems: RwLock<BTreeMap<Nqn, Arc<Subsystem>>>,
     listeners: RwLock<Vec<SocketAddr>>,
+    rdma_listeners: RwLock<Vec<SocketAddr>>,
     referrals: RwLock<Vec<TransportId>>,
     genctr: AtomicU64,
     stopped: AtomicBool,
@@ -80,6 +83,7 @@ impl Target {
             discovery: Arc::new(Subsystem::discovery()),
             subsystems: RwLock::default(),
             listeners: RwLock::default(),
+            rdma_listeners: RwLock::default(),
             referrals: RwLock::new(config.referrals.clone()),
             genctr: AtomicU64::new(1),
             stopped: AtomicBool::new(false),
@@ -125,6 +129,14 @@ impl Target {
 
     pub(crate) fn set_listeners(&self, addresses: Vec<SocketAddr>) {
         *write(&self.listeners) = addresses;
+    }
+
+    pub(crate) fn rdma_listeners(&self) -> Vec<SocketAddr> {
+        read(&self.rdma_listeners).clone()
+    }
+
+    pub(crate) fn set_rdma_listeners(&self, addresses: Vec<SocketAddr>) {
+        *write(&self.rdma_listeners) = addresses;
     }
 
     pub(crate) fn referrals(&self) -> Vec<TransportId> {

@@ -2,7 +2,9 @@
 //! every block must hold.
 
 pub mod conformance;
+pub mod fuzz;
 pub mod history;
+pub mod program;
 pub mod proxy;
 pub mod rng;
 pub mod session;

@@ -84,7 +84,7 @@ impl Workload {
         let mut model: HashMap<u64, u64> = HashMap::new();
         let mut pending: HashMap<u64, Pending> = HashMap::new();
         let (mut started, mut finished) = (0, 0);
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_secs(300);
         while finished < self.ios {
             while started < self.ios && pending.len() < self.depth {
                 let blocks = self.blocks.0 + rng.below(self.blocks.1 - self.blocks.0 + 1);
@@ -125,7 +125,7 @@ impl Workload {
             if n == 0 {
                 qpair.wait(Duration::from_millis(50))?;
             }
-            ensure!(Instant::now() < deadline, "{} I/Os still outstanding after two minutes", pending.len());
+            ensure!(Instant::now() < deadline, "{} I/Os still outstanding after five minutes", pending.len());
         }
         ensure!(qpair.outstanding() == 0, "{} operations left over", qpair.outstanding());
         Ok(())

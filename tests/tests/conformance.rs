@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use nvmf_core::{ControllerOptions, Driver, Nqn, TransportType};
 use nvmf_loopback::{
-    Loopback, LoopbackError, Namespace, PciOptions, SubsystemBuilder, TcpOptions, VfioUserServer,
+    Loopback, LoopbackError, Namespace, PciOptions, RdmaFrontOptions, SubsystemBuilder, TcpOptions,
+    VfioUserServer,
 };
 use nvmf_tests::conformance::Fixture;
 use nvmf_transport_pcie::{PciDevice, PcieTransport, VfioUserDevice, VfioUserOptions};
+use nvmf_transport_rdma::provider::DeviceLimits;
+use nvmf_transport_rdma::sim::Sim;
+use nvmf_transport_rdma::{RdmaOptions, RdmaTransport};
 use nvmf_transport_tcp::TcpTransport;
 
 const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:7a1e0c5e-7e57-4c0f-9a55-0123456789ab";
@@ -96,6 +100,55 @@ mod tcp_polled {
     nvmf_tests::suite!(fixture);
 }
 
+fn rdma_fixture(sim: Sim, rdma: RdmaFrontOptions, options: ControllerOptions) -> Result<Fixture> {
+    let target = Loopback::builder().subsystem(subsystem()).rdma(rdma).listen_rdma(&sim, "192.0.2.1:4420");
+    let target = target.build()?;
+    let transport = RdmaTransport::with_provider(sim).with_options(RdmaOptions::default().rnr_retry_count(0));
+    Ok(Fixture {
+        driver: Driver::builder().transport(transport).build(),
+        trid: target.rdma_trid(NQN)?.context("the target does not listen")?,
+        discovery: target.rdma_trid(Nqn::DISCOVERY)?,
+        options,
+        target: Box::new(target),
+    })
+}
+
+/// Over the simulated fabric, where a message that finds no receive posted ends the connection.
+mod rdma_sim {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        rdma_fixture(Sim::new(), RdmaFrontOptions::new(), ControllerOptions::default())
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// A device with little of everything, a controller that takes eight commands at once and data in one piece, and a program
+/// that looks after the admin queue itself.
+mod rdma_sim_narrow {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let sim = Sim::with_limits(DeviceLimits {
+            max_registration: 16 << 20,
+            max_work_requests: 24,
+            max_elements: 2,
+            max_completions: 48,
+            max_reads: 1,
+        });
+        let mut options = ControllerOptions::default();
+        options.background_admin = false;
+        options.keep_alive_timeout = std::time::Duration::ZERO;
+        options.io_queue_requests = 512;
+        options.cid_generations = false;
+        options.disable_sq_flow_control = true;
+        rdma_fixture(sim, RdmaFrontOptions::new().max_receives(8).descriptors(1), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
 /// An emulated PCI function per attachment.
 fn pcie_fixture(pci: PciOptions, options: ControllerOptions) -> Result<Fixture> {
     let target = Arc::new(Loopback::builder().subsystem(subsystem()).build()?);
@@ -167,8 +220,50 @@ mod pcie_emulated_again {
     nvmf_tests::suite!(fixture);
 }
 
+/// Doorbells in memory.
+mod pcie_emulated_shadow_doorbells {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        pcie_fixture(
+            PciOptions::new().shadow_doorbells(true).doorbell_stride(1),
+            ControllerOptions::default(),
+        )
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// Submission queues in the controller's memory, as long as there is room, and doorbells in the host's.
+mod pcie_emulated_controller_memory {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let mut options = ControllerOptions::default();
+        options.use_cmb_sqs = true;
+        let pci = PciOptions::new().controller_memory(64 << 10).shadow_doorbells(true);
+        pcie_fixture(pci.busy_poll(std::time::Duration::ZERO), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// The same in an older controller whose memory pages are 64 KiB.
+mod pcie_emulated_large_pages {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let mut options = ControllerOptions::default();
+        options.use_cmb_sqs = true;
+        let pci = PciOptions::new().memory_pages(4, 6);
+        pcie_fixture(pci.controller_memory(1 << 20).legacy_controller_memory(true), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
 /// An emulated PCI function per attachment, each behind a vfio-user socket of its own.
-fn vfio_user_fixture(options: ControllerOptions) -> Result<Fixture> {
+fn vfio_user_fixture(pci: PciOptions, options: ControllerOptions) -> Result<Fixture> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let target = Arc::new(Loopback::builder().subsystem(subsystem()).build()?);
     let of_transport = Arc::clone(&target);
@@ -176,7 +271,7 @@ fn vfio_user_fixture(options: ControllerOptions) -> Result<Fixture> {
     let of_fixture = Arc::clone(&servers);
     let transport = PcieTransport::with_devices(TransportType::VfioUser, move |trid| {
         let fail = |error: LoopbackError| nvmf_core::Error::disconnected(error.to_string()).peer(trid);
-        let function = of_transport.pci_function(NQN).map_err(fail)?;
+        let function = of_transport.pci_function_with(NQN, &pci).map_err(fail)?;
         let name =
             format!("nvmf-conformance-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let server = VfioUserServer::listen(&function, std::env::temp_dir().join(name)).map_err(fail)?;
@@ -197,7 +292,7 @@ mod vfio_user {
     use super::*;
 
     fn fixture() -> Result<Fixture> {
-        vfio_user_fixture(ControllerOptions::default())
+        vfio_user_fixture(PciOptions::new(), ControllerOptions::default())
     }
 
     nvmf_tests::suite!(fixture);
@@ -212,7 +307,21 @@ mod vfio_user_polled {
         (options.background_admin, options.enable_interrupts) = (false, false);
         options.io_queue_size = 8;
         options.io_queue_requests = 512;
-        vfio_user_fixture(options)
+        vfio_user_fixture(PciOptions::new(), options)
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
+/// Doorbells in the client's memory, submission queues in the server's, pages of 16 KiB.
+mod vfio_user_shadow_doorbells {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let mut options = ControllerOptions::default();
+        options.use_cmb_sqs = true;
+        let pci = PciOptions::new().shadow_doorbells(true).controller_memory(256 << 10).memory_pages(2, 4);
+        vfio_user_fixture(pci, options)
     }
 
     nvmf_tests::suite!(fixture);

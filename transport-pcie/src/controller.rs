@@ -3,16 +3,19 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use nvmf_core::spec::identify::IdentifyController;
-use nvmf_core::spec::registers::{Cap, PropertyOffset};
+use nvmf_core::spec::identify::{IdentifyController, oacs};
+use nvmf_core::spec::registers::{Cap, ControllerConfig, PropertyOffset};
+use nvmf_core::spec::{Sqe, Status};
 use nvmf_core::transport::{
     AdminQueueRegisters, Capabilities, QpairSetup, Registers, TransportController, TransportQpair,
 };
 use nvmf_core::{ControllerOptions, Error, Result};
 
-use crate::data::MAX_TRANSFER;
+use crate::data::max_transfer;
 use crate::device::PciDevice;
 use crate::qpair::PcieQpair;
+use crate::quirks::Quirks;
+use crate::shadow::{self, ShadowDoorbells};
 use crate::shared::{SglSupport, Shared};
 
 /// Offset of the command register in configuration space.
@@ -28,6 +31,12 @@ pub struct PcieController {
     admin: Option<AdminQueueRegisters>,
     /// I/O queues raise interrupts.
     interrupts: bool,
+    /// I/O queues asked for.
+    num_io_queues: u16,
+    shadow_doorbells: bool,
+    use_cmb_sqs: bool,
+    /// Shadow doorbells the controller was told of, and has not answered yet.
+    offered: Option<Arc<ShadowDoorbells>>,
 }
 
 impl PcieController {
@@ -54,9 +63,21 @@ impl PcieController {
         let wanted = if options.enable_interrupts { options.num_io_queues.saturating_add(1) } else { 1 };
         let vectors = wanted.min(device.max_vectors()).min(MAX_VECTORS);
         let vectors = if vectors == 0 { Vec::new() } else { device.enable_interrupts(vectors)? };
-        let shared = Arc::new(Shared::new(device, bar, Cap(cap), vectors));
-        let interrupts = options.enable_interrupts;
-        Ok(Self { registers: RegisterFile(shared), admin: None, interrupts })
+        let quirks = Quirks::of(identity.vendor, identity.device);
+        if quirks != Quirks::default() {
+            tracing::info!(%identity, ?quirks, "a controller that is treated in its own way");
+        }
+        let shared =
+            Shared::new(device, bar, Cap(cap), quirks, vectors).map_err(|error| error.peer(identity))?;
+        Ok(Self {
+            registers: RegisterFile(Arc::new(shared)),
+            admin: None,
+            interrupts: options.enable_interrupts,
+            num_io_queues: options.num_io_queues,
+            shadow_doorbells: options.shadow_doorbells,
+            use_cmb_sqs: options.use_cmb_sqs,
+            offered: None,
+        })
     }
 
     /// As [`TransportController::create_qpair`], with the concrete type.
@@ -72,7 +93,7 @@ impl PcieController {
         let vector = (wanted && setup.qid < shared.vectors()).then_some(setup.qid);
         let qpair = PcieQpair::new(Arc::clone(shared), setup, vector)?;
         if setup.qid == 0 {
-            let size_z = u32::from(setup.entries - 1);
+            let size_z = u32::from(qpair.entries() - 1);
             let (asq, acq) = qpair.ring_addresses();
             self.admin = Some(AdminQueueRegisters { aqa: size_z | size_z << 16, asq, acq });
         }
@@ -88,7 +109,10 @@ impl PcieController {
 impl TransportController for PcieController {
     fn capabilities(&self) -> Capabilities {
         // Any number of buffers: what the controller cannot be told in place is copied.
-        Capabilities::memory_based().with_max_transfer(MAX_TRANSFER)
+        let shared = &self.registers.0;
+        Capabilities::memory_based()
+            .with_max_transfer(max_transfer(shared.page))
+            .with_delays(shared.quirks.delays)
     }
 
     fn registers(&mut self) -> Option<&mut dyn Registers> {
@@ -105,11 +129,45 @@ impl TransportController for PcieController {
 
     fn identified(&mut self, identify: &IdentifyController) -> Result<()> {
         self.registers.0.set_sgl(match identify.sgls.get() & 3 {
+            _ if self.registers.0.quirks.no_sgl => SglSupport::No,
             1 => SglSupport::Yes,
             2 => SglSupport::Dwords,
             _ => SglSupport::No,
         });
         Ok(())
+    }
+
+    fn set_up(&mut self, identify: &IdentifyController) -> Result<Option<Sqe>> {
+        let shared = &self.registers.0;
+        if self.use_cmb_sqs
+            && let Err(error) = shared.enable_cmb()
+        {
+            tracing::warn!(%error, "the controller memory buffer is not used");
+        }
+        if !self.shadow_doorbells || !identify.supports_admin(oacs::DOORBELL_BUFFER) {
+            return Ok(None);
+        }
+        match ShadowDoorbells::new(shared, self.num_io_queues) {
+            Ok(buffers) => {
+                let command = buffers.command();
+                self.offered = Some(Arc::new(buffers));
+                Ok(Some(command))
+            }
+            Err(error) => {
+                shadow::unavailable(&error);
+                Ok(None)
+            }
+        }
+    }
+
+    fn set_up_completed(&mut self, status: Status) {
+        let Some(buffers) = self.offered.take() else { return };
+        if status.is_success() {
+            tracing::debug!("shadow doorbells are used");
+            self.registers.0.set_shadow(Some(buffers));
+        } else {
+            tracing::debug!(%status, "the controller does not take shadow doorbells after all");
+        }
     }
 
     fn as_any(&mut self) -> &mut dyn Any {
@@ -136,6 +194,10 @@ impl Registers for RegisterFile {
     }
 
     fn write32(&mut self, offset: u32, value: u32) -> Result<()> {
+        if offset == PropertyOffset::CC.0 && !ControllerConfig(value).en() {
+            // A controller that is disabled forgets its shadow doorbells.
+            self.0.set_shadow(None);
+        }
         self.0.bar.write32(u64::from(offset), value)
     }
 

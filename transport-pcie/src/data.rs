@@ -7,16 +7,18 @@ use zerocopy::IntoBytes;
 
 use crate::shared::SglSupport;
 
-/// Memory page size as set by CC.MPS, bytes.
-pub(crate) const PAGE: u64 = DMA_PAGE as u64;
-/// Bytes of a slot's list, one page.
+/// Bytes of a slot's list: the smallest memory page, so that none crosses the end of one.
 pub(crate) const LIST_BYTES: usize = DMA_PAGE;
-/// Entries of a PRP list that fits into a slot's page.
+/// Entries of a PRP list that fits into it.
 pub(crate) const LIST_ENTRIES: usize = LIST_BYTES / 8;
-/// Descriptors of an SGL segment that fits into a slot's page.
+/// Descriptors of an SGL segment that fits into it.
 pub(crate) const SGL_ENTRIES: usize = LIST_BYTES / 16;
-/// Largest transfer of one command: whatever its offset in the first page, PRP entry 1 and one list cover it.
-pub(crate) const MAX_TRANSFER: u32 = (LIST_ENTRIES * DMA_PAGE) as u32;
+
+/// Largest transfer of one command with memory pages (CC.MPS) of `page` bytes: whatever its offset in the first page, PRP entry 1
+/// and one list cover it.
+pub(crate) fn max_transfer(page: u64) -> u32 {
+    u32::try_from(LIST_ENTRIES as u64 * page).unwrap_or(1 << 31)
+}
 
 /// A contiguous piece of data at a bus address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,20 +33,22 @@ impl Piece {
     }
 }
 
-/// A slot's page for a PRP list or SGL segment.
+/// A slot's place for a PRP list or SGL segment.
 #[derive(Clone, Copy)]
 pub(crate) struct List<'a> {
     pub(crate) memory: &'a SharedMemory,
     /// Where it starts in `memory`, bytes.
     pub(crate) offset: usize,
-    /// Its bus address, a multiple of [`PAGE`].
+    /// Its bus address, a multiple of [`LIST_BYTES`].
     pub(crate) iova: u64,
+    /// The memory page (CC.MPS) that PRP entries count in, bytes.
+    pub(crate) page: u64,
 }
 
 /// Describes `pieces` in `sqe`'s data pointer, by PRPs where they can, else by an SGL where `sgl` allows it. `false` when
 /// neither can: then the data has to be copied.
 pub(crate) fn describe(sqe: &mut Sqe, pieces: &[Piece], list: List<'_>, sgl: SglSupport) -> bool {
-    if prp_possible(pieces) {
+    if prp_possible(pieces, list.page) {
         return prps(sqe, pieces, list);
     }
     let dwords = pieces.iter().all(|piece| piece.iova.is_multiple_of(4) && piece.len.is_multiple_of(4));
@@ -66,11 +70,11 @@ pub(crate) fn describe(sqe: &mut Sqe, pieces: &[Piece], list: List<'_>, sgl: Sgl
 
 /// Whether PRPs can describe the pieces: only the first may start, and only the last may end, inside of a page; the offset of the
 /// first is a multiple of four (§4.3.1, Figure 108).
-fn prp_possible(pieces: &[Piece]) -> bool {
+fn prp_possible(pieces: &[Piece], page: u64) -> bool {
     let last = pieces.len().saturating_sub(1);
     pieces.iter().enumerate().all(|(i, piece)| {
-        let start = if i == 0 { piece.iova.is_multiple_of(4) } else { piece.iova.is_multiple_of(PAGE) };
-        start && (i == last || piece.end().is_multiple_of(PAGE))
+        let start = if i == 0 { piece.iova.is_multiple_of(4) } else { piece.iova.is_multiple_of(page) };
+        start && (i == last || piece.end().is_multiple_of(page))
     })
 }
 
@@ -80,7 +84,7 @@ fn prps(sqe: &mut Sqe, pieces: &[Piece], list: List<'_>) -> bool {
     let (mut entries, mut second) = (0usize, 0u64);
     for (i, piece) in pieces.iter().enumerate() {
         // The very first page is PRP entry 1.
-        let mut page = (piece.iova & !(PAGE - 1)) + if i == 0 { PAGE } else { 0 };
+        let mut page = (piece.iova & !(list.page - 1)) + if i == 0 { list.page } else { 0 };
         while page < piece.end() {
             if entries == LIST_ENTRIES {
                 return false;
@@ -91,7 +95,7 @@ fn prps(sqe: &mut Sqe, pieces: &[Piece], list: List<'_>) -> bool {
             // Whether there is a list at all shows only with the second of these.
             list.memory.write_u64(list.offset + entries * 8, page);
             entries += 1;
-            page += PAGE;
+            page += list.page;
         }
     }
     let prp2 = match entries {

@@ -1,11 +1,11 @@
 //! The seam to a PCI function: what a controller needs of it, however it is reached (VFIO, vfio-user, emulation).
 
 use std::fmt;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use nvmf_core::dma::RegionId;
-use nvmf_core::{DmaRegion, Error, Result};
+use nvmf_core::dma::{DmaGrant, RegionId};
+use nvmf_core::{Error, Result};
 
 /// An NVMe function on some PCI bus, real or not.
 ///
@@ -21,13 +21,31 @@ pub trait PciDevice: Send {
     /// When the registers cannot be reached.
     fn bar0(&mut self) -> Result<Bar0>;
 
-    /// Makes all of `region` reachable for the function, for reading and writing, and returns the bus address of its first
+    /// Access to another of its memory BARs, 2..=5, which may hold a controller memory buffer. As [`PciDevice::bar0`] otherwise.
+    ///
+    /// # Errors
+    /// When there is no such BAR, or this kind of device does not give access to it.
+    fn bar(&mut self, index: u8) -> Result<Bar0> {
+        Err(Error::unsupported(format!("BAR {index} of this device cannot be accessed")))
+    }
+
+    /// Sets bus addresses aside for as long as the device is held: no mapping is ever given them. `len` bytes, at `at` or
+    /// anywhere; returns the first, a multiple of [`nvmf_core::dma::DMA_PAGE`] unless it was asked for.
+    ///
+    /// # Errors
+    /// When memory is mapped there, there are not that many, or this kind of device does not know.
+    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        let _ = (at, len);
+        Err(Error::unsupported("no bus addresses can be set aside on this device"))
+    }
+
+    /// Makes all of the region reachable for the function, for reading and writing, and returns the bus address of its first
     /// byte, a multiple of [`nvmf_core::dma::DMA_PAGE`]. Called at most once per region until it is unmapped. An
     /// implementation that accesses the memory from this process keeps a clone of the region.
     ///
     /// # Errors
     /// When there are no addresses or the IOMMU refuses, with what to do about it.
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64>;
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64>;
 
     /// Takes a mapping back. The function no longer accesses the region when this returns well.
     ///
@@ -74,8 +92,9 @@ pub trait PciDevice: Send {
         false
     }
 
-    /// Becomes readable when the function is taken away or is about to be.
-    fn removal_fd(&self) -> Option<RawFd> {
+    /// Becomes readable when the function is taken away or is about to be, and stays so. It may be readable at other times too, but
+    /// not for longer than until [`PciDevice::is_removed`] is asked.
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 }
@@ -97,9 +116,9 @@ impl fmt::Display for PciIdentity {
     }
 }
 
-/// Registers that are not memory of this process: messages to a server, or calls into an emulation. Called from several threads.
+/// Registers, or memory of the function, that are not memory of this process: messages to a server, or calls into an emulation. Called from several threads.
 ///
-/// Offsets are from the start of BAR 0 and aligned to the access. A function that is gone reads as all ones, as a bus
+/// Offsets are from the start of the BAR and aligned to the access. A function that is gone reads as all ones, as a bus
 /// would answer, or as an error.
 pub trait BarAccess: Send + Sync {
     /// Bytes of the BAR.
@@ -139,6 +158,17 @@ pub trait BarAccess: Send + Sync {
         self.write32(offset + 4, (value >> 32) as u32)
     }
 
+    /// Copies whole dwords into memory behind the BAR. They are there before anything is that is written afterwards.
+    ///
+    /// # Errors
+    /// When the function cannot be reached.
+    fn write_bytes(&self, offset: u64, from: &[u8]) -> Result<()> {
+        for (at, dword) in (offset..).step_by(4).zip(from.as_chunks::<4>().0) {
+            self.write32(at, u32::from_le_bytes(*dword))?;
+        }
+        Ok(())
+    }
+
     /// Writes a doorbell. Nothing is expected back, so a message-based implementation need not wait.
     ///
     /// # Errors
@@ -148,7 +178,7 @@ pub trait BarAccess: Send + Sync {
     }
 }
 
-/// A handle of a function's registers, cheap to clone.
+/// A handle of what is behind a BAR, cheap to clone: BAR 0, the registers, or another one, memory of the function.
 #[derive(Clone)]
 pub struct Bar0(Arc<dyn BarAccess>);
 
@@ -177,7 +207,7 @@ impl Bar0 {
             return Ok(());
         }
         Err(Error::peer_misbehaved(format!(
-            "a register at offset {offset:#x} is needed, but BAR 0 has {:#x} bytes",
+            "a register at offset {offset:#x} is needed, but its BAR has {:#x} bytes",
             self.len()
         )))
     }
@@ -216,6 +246,23 @@ impl Bar0 {
     pub fn write64(&self, offset: u64, value: u64) -> Result<()> {
         self.check(offset, 8)?;
         self.0.write64(offset, value)
+    }
+
+    /// Copies whole dwords into memory behind the BAR; they are there before anything is that is written afterwards.
+    ///
+    /// # Errors
+    /// When the function cannot be reached, or the range is not made of dwords or lies outside.
+    pub fn write_bytes(&self, offset: u64, from: &[u8]) -> Result<()> {
+        let end = offset.checked_add(from.len() as u64);
+        let inside = end.is_some_and(|end| end <= self.len());
+        if !inside || !offset.is_multiple_of(4) || !from.len().is_multiple_of(4) {
+            return Err(Error::api_misuse(format!(
+                "{} bytes at {offset:#x} cannot be written to a BAR of {:#x} bytes",
+                from.len(),
+                self.len()
+            )));
+        }
+        self.0.write_bytes(offset, from)
     }
 
     /// Writes a doorbell; everything written to DMA memory before is visible to the function when it sees the value.

@@ -12,26 +12,34 @@
 //! Other [`PciDevice`]s are brought in with [`PcieTransport::with_devices`].
 //!
 //! # What it does not do
-//! Metadata pointers, shadow doorbells and controller memory buffers are not used. Of VFIO only groups and containers are used, not
-//! iommufd, and two functions of one IOMMU group cannot be driven at the same time.
+//! Metadata pointers are not used, and of controller memory buffers only the room for submission queues. Two functions of one IOMMU
+//! group cannot be driven at the same time.
 
 #![deny(unsafe_code)]
 
 mod bind;
+mod cmb;
 pub mod controller;
 mod data;
 pub mod device;
+// UNSAFETY: the promises of docs/safety.md, A1.
+#[expect(unsafe_code, reason = "leave for devices to access memory")]
+mod grant;
+mod hotplug;
 // UNSAFETY: volatile accesses to mapped registers.
 #[expect(unsafe_code, reason = "mmap, and volatile accesses to device registers")]
 mod mmio;
 mod obstacle;
 mod qpair;
+mod quirks;
 mod scan;
+mod shadow;
 mod shared;
 #[cfg(test)]
 mod testing;
 mod vfio;
 pub mod vfio_user;
+mod wake;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -39,18 +47,29 @@ use std::sync::Arc;
 
 pub use controller::PcieController;
 pub use device::{Bar0, BarAccess, PciDevice, PciIdentity};
+use hotplug::BusMonitor;
 pub use mmio::MappedBar;
-use nvmf_core::transport::{Transport, TransportController};
+use nvmf_core::transport::{HotplugMonitor, Transport, TransportController};
 use nvmf_core::transport_id::PciAddress;
 use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
 pub use obstacle::Obstacle;
+use obstacle::Way;
 pub use qpair::PcieQpair;
 pub use scan::PciFunction;
+pub use vfio::VfioBackend;
 use vfio::VfioDevice;
 pub use vfio_user::{VfioUserDevice, VfioUserOptions};
 
 type DeviceFactory = dyn Fn(&TransportId) -> Result<Box<dyn PciDevice>> + Send + Sync;
-type DeviceList = dyn Fn() -> Vec<TransportId> + Send + Sync;
+
+/// Where devices are found that are not on the PCI bus.
+trait Finder: Send + Sync {
+    /// What there is, or what of it an identifier covers.
+    fn find(&self, filter: Option<&TransportId>) -> Vec<TransportId>;
+
+    /// Tells when they come and go.
+    fn monitor(&self) -> Result<Option<Box<dyn HotplugMonitor>>>;
+}
 
 /// Controllers on the local PCI bus, or behind devices of the program's own.
 #[derive(Clone)]
@@ -58,7 +77,8 @@ pub struct PcieTransport {
     root: PathBuf,
     trtype: TransportType,
     devices: Option<Arc<DeviceFactory>>,
-    list: Option<Arc<DeviceList>>,
+    finder: Option<Arc<dyn Finder>>,
+    backend: VfioBackend,
 }
 
 impl PcieTransport {
@@ -71,7 +91,13 @@ impl PcieTransport {
     /// A bus described by another directory with the layout of `/sys`.
     #[must_use]
     pub fn with_root(root: impl AsRef<Path>) -> Self {
-        Self { root: root.as_ref().to_owned(), trtype: TransportType::Pcie, devices: None, list: None }
+        Self {
+            root: root.as_ref().to_owned(),
+            trtype: TransportType::Pcie,
+            devices: None,
+            finder: None,
+            backend: VfioBackend::Auto,
+        }
     }
 
     /// Controllers of type `trtype` behind devices that `open` makes. It says in its error why an address has none.
@@ -83,10 +109,22 @@ impl PcieTransport {
         Self { trtype, devices: Some(Arc::new(open)), ..Self::new() }
     }
 
-    /// Lets a probe without an address find what `list` returns, instead of what is on the bus.
+    /// Lets a probe without an address find what `list` returns, instead of what is on the bus. Hotplug monitors look at it when
+    /// they are polled.
     #[must_use]
-    pub fn listing(mut self, list: impl Fn() -> Vec<TransportId> + Send + Sync + 'static) -> Self {
-        self.list = Some(Arc::new(list));
+    pub fn listing(self, list: impl Fn() -> Vec<TransportId> + Send + Sync + 'static) -> Self {
+        self.finding(hotplug::Listing(Arc::new(list)))
+    }
+
+    fn finding(mut self, finder: impl Finder + 'static) -> Self {
+        self.finder = Some(Arc::new(finder));
+        self
+    }
+
+    /// How functions bound to vfio-pci are reached; [`VfioBackend::Auto`] unless this is called.
+    #[must_use]
+    pub fn backend(mut self, backend: VfioBackend) -> Self {
+        self.backend = backend;
         self
     }
 
@@ -101,7 +139,11 @@ impl PcieTransport {
     /// What keeps this process from driving a function, if anything does.
     #[must_use]
     pub fn obstacle(&self, function: &PciFunction) -> Option<Obstacle> {
-        Obstacle::find(&self.root, &self.beside("dev"), function)
+        self.way(function).err()
+    }
+
+    fn way(&self, function: &PciFunction) -> std::result::Result<Way, Obstacle> {
+        Obstacle::or_way(&self.root, &self.beside("dev"), function, self.backend)
     }
 
     /// Takes a function from the kernel's driver and binds it to vfio-pci, so that a process can drive it. Returns `false` when it
@@ -149,18 +191,13 @@ impl Transport for PcieTransport {
     }
 
     fn scan(&self, filter: Option<&TransportId>, found: &mut dyn FnMut(TransportId)) -> Result<()> {
-        if let (true, Some(trid)) = (self.devices.is_some(), filter) {
-            // Whether there is one shows when it is opened.
-            if !trid.traddr().is_empty() {
-                found(trid.clone());
-                return Ok(());
-            }
-        }
-        if let Some(list) = &self.list {
-            list().into_iter().for_each(found);
+        if let Some(finder) = &self.finder {
+            finder.find(filter).into_iter().for_each(found);
             return Ok(());
         }
-        if self.trtype != TransportType::Pcie {
+        if self.devices.is_some() {
+            // Whether there is one shows when it is opened.
+            filter.filter(|trid| !trid.traddr().is_empty()).cloned().into_iter().for_each(found);
             return Ok(());
         }
         let wanted = filter.and_then(TransportId::pci_address);
@@ -170,6 +207,33 @@ impl Transport for PcieTransport {
             }
         }
         Ok(())
+    }
+
+    fn is_present(&self, trid: &TransportId) -> Option<bool> {
+        // Whether other devices are there they say themselves.
+        let address = trid.pci_address().filter(|_| self.devices.is_none())?;
+        let bus = self.root.join("bus/pci/devices");
+        if bus.join(address.to_string()).try_exists().ok()? {
+            return Some(true);
+        }
+        bus.try_exists().ok()?.then_some(false)
+    }
+
+    fn hotplug(&self) -> Result<Option<Box<dyn HotplugMonitor>>> {
+        if let Some(finder) = &self.finder {
+            return finder.monitor();
+        }
+        if self.devices.is_some() {
+            return Ok(None);
+        }
+        let root = self.root.clone();
+        // The kernel tells about its own bus only.
+        let monitor = if root == Path::new("/sys") {
+            BusMonitor::of_machine(root)
+        } else {
+            BusMonitor::new(root, None)
+        };
+        Ok(Some(Box::new(monitor?)))
     }
 
     fn ctrlr_construct(
@@ -188,10 +252,12 @@ impl Transport for PcieTransport {
                 .peer(trid)
                 .hint("`nvmf list` shows the local controllers"));
         };
-        if let Some(obstacle) = self.obstacle(&function) {
-            return Err(obstacle.error(&function).peer(trid));
-        }
-        let device = VfioDevice::open(&self.beside("dev"), &function).map_err(|error| error.peer(trid))?;
+        let device = match self.way(&function) {
+            Ok(Way::Cdev(files)) => VfioDevice::open_cdev(&files, &function),
+            Ok(Way::Group) => VfioDevice::open_group(&self.beside("dev"), &function),
+            Err(obstacle) => Err(obstacle.error(&function)),
+        };
+        let device = device.map_err(|error| error.peer(trid))?;
         Ok(Box::new(PcieController::new(Box::new(device), options).map_err(|error| error.peer(trid))?))
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nvmf_core::Error;
 
 use crate::scan::{PciFunction, link_name};
-use crate::vfio::may_use;
+use crate::vfio::{CdevFiles, VfioBackend, may_use};
 
 /// The driver that lends functions to processes.
 pub(crate) const VFIO_DRIVER: &str = "vfio-pci";
@@ -32,31 +32,49 @@ pub enum Obstacle {
     },
     /// The kernel's VFIO is not loaded.
     NoVfio,
+    /// The kernel has no file of its own for the device, or no iommufd, and nothing else is to be used.
+    NoIommufd,
     /// This user may not use a file of VFIO.
     NoPermission(PathBuf),
 }
 
 impl Obstacle {
-    /// The first thing that is in the way of a function, if any. `sys` and `dev` are where `/sys` and `/dev` are.
-    pub(crate) fn find(sys: &Path, dev: &Path, function: &PciFunction) -> Option<Self> {
-        let Some(group) = function.iommu_group else { return Some(Self::NoIommu) };
+    /// The way to a function, or the first thing that is in it. `sys` and `dev` are where `/sys` and `/dev` are.
+    pub(crate) fn or_way(
+        sys: &Path,
+        dev: &Path,
+        function: &PciFunction,
+        backend: VfioBackend,
+    ) -> Result<Way, Self> {
+        let group = function.iommu_group.ok_or(Self::NoIommu)?;
         match &function.driver {
-            None => return Some(Self::Unbound),
-            Some(driver) if !lends(driver) => return Some(Self::KernelDriver(driver.clone())),
+            None => return Err(Self::Unbound),
+            Some(driver) if !lends(driver) => return Err(Self::KernelDriver(driver.clone())),
             Some(_) => {}
         }
         let others = held_by_others(sys, group);
         if !others.is_empty() {
-            return Some(Self::GroupShared { group, others });
+            return Err(Self::GroupShared { group, others });
         }
-        for path in [dev.join("vfio/vfio"), dev.join("vfio").join(group.to_string())] {
-            match may_use(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(Self::NoVfio),
-                Err(_) => return Some(Self::NoPermission(path)),
-            }
+        let by_group = || {
+            let files = [dev.join("vfio/vfio"), dev.join("vfio").join(group.to_string())];
+            usable(files).map(|()| Way::Group)
+        };
+        let by_cdev = || {
+            let files = CdevFiles::find(sys, dev, function.address).ok_or(Self::NoIommufd)?;
+            usable([files.device.clone(), files.iommu.clone()]).map(|()| Way::Cdev(files))
+        };
+        match backend {
+            VfioBackend::Group => by_group(),
+            VfioBackend::Cdev => by_cdev(),
+            VfioBackend::Auto => by_cdev().or_else(|cdev| {
+                // A kernel without groups has only the one way.
+                by_group().map_err(|group| match (group, cdev) {
+                    (Self::NoVfio, cdev @ Self::NoPermission(_)) => cdev,
+                    (group, _) => group,
+                })
+            }),
         }
-        None
     }
 
     /// What to do about it.
@@ -73,6 +91,10 @@ impl Obstacle {
                 "bind the other devices to vfio-pci as well, or move the device to another slot".to_owned()
             }
             Self::NoVfio => "load VFIO: modprobe vfio-pci".to_owned(),
+            Self::NoIommufd => {
+                "load it (modprobe iommufd) if the kernel has it (CONFIG_IOMMUFD, CONFIG_VFIO_DEVICE_CDEV), or use the IOMMU group"
+                    .to_owned()
+            }
             Self::NoPermission(path) => {
                 format!("run as root, or give yourself access: chown $USER {}", path.display())
             }
@@ -106,9 +128,26 @@ impl fmt::Display for Obstacle {
                 Ok(())
             }
             Self::NoVfio => f.write_str("VFIO is not loaded"),
+            Self::NoIommufd => f.write_str("no iommufd, or no file of its own in /dev/vfio/devices"),
             Self::NoPermission(path) => write!(f, "no permission for {}", path.display()),
         }
     }
+}
+
+/// How a function is to be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    Group,
+    Cdev(CdevFiles),
+}
+
+/// Whether this process may use all of these files.
+fn usable<const N: usize>(files: [PathBuf; N]) -> Result<(), Obstacle> {
+    files.into_iter().try_for_each(|path| match may_use(&path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Obstacle::NoVfio),
+        Err(_) => Err(Obstacle::NoPermission(path)),
+    })
 }
 
 /// Whether a driver lends its functions to processes through VFIO.
@@ -142,9 +181,13 @@ mod tests {
     use crate::scan::tests::Bus;
 
     fn found(bus: &Bus) -> Option<String> {
+        way(bus, VfioBackend::Auto).err()
+    }
+
+    fn way(bus: &Bus, backend: VfioBackend) -> Result<Way, String> {
         let functions = crate::scan::functions(bus.root()).unwrap();
-        Obstacle::find(bus.root(), &bus.root().join("dev"), &functions[0])
-            .map(|o| o.error(&functions[0]).to_string())
+        Obstacle::or_way(bus.root(), &bus.root().join("dev"), &functions[0], backend)
+            .map_err(|o| o.error(&functions[0]).to_string())
     }
 
     fn vfio_files(bus: &Bus, names: &[&str]) {
@@ -182,6 +225,34 @@ mod tests {
         vfio_files(&bus, &["vfio", "3"]);
         let text = found(&bus).unwrap();
         assert!(text.contains("IOMMU group 3 is shared with 0000:04:00.1 (e1000e);"), "{text}");
+    }
+
+    #[test]
+    fn the_way_through_iommufd_is_taken_where_there_is_one_and_it_may_be() {
+        let bus = Bus::new("obstacle-cdev");
+        bus.add("0000:04:00.0", "0x010802", Some("vfio-pci"), Some(3));
+        let text = way(&bus, VfioBackend::Cdev).unwrap_err();
+        assert!(text.contains("no iommufd") && text.contains("modprobe iommufd"), "{text}");
+        assert!(found(&bus).unwrap().contains("VFIO is not loaded"));
+        vfio_files(&bus, &["vfio", "3"]);
+        assert_eq!(way(&bus, VfioBackend::Auto), Ok(Way::Group));
+        assert!(way(&bus, VfioBackend::Cdev).is_err());
+        fs::create_dir_all(bus.root().join("bus/pci/devices/0000:04:00.0/vfio-dev/vfio0")).unwrap();
+        fs::create_dir_all(bus.root().join("dev/vfio/devices")).unwrap();
+        vfio_files(&bus, &["devices/vfio0", "../iommu"]);
+        let device = bus.root().join("dev/vfio/devices/vfio0");
+        let cdev = Way::Cdev(CdevFiles { device: device.clone(), iommu: bus.root().join("dev/iommu") });
+        assert_eq!(way(&bus, VfioBackend::Auto), Ok(cdev.clone()));
+        assert_eq!(way(&bus, VfioBackend::Cdev), Ok(cdev));
+        assert_eq!(way(&bus, VfioBackend::Group), Ok(Way::Group));
+        fs::set_permissions(&device, fs::Permissions::from_mode(0o000)).unwrap();
+        // Root may all the same.
+        if fs::File::open(&device).is_err() {
+            assert_eq!(way(&bus, VfioBackend::Auto), Ok(Way::Group));
+            assert!(way(&bus, VfioBackend::Cdev).unwrap_err().contains("no permission for"));
+            fs::remove_file(bus.root().join("dev/vfio/vfio")).unwrap();
+            assert!(found(&bus).unwrap().contains("no permission for"), "there are no groups");
+        }
     }
 
     #[test]

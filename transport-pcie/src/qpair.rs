@@ -7,21 +7,23 @@
 //! ```
 
 use std::cell::Cell;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nvmf_core::dma::{RegionId, SharedMemory};
 use nvmf_core::proto::Tracker;
 use nvmf_core::spec::command::DataDirection;
+use nvmf_core::spec::data_ptr::DataPointer;
 use nvmf_core::spec::status::CommandKind;
-use nvmf_core::spec::{AdminOpcode, Cqe, Sqe, Status};
+use nvmf_core::spec::{AdminOpcode, Cqe, NvmOpcode, Sqe, Status};
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
 use nvmf_core::{DmaBuf, DmaRegion, Error, Result};
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U16, U32};
 
-use crate::data::{self, LIST_BYTES, List, PAGE, Piece};
+use crate::cmb::CmbPart;
+use crate::data::{self, LIST_BYTES, List, Piece};
+use crate::shadow::QueueDoorbells;
 use crate::shared::{SglSupport, Shared};
 
 const SQE_BYTES: usize = 64;
@@ -34,6 +36,8 @@ const POLLS_PER_CLOCK: u32 = 8;
 const PREFETCH: usize = 4;
 /// Bus addresses of regions kept at hand per queue pair.
 const CACHED_REGIONS: usize = 1024;
+/// Entries an admin queue has at most (AQA).
+const MAX_ADMIN_ENTRIES: u32 = 4096;
 
 /// Whether the controller knows one of an I/O queue's two rings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,19 +72,26 @@ struct Life {
 /// A queue pair of a PCIe controller.
 pub struct PcieQpair {
     shared: Arc<Shared>,
-    /// Submission ring, completion ring, and a page per slot for PRP lists or SGL segments, in this order. Always present but
-    /// while being dropped.
+    /// Submission ring (if it is not in the controller's memory), completion ring, and a place per slot for PRP lists or SGL
+    /// segments, in this order. Always present but while being dropped.
     memory: Option<SharedMemory>,
+    /// The submission ring in the controller's memory.
+    cmb: Option<CmbPart>,
     /// Bus address of `memory`.
     iova: u64,
+    /// Where the parts of `memory` start.
+    sq_offset: usize,
     cq_offset: usize,
     lists_offset: usize,
     qid: u16,
     entries: u16,
     priority: u8,
     vector: Option<u16>,
+    /// What to sleep on, for an I/O queue with a vector.
+    sleep: Option<OwnedFd>,
     sq_doorbell: u64,
     cq_doorbell: u64,
+    shadow: Option<QueueDoorbells>,
     sq_tail: u16,
     /// Tail the controller was told.
     sq_rung: u16,
@@ -94,6 +105,8 @@ pub struct PcieQpair {
     pieces: Vec<Piece>,
     /// Bus addresses of regions, by region.
     regions: Vec<(RegionId, u64)>,
+    /// The one asked for last.
+    last_region: Option<(RegionId, u64)>,
     /// Commands that never reached the controller: slot and identifier.
     unsent: Vec<(u16, u16)>,
     /// The last poll stopped at its budget.
@@ -102,20 +115,29 @@ pub struct PcieQpair {
     idle_polls: u32,
     /// Somebody may sleep on the vector's descriptor.
     watched: Cell<bool>,
+    /// The queues were created; commands are taken from then on.
+    usable_at: Option<Instant>,
     life: Life,
     stats: TransportStats,
 }
 
 impl PcieQpair {
     pub(crate) fn new(shared: Arc<Shared>, setup: &QpairSetup, vector: Option<u16>) -> Result<Self> {
-        let entries = usize::from(setup.entries.max(2));
-        let page = |bytes: usize| bytes.next_multiple_of(PAGE as usize);
-        let cq_offset = page(entries * SQE_BYTES);
-        let lists_offset = cq_offset + page(entries * CQE_BYTES);
-        let len = lists_offset + usize::from(setup.slots) * LIST_BYTES;
-        let memory = SharedMemory::allocate(len)
-            .map_err(|error| Error::from(error).doing(format!("allocating {} KiB for queues", len >> 10)))?;
-        let iova = shared.map(memory.extent().region())? + memory.extent().offset() as u64;
+        // Longer rings than asked for are no matter to the core, which counts slots.
+        let (least, most) = match setup.qid {
+            0 => (shared.quirks.min_admin_entries, MAX_ADMIN_ENTRIES),
+            _ => (shared.quirks.min_io_entries, shared.cap.max_queue_entries()),
+        };
+        let least = u32::from(least).min(most) as u16;
+        let entries = setup.entries.max(2).max(least);
+        let (sq_bytes, cq_bytes) = (usize::from(entries) * SQE_BYTES, usize::from(entries) * CQE_BYTES);
+        let page = |bytes: usize| bytes.next_multiple_of(shared.page as usize);
+        let cmb = if setup.qid == 0 { None } else { shared.take_cmb(sq_bytes) };
+        let cq_at = if cmb.is_some() { 0 } else { page(sq_bytes) };
+        let lists_at = cq_at + cq_bytes.next_multiple_of(LIST_BYTES);
+        let len = lists_at + usize::from(setup.slots) * LIST_BYTES;
+        let (memory, start, sq_offset) = shared.aligned(len)?;
+        let iova = start - sq_offset as u64;
         let (sq_doorbell, cq_doorbell) =
             (shared.cap.sq_tail_doorbell(setup.qid), shared.cap.cq_head_doorbell(setup.qid));
         if cq_doorbell + 4 > shared.bar.len() {
@@ -125,18 +147,23 @@ impl PcieQpair {
                 shared.bar.len()
             )));
         }
+        let sleep = vector.filter(|_| setup.qid != 0).and_then(|vector| shared.sleep_on(vector));
         Ok(Self {
             shared,
             memory: Some(memory),
+            cmb,
             iova,
-            cq_offset,
-            lists_offset,
+            sq_offset,
+            cq_offset: sq_offset + cq_at,
+            lists_offset: sq_offset + lists_at,
             qid: setup.qid,
-            entries: setup.entries.max(2),
+            entries,
             priority: setup.priority,
             vector,
+            sleep,
             sq_doorbell,
             cq_doorbell,
+            shadow: None,
             sq_tail: 0,
             sq_rung: 0,
             cq_head: 0,
@@ -145,11 +172,13 @@ impl PcieQpair {
             bounce: (0..setup.slots).map(|_| None).collect(),
             pieces: Vec::new(),
             regions: Vec::new(),
+            last_region: None,
             unsent: Vec::new(),
             more: false,
             last_check: Instant::now(),
             idle_polls: 0,
             watched: Cell::new(false),
+            usable_at: None,
             life: Life {
                 cq: Exists::No,
                 sq: Exists::No,
@@ -164,7 +193,16 @@ impl PcieQpair {
 
     /// Bus addresses of submission and completion ring.
     pub(crate) fn ring_addresses(&self) -> (u64, u64) {
-        (self.iova, self.iova + self.cq_offset as u64)
+        let sq = match &self.cmb {
+            Some(part) => part.address(),
+            None => self.iova + self.sq_offset as u64,
+        };
+        (sq, self.iova + self.cq_offset as u64)
+    }
+
+    /// Entries of each ring.
+    pub(crate) fn entries(&self) -> u16 {
+        self.entries
     }
 
     fn memory(&self) -> Result<&SharedMemory> {
@@ -177,7 +215,7 @@ impl PcieQpair {
     fn command(&self, what: Sent) -> Sqe {
         let (sq, cq) = self.ring_addresses();
         let size_and_id = u32::from(self.entries - 1) << 16 | u32::from(self.qid);
-        let prp = |address| nvmf_core::spec::data_ptr::DataPointer::prp(address, 0);
+        let prp = |address| DataPointer::prp(address, 0);
         match what {
             Sent::CreateCq => {
                 // PC: physically contiguous; IEN and IV: interrupt.
@@ -234,6 +272,18 @@ impl PcieQpair {
     /// The bus address of a region: from this queue pair's own table, else from the controller's.
     fn address(&mut self, region: &DmaRegion) -> Result<u64> {
         let id = region.id();
+        if let Some((last, iova)) = self.last_region
+            && last == id
+        {
+            return Ok(iova);
+        }
+        let iova = self.known_address(region)?;
+        self.last_region = Some((id, iova));
+        Ok(iova)
+    }
+
+    fn known_address(&mut self, region: &DmaRegion) -> Result<u64> {
+        let id = region.id();
         match self.regions.binary_search_by_key(&id, |&(known, _)| known) {
             Ok(index) => Ok(self.regions[index].1),
             Err(mut index) => {
@@ -255,6 +305,20 @@ impl PcieQpair {
         if len == 0 {
             return Ok(());
         }
+        // Most data is one piece in at most two pages, which takes no list.
+        if let Some(segment) = tracker.segment(slot, 0)
+            && segment.len == len as usize
+        {
+            let iova = self.address(segment.region)? + segment.offset as u64;
+            let page = self.shared.page;
+            let next = (iova & !(page - 1)) + page;
+            if iova.is_multiple_of(4) && iova + u64::from(len) <= next + page {
+                let second = if iova + u64::from(len) > next { next } else { 0 };
+                sqe.flags &= 0x3f;
+                sqe.dptr = DataPointer::prp(iova, second);
+                return Ok(());
+            }
+        }
         self.pieces.clear();
         let mut offset = 0;
         while let Some(segment) = tracker.segment(slot, offset) {
@@ -266,7 +330,8 @@ impl PcieQpair {
             return Err(Error::api_misuse("the command's buffers are shorter than its data"));
         }
         // Admin commands use PRPs on this transport (Base 2.1 §4.3.2).
-        let sgl = if self.qid == 0 { SglSupport::No } else { self.shared.sgl() };
+        let dsm = sqe.opcode == NvmOpcode::DATASET_MANAGEMENT.0 && self.shared.quirks.no_sgl_for_dsm;
+        let sgl = if self.qid == 0 || dsm { SglSupport::No } else { self.shared.sgl() };
         if self.describe_pieces(slot, sqe, sgl)? {
             return Ok(());
         }
@@ -293,15 +358,18 @@ impl PcieQpair {
 
     fn describe_pieces(&self, slot: u16, sqe: &mut Sqe, sgl: SglSupport) -> Result<bool> {
         let offset = self.lists_offset + usize::from(slot) * LIST_BYTES;
-        let list = List { memory: self.memory()?, offset, iova: self.iova + offset as u64 };
+        let list =
+            List { memory: self.memory()?, offset, iova: self.iova + offset as u64, page: self.shared.page };
         Ok(data::describe(sqe, &self.pieces, list, sgl))
     }
 
     fn ring_sq(&mut self) -> Result<()> {
         if self.sq_tail != self.sq_rung {
-            self.shared.bar.doorbell(self.sq_doorbell, u32::from(self.sq_tail))?;
-            self.sq_rung = self.sq_tail;
-            self.stats.sends += 1;
+            let old = std::mem::replace(&mut self.sq_rung, self.sq_tail);
+            if self.shadow.as_ref().is_none_or(|shadow| shadow.tail(old, self.sq_tail)) {
+                self.shared.bar.doorbell(self.sq_doorbell, u32::from(self.sq_tail))?;
+                self.stats.sends += 1;
+            }
         }
         Ok(())
     }
@@ -309,9 +377,12 @@ impl PcieQpair {
     /// Tells the controller which completions were taken. That makes room, which only a controller with a full queue waits for: so
     /// it is told along with the next commands, when the doorbells' cache line or the bus is in use anyway.
     fn ring_cq(&mut self) -> Result<()> {
-        if self.cq_head != self.cq_rung {
+        if self.cq_head == self.cq_rung {
+            return Ok(());
+        }
+        let old = std::mem::replace(&mut self.cq_rung, self.cq_head);
+        if self.shadow.as_ref().is_none_or(|shadow| shadow.head(old, self.cq_head)) {
             self.shared.bar.doorbell(self.cq_doorbell, u32::from(self.cq_head))?;
-            self.cq_rung = self.cq_head;
         }
         Ok(())
     }
@@ -331,14 +402,7 @@ impl PcieQpair {
                 return Ok(count);
             }
             let dw2 = memory.read_u32(at + 8);
-            let cqe = Cqe {
-                dw0: U32::new(memory.read_u32(at)),
-                dw1: U32::new(memory.read_u32(at + 4)),
-                sqhd: U16::new(dw2 as u16),
-                sqid: U16::new((dw2 >> 16) as u16),
-                cid: U16::new(dw3 as u16),
-                status_phase: U16::new((dw3 >> 16) as u16),
-            };
+            let cqe = Cqe::from_words([memory.read_u64(at), u64::from(dw3) << 32 | u64::from(dw2)]);
             count += 1;
             self.cq_head += 1;
             if self.cq_head == self.entries {
@@ -391,7 +455,7 @@ impl PcieQpair {
 }
 
 impl TransportQpair for PcieQpair {
-    fn poll_connect(&mut self, _now: Instant) -> Result<ConnectProgress> {
+    fn poll_connect(&mut self, now: Instant) -> Result<ConnectProgress> {
         if let Some(failure) = self.shared.failure() {
             return Err(failure);
         }
@@ -403,9 +467,17 @@ impl TransportQpair for PcieQpair {
             return Ok(ConnectProgress::Pending);
         }
         let (next, exists) = match (self.life.cq, self.life.sq) {
-            (Exists::Yes, Exists::Yes) => return Ok(ConnectProgress::Established),
+            (Exists::Yes, Exists::Yes) => {
+                let usable_at = *self.usable_at.get_or_insert(now + self.shared.quirks.after_queue);
+                let usable = now >= usable_at;
+                return Ok(if usable { ConnectProgress::Established } else { ConnectProgress::Pending });
+            }
             (Exists::Yes, _) => (Sent::CreateSq, &mut self.life.sq),
-            _ => (Sent::CreateCq, &mut self.life.cq),
+            _ => {
+                // The doorbells of an earlier queue of this identifier are not to be taken for this one's.
+                self.shadow = self.shared.shadow().and_then(|shadow| shadow.queue(self.qid));
+                (Sent::CreateCq, &mut self.life.cq)
+            }
         };
         *exists = Exists::Maybe;
         self.life.sent = Some(next);
@@ -431,13 +503,18 @@ impl TransportQpair for PcieQpair {
             return Ok(());
         }
         let at = usize::from(self.sq_tail) * SQE_BYTES;
-        self.memory()?.write_bytes(at, sqe.as_bytes());
+        match &self.cmb {
+            Some(part) => part.write(at, sqe.as_bytes())?,
+            None => self.memory()?.write_words(self.sq_offset + at, &sqe.words()),
+        }
         self.sq_tail += 1;
         if self.sq_tail == self.entries {
             self.sq_tail = 0;
         }
-        // Commands taken long ago are there; the last ones before the end of the ring have nothing ahead.
-        self.memory()?.prefetch_write(at + PREFETCH * SQE_BYTES);
+        if self.cmb.is_none() {
+            // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
+            self.memory()?.prefetch_write(self.sq_offset + at + PREFETCH * SQE_BYTES);
+        }
         Ok(())
     }
 
@@ -546,7 +623,10 @@ impl TransportQpair for PcieQpair {
 
     fn event_fd(&self) -> Option<RawFd> {
         self.watched.set(true);
-        if self.qid == 0 { self.shared.admin_fd() } else { self.shared.vector_fd(self.vector?) }
+        if self.qid == 0 {
+            return self.shared.admin_fd();
+        }
+        self.sleep.as_ref().map(AsRawFd::as_raw_fd).or_else(|| self.shared.vector_fd(self.vector?))
     }
 
     fn has_local_work(&self) -> bool {
@@ -569,9 +649,12 @@ impl Drop for PcieQpair {
         if let Some(memory) = self.memory.take() {
             memory.leak();
         }
+        if let Some(part) = self.cmb.take() {
+            part.give_up();
+        }
         self.bounce.iter_mut().filter_map(Option::take).for_each(DmaBuf::leak);
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

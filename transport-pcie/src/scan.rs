@@ -9,7 +9,7 @@ use nvmf_core::transport_id::PciAddress;
 use nvmf_core::{Error, Result};
 
 /// Class code of an NVM Express I/O controller: mass storage, non-volatile memory, NVM Express.
-const CLASS_NVME: u32 = 0x01_08_02;
+pub(crate) const CLASS_NVME: u32 = 0x01_08_02;
 
 /// An NVMe function on the PCI bus.
 #[derive(Clone, PartialEq, Eq, Debug)]

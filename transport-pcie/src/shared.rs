@@ -3,19 +3,25 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
-use nvmf_core::dma::RegionId;
+use mio::{Events, Interest, Poll, Token, Waker};
+use nvmf_core::dma::{DMA_PAGE, RegionId, SharedMemory};
+use nvmf_core::proto::controller_init::MAX_PAGE;
 use nvmf_core::spec::registers::{Cap, ControllerConfig, ControllerStatus, PropertyOffset};
 use nvmf_core::transport::Quiesce;
 use nvmf_core::{DmaPool, DmaRegion, Error, ErrorKind, Result};
 
+use crate::cmb::{Cmb, CmbPart};
 use crate::device::{Bar0, PciDevice};
+use crate::grant;
+use crate::quirks::Quirks;
+use crate::shadow::ShadowDoorbells;
+use crate::wake::{self, Bell};
 
 /// Shortest time a controller is given to become disabled, whatever CAP.TO says: some report zero.
 const MIN_DISABLE: Duration = Duration::from_millis(500);
@@ -26,6 +32,7 @@ const NOBODY_32: u32 = u32::MAX;
 
 /// The removal notice among what the admin queue's descriptor stands for.
 const REMOVAL: Token = Token(0);
+const OTHERS: Token = Token(1);
 
 /// How SGLs may be used for I/O commands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,17 +48,27 @@ pub(crate) enum SglSupport {
 pub(crate) struct Shared {
     pub(crate) bar: Bar0,
     pub(crate) cap: Cap,
+    /// The memory page, CC.MPS, bytes.
+    pub(crate) page: u64,
+    pub(crate) quirks: Quirks,
     /// Memory for data that neither PRPs nor SGLs can describe.
     pub(crate) bounce: DmaPool,
     name: String,
     vectors: Vec<File>,
-    /// Sleeps on vector 0 and the removal notice together.
+    /// Sleeps on vector 0 and the removal notice together; only with a vector 0.
     admin_wait: Option<Mutex<Poll>>,
+    /// Wakes that sleeper when an I/O queue pair finds out that the function is lost.
+    admin_waker: Option<Waker>,
+    /// Wakes every I/O queue pair when the function is lost or stopped.
+    bell: Option<Bell>,
     sgl: AtomicU8,
     /// Reads return all ones, or the function says that it is gone.
     lost: AtomicBool,
     /// The controller is being stopped, or was.
     dead: AtomicBool,
+    /// Shadow doorbells, once the controller has taken them.
+    shadow: Mutex<Option<Arc<ShadowDoorbells>>>,
+    cmb: Mutex<Option<Arc<Cmb>>>,
     inner: Mutex<Inner>,
 }
 
@@ -68,6 +85,8 @@ enum Stop {
     Running,
     /// CC.EN was cleared; CSTS.RDY has to follow.
     Disabling {
+        /// CSTS is not looked at before.
+        not_before: Instant,
         deadline: Instant,
     },
     /// It can access no memory any more.
@@ -77,28 +96,54 @@ enum Stop {
 }
 
 impl Shared {
-    pub(crate) fn new(device: Box<dyn PciDevice>, bar: Bar0, cap: Cap, vectors: Vec<OwnedFd>) -> Self {
-        let admin_wait = device.removal_fd().and_then(|removal| {
+    /// # Errors
+    /// When the controller's memory pages cannot be worked with.
+    pub(crate) fn new(
+        device: Box<dyn PciDevice>,
+        bar: Bar0,
+        cap: Cap,
+        quirks: Quirks,
+        vectors: Vec<OwnedFd>,
+    ) -> Result<Self> {
+        let mps = cap.select_mps(DMA_PAGE as u64).filter(|_| cap.min_page_size() <= MAX_PAGE);
+        let page = mps.map(|mps| 1u64 << (12 + mps)).ok_or_else(|| {
+            Error::unsupported(format!(
+                "the controller's memory pages are of 2^{} to 2^{} bytes (CAP.MPSMIN, CAP.MPSMAX); up to {MAX_PAGE} bytes are supported",
+                12 + cap.mpsmin(),
+                12 + cap.mpsmax()
+            ))
+        })?;
+        let bell = Bell::new()
+            .inspect_err(|error| tracing::warn!(%error, "queue pairs will not be woken by a removal"))
+            .ok();
+        let admin_wait = vectors.first().and_then(|vector| {
             let poll = Poll::new().ok()?;
-            for (token, fd) in
-                [removal].into_iter().chain(vectors.first().map(AsRawFd::as_raw_fd)).enumerate()
-            {
-                poll.registry().register(&mut SourceFd(&fd), Token(token), Interest::READABLE).ok()?;
+            let removal = device.removal_fd().map(|fd| (REMOVAL, fd));
+            for (token, fd) in removal.into_iter().chain([(OTHERS, vector.as_fd())]) {
+                poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE).ok()?;
             }
-            Some(poll)
+            let waker = Waker::new(poll.registry(), OTHERS).ok()?;
+            Some((poll, waker))
         });
-        Self {
+        let (admin_wait, admin_waker) = admin_wait.unzip();
+        Ok(Self {
             bar,
             cap,
+            page,
+            quirks,
             bounce: DmaPool::new(),
             name: device.identity().to_string(),
             vectors: vectors.into_iter().map(File::from).collect(),
             admin_wait: admin_wait.map(Mutex::new),
+            admin_waker,
+            bell,
             sgl: AtomicU8::new(SglSupport::No as u8),
             lost: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            shadow: Mutex::default(),
+            cmb: Mutex::default(),
             inner: Mutex::new(Inner { device, maps: HashMap::new(), stop: Stop::Running }),
-        }
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -137,7 +182,7 @@ impl Shared {
     /// afterwards.
     pub(crate) fn silence_admin(&self) -> Result<()> {
         if let Some(poll) = &self.admin_wait {
-            let mut events = Events::with_capacity(2);
+            let mut events = Events::with_capacity(3);
             let mut poll = poll.lock().unwrap_or_else(PoisonError::into_inner);
             // Fails only when interrupted: then it is silenced the next time.
             let _ = poll.poll(&mut events, Some(Duration::ZERO));
@@ -147,6 +192,17 @@ impl Shared {
         }
         self.silence(0);
         Ok(())
+    }
+
+    /// What to sleep on for an I/O queue: readable when its vector fires, and as long as the function is lost, stopped, or
+    /// about to be taken away. Where there cannot be one, the vector's own descriptor has to do.
+    pub(crate) fn sleep_on(&self, vector: u16) -> Option<OwnedFd> {
+        let vector = self.vectors.get(usize::from(vector))?.as_fd();
+        let inner = self.lock();
+        let ends = [self.bell.as_ref().map(Bell::as_fd), inner.device.removal_fd()];
+        wake::any_of([vector].into_iter().chain(ends.into_iter().flatten()))
+            .inspect_err(|error| tracing::warn!(%error, "a queue pair will not be woken by a removal"))
+            .ok()
     }
 
     pub(crate) fn vector_fd(&self, vector: u16) -> Option<RawFd> {
@@ -172,9 +228,20 @@ impl Shared {
         Error::disconnected(format!("the PCI function {} is gone: its registers do not answer", self.name))
     }
 
+    fn ring(&self) {
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
+    }
+
     /// Remembers that the function is gone.
     pub(crate) fn mark_lost(&self) -> Error {
         self.lost.store(true, Ordering::Release);
+        self.ring();
+        if let Some(waker) = &self.admin_waker {
+            // Fails only when it was woken very often already.
+            let _ = waker.wake();
+        }
         self.gone()
     }
 
@@ -190,10 +257,8 @@ impl Shared {
 
     /// Looks whether the function still answers and its controller works.
     pub(crate) fn check_alive(&self) -> Result<()> {
-        let csts = self
-            .bar
-            .read32(u64::from(PropertyOffset::CSTS.0))
-            .inspect_err(|_| self.lost.store(true, Ordering::Release))?;
+        let csts =
+            self.bar.read32(u64::from(PropertyOffset::CSTS.0)).inspect_err(|_| drop(self.mark_lost()))?;
         if csts == NOBODY_32 || self.lock().device.is_removed() {
             return Err(self.mark_lost());
         }
@@ -217,11 +282,58 @@ impl Shared {
             ));
         }
         inner.sweep();
-        let iova = inner.device.dma_map(region).map_err(|error| {
+        let iova = inner.device.dma_map(&grant::to_function(region)).map_err(|error| {
             error.doing(format!("mapping {} KiB of I/O memory for {}", region.len() >> 10, self.name))
         })?;
         inner.maps.insert(region.id(), (region.clone(), iova));
         Ok(iova)
+    }
+
+    /// Zeroed memory of at least `len` bytes that starts at a memory page (CC.MPS): where, by bus address and in the memory.
+    pub(crate) fn aligned(&self, len: usize) -> Result<(SharedMemory, u64, usize)> {
+        // Regions start at multiples of DMA_PAGE.
+        let len = len + self.page as usize - DMA_PAGE;
+        let memory = SharedMemory::allocate(len)
+            .map_err(|error| Error::from(error).doing(format!("allocating {} KiB for queues", len >> 10)))?;
+        let iova = self.map(memory.extent().region())? + memory.extent().offset() as u64;
+        let start = iova.next_multiple_of(self.page);
+        Ok((memory, start, (start - iova) as usize))
+    }
+
+    // --- what the controller offers ------------------------------------------------------------------------------------
+
+    /// The shadow doorbells in use.
+    pub(crate) fn shadow(&self) -> Option<Arc<ShadowDoorbells>> {
+        self.shadow.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Queue pairs made from now on use these shadow doorbells, or none.
+    pub(crate) fn set_shadow(&self, shadow: Option<Arc<ShadowDoorbells>>) {
+        *self.shadow.lock().unwrap_or_else(PoisonError::into_inner) = shadow;
+    }
+
+    /// Enables the controller memory buffer, if it has one for submission queues.
+    pub(crate) fn enable_cmb(&self) -> Result<()> {
+        let mut cmb = self.cmb.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cmb {
+            Some(known) => known.enable(&self.bar),
+            None => {
+                let device = &mut *self.lock().device;
+                *cmb = Cmb::open(device, &self.bar, self.cap, self.page)?.map(Arc::new);
+                Ok(())
+            }
+        }
+    }
+
+    /// Room for a submission queue of `len` bytes in the controller memory buffer.
+    pub(crate) fn take_cmb(&self, len: usize) -> Option<CmbPart> {
+        self.cmb.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.take(len)
+    }
+
+    /// Pages of the controller memory buffer in use; `None` without one.
+    #[cfg(test)]
+    pub(crate) fn cmb_pages_used(&self) -> Option<usize> {
+        self.cmb.lock().unwrap().as_ref().map(|cmb| cmb.pages_used())
     }
 
     /// Regions mapped.
@@ -241,10 +353,14 @@ impl Shared {
     /// controller has forgotten all queues). Whoever is gone or does not obey is cut off from memory.
     pub(crate) fn stop(&self, now: Instant) -> Quiesce {
         let mut inner = self.lock();
-        self.dead.store(true, Ordering::Release);
+        if !self.dead.swap(true, Ordering::AcqRel) {
+            self.ring();
+        }
         inner.stop = match inner.stop {
             Stop::Running => self.disable(&mut inner, now),
-            Stop::Disabling { deadline } => self.await_disabled(&mut inner, now, deadline),
+            Stop::Disabling { not_before, deadline } => {
+                self.await_disabled(&mut inner, now, not_before, deadline)
+            }
             done => done,
         };
         match inner.stop {
@@ -264,14 +380,24 @@ impl Shared {
             return self.isolate(inner, "it is gone");
         }
         let limit = self.cap.ready_timeout().clamp(MIN_DISABLE, MAX_DISABLE);
-        self.await_disabled(inner, now, now + limit)
+        let not_before = now + self.quirks.delays.after_disable;
+        self.await_disabled(inner, now, not_before, not_before + limit)
     }
 
-    fn await_disabled(&self, inner: &mut Inner, now: Instant, deadline: Instant) -> Stop {
+    fn await_disabled(
+        &self,
+        inner: &mut Inner,
+        now: Instant,
+        not_before: Instant,
+        deadline: Instant,
+    ) -> Stop {
+        if now < not_before {
+            return Stop::Disabling { not_before, deadline };
+        }
         match self.bar.read32(u64::from(PropertyOffset::CSTS.0)) {
             Ok(NOBODY_32) | Err(_) => self.isolate(inner, "it is gone"),
             Ok(csts) if !ControllerStatus(csts).rdy() => Stop::Quiet,
-            Ok(_) if now < deadline => Stop::Disabling { deadline },
+            Ok(_) if now < deadline => Stop::Disabling { not_before, deadline },
             Ok(_) => self.isolate(inner, "it stays ready although CC.EN is 0"),
         }
     }

@@ -7,16 +7,17 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::{DeviceMemory, RegionId};
+use nvmf_core::dma::{DeviceMemory, DmaGrant, RegionId};
 use nvmf_core::spec::command::AdminOpcode;
 use nvmf_core::spec::{Cqe, Sqe, Status};
 use nvmf_core::transport::QpairSetup;
-use nvmf_core::{ControllerOptions, DmaRegion, Result};
+use nvmf_core::{ControllerOptions, Result};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::controller::PcieController;
 use crate::device::{Bar0, BarAccess, PciDevice, PciIdentity};
+use crate::grant::device_memory;
 
 const CC: u64 = 0x14;
 const CSTS: u64 = 0x1c;
@@ -40,6 +41,14 @@ pub(crate) struct State {
     pub(crate) isolates: bool,
     pub(crate) isolated: usize,
     pub(crate) refuse_mapping: bool,
+    /// Vendor and device.
+    pub(crate) ids: (u16, u16),
+    /// Memory behind BAR 2; there is no such BAR when it is empty.
+    pub(crate) bar2: Vec<u8>,
+    /// What the BAR 2 registers in configuration space say.
+    pub(crate) bar2_address: u64,
+    /// Bus addresses set aside, first and length.
+    pub(crate) reserved: Vec<(u64, u64)>,
     ringers: Vec<UnixStream>,
     listeners: Vec<UnixStream>,
     pub(crate) dropped: bool,
@@ -51,7 +60,7 @@ pub(crate) struct Fake(Arc<Mutex<State>>);
 impl Fake {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(State {
-            memory: DeviceMemory::new(),
+            memory: device_memory(),
             regions: HashMap::new(),
             next_iova: 0x1_0000_0000,
             registers: HashMap::from([(0, CAP as u32), (4, (CAP >> 32) as u32), (8, 0x0002_0100)]),
@@ -61,6 +70,10 @@ impl Fake {
             isolates: true,
             isolated: 0,
             refuse_mapping: false,
+            ids: (0x1234, 0x5678),
+            bar2: Vec::new(),
+            bar2_address: 0,
+            reserved: Vec::new(),
             ringers: Vec::new(),
             listeners: Vec::new(),
             dropped: false,
@@ -73,8 +86,16 @@ impl Fake {
 
     /// A controller on this device, with its admin queue registered and enabled.
     pub(crate) fn controller(&self) -> PcieController {
-        let device = Box::new(Device(self.clone()));
-        let controller = PcieController::new(device, &ControllerOptions::default()).unwrap();
+        self.controller_with(&ControllerOptions::default())
+    }
+
+    /// The controller, or why there is none; registers are as they are.
+    pub(crate) fn construct(&self, options: &ControllerOptions) -> Result<PcieController> {
+        PcieController::new(Box::new(Device(self.clone())), options)
+    }
+
+    pub(crate) fn controller_with(&self, options: &ControllerOptions) -> PcieController {
+        let controller = self.construct(options).unwrap();
         self.state().registers.insert(CC, 1);
         self.state().registers.insert(CSTS, 1);
         controller
@@ -138,21 +159,40 @@ impl Drop for Device {
 
 impl PciDevice for Device {
     fn identity(&self) -> PciIdentity {
-        PciIdentity { vendor: 0x1234, device: 0x5678, name: "fake".into() }
+        let (vendor, device) = self.0.state().ids;
+        PciIdentity { vendor, device, name: "fake".into() }
     }
 
     fn bar0(&mut self) -> Result<Bar0> {
         Ok(Bar0::new(Arc::new(self.0.clone())))
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
+    fn bar(&mut self, index: u8) -> Result<Bar0> {
+        if index != 2 || self.0.state().bar2.is_empty() {
+            return Err(nvmf_core::Error::unsupported("no such BAR"));
+        }
+        Ok(Bar0::new(Arc::new(Memory(self.0.clone()))))
+    }
+
+    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        let mut state = self.0.state();
+        let first = at.unwrap_or(state.next_iova);
+        if at.is_none() {
+            state.next_iova += len;
+        }
+        state.reserved.push((first, len));
+        Ok(first)
+    }
+
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        let region = grant.region();
         let mut state = self.0.state();
         if state.refuse_mapping {
             return Err(nvmf_core::Error::exhausted("no addresses are left"));
         }
         let iova = state.next_iova;
         state.next_iova += region.len() as u64 + 0x10_0000;
-        state.memory.map_region(iova, region).unwrap();
+        state.memory.map_region(iova, grant).unwrap();
         assert!(state.regions.insert(region.id(), (iova, region.len())).is_none(), "mapped twice");
         Ok(iova)
     }
@@ -185,8 +225,13 @@ impl PciDevice for Device {
         Ok(())
     }
 
-    fn read_config(&mut self, _offset: u32, to: &mut [u8]) -> Result<()> {
+    fn read_config(&mut self, offset: u32, to: &mut [u8]) -> Result<()> {
         to.fill(0);
+        if let Some(half) = offset.checked_sub(0x18).filter(|&half| half == 0 || half == 4) {
+            // 64-bit memory.
+            let bar = (self.0.state().bar2_address | 4).to_le_bytes();
+            to.copy_from_slice(&bar[half as usize..][..to.len()]);
+        }
         Ok(())
     }
 
@@ -226,6 +271,25 @@ impl BarAccess for Fake {
         if offset == CC && !state.stubborn {
             state.registers.insert(CSTS, value & 1);
         }
+        Ok(())
+    }
+}
+
+struct Memory(Fake);
+
+impl BarAccess for Memory {
+    fn len(&self) -> u64 {
+        self.0.state().bar2.len() as u64
+    }
+
+    fn read32(&self, offset: u64) -> Result<u32> {
+        let state = self.0.state();
+        let at = offset as usize;
+        Ok(u32::from_le_bytes([state.bar2[at], state.bar2[at + 1], state.bar2[at + 2], state.bar2[at + 3]]))
+    }
+
+    fn write32(&self, offset: u64, value: u32) -> Result<()> {
+        self.0.state().bar2[offset as usize..][..4].copy_from_slice(&value.to_le_bytes());
         Ok(())
     }
 }

@@ -9,8 +9,17 @@ use nvmf_core::{
     Callbacks, CommandError, Controller, ControllerOptions, DmaBuf, Driver, IoBuf, IoQpairOptions, Namespace,
     TransportId, TransportType,
 };
-use nvmf_loopback::{EmulatedFunction, Fault, Loopback, Namespace as Disk, Rule, SubsystemBuilder};
+use nvmf_loopback::{
+    EmulatedDevice, EmulatedFunction, Fault, Loopback, Namespace as Disk, PciOptions, Rule, SubsystemBuilder,
+};
 use nvmf_transport_pcie::{PciDevice, PcieTransport};
+
+#[path = "emulated/faults.rs"]
+mod faults;
+#[path = "emulated/offers.rs"]
+mod offers;
+#[path = "emulated/ownership.rs"]
+mod ownership;
 
 const NQN: &str = "nqn.2024-01.org.example:disk";
 const TRID: &str = "trtype:PCIe traddr:0000:01:00.0";
@@ -18,22 +27,32 @@ const TRID: &str = "trtype:PCIe traddr:0000:01:00.0";
 struct Bench {
     driver: Driver,
     function: EmulatedFunction,
-    _loopback: Loopback,
+    loopback: Loopback,
 }
 
 fn bench(name: &str) -> Bench {
+    bench_with(name, &PciOptions::new(), |device| Box::new(device))
+}
+
+/// As [`bench`], with a function that behaves so, behind what `wrap` makes of it.
+fn bench_with(
+    name: &str,
+    options: &PciOptions,
+    wrap: impl Fn(EmulatedDevice) -> Box<dyn PciDevice> + Send + Sync + 'static,
+) -> Bench {
     let subsystem = SubsystemBuilder::new(NQN)
         .namespace(Disk::memory(16 << 20).block_size(512))
         .namespace(Disk::memory(64 << 20).block_size(4096));
+    // Names are the process's.
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let loopback = Loopback::builder().name(name).subsystem(subsystem).build().unwrap();
-    let function = loopback.pci_function(NQN).unwrap();
+    let function = loopback.pci_function_with(NQN, options).unwrap();
     let opened = function.clone();
-    let transport = PcieTransport::with_devices(TransportType::Pcie, move |_| {
-        Ok(Box::new(opened.open()?) as Box<dyn PciDevice>)
-    })
-    .listing(|| vec![TRID.parse().unwrap()]);
+    let transport = PcieTransport::with_devices(TransportType::Pcie, move |_| Ok(wrap(opened.open()?)))
+        .listing(|| vec![TRID.parse().unwrap()]);
     let driver = Driver::builder().transport(transport).build();
-    Bench { driver, function, _loopback: loopback }
+    Bench { driver, function, loopback }
 }
 
 fn trid() -> TransportId {

@@ -1,45 +1,94 @@
-//! NVMe/RDMA.
+//! NVMe/RDMA for the nvmf initiator, host side (NVM Express RDMA Transport Specification 1.1).
 //!
-//! [`RdmaTransport`] looks at run time for what RDMA needs on this machine ([`Requirements`]) and says exactly what is missing
-//! and how to get it, soft-RoCE included. Building it needs no RDMA library.
-//!
-//! # What it does not do
-//! It does not connect yet: on a machine that has everything, attaching ends in
-//! [`nvmf_core::ErrorKind::Unsupported`].
+//! * [`provider`] is the seam to verbs and the RDMA connection manager. [`VerbsProvider`] opens libibverbs and librdmacm at run
+//!   time: building needs neither, and a program starts where they are missing.
+//! * [`proto`] is the protocol without I/O: credits, slots, capsules.
+//! * [`RdmaQpair`] drives both: registered memory is read and written by the controller itself, commands are posted in
+//!   batches, completions are taken in batches, and a queue that is only polled raises no interrupt.
+//! * [`RdmaTransport`] is what a program registers with its driver.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod address;
+mod controller;
+mod memory;
+mod options;
+pub mod proto;
+pub mod provider;
+mod qpair;
 mod requirements;
+pub mod sim;
+// UNSAFETY: declarations of foreign functions, dlopen and dlsym.
+#[expect(unsafe_code, reason = "finds the functions of libibverbs and librdmacm at run time")]
+mod sys;
+mod verbs;
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nvmf_core::transport::{Transport, TransportController};
 use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
+
+pub use controller::RdmaController;
+pub use options::RdmaOptions;
+pub use qpair::RdmaQpair;
 pub use requirements::{Missing, Requirements};
+pub use verbs::{VerbsDomain, VerbsEndpoint, VerbsProvider, VerbsRegistration};
+
+use crate::provider::Provider;
+use crate::qpair::Memories;
 
 /// NVMe over RDMA.
-#[derive(Clone, Debug)]
-pub struct RdmaTransport {
-    root: PathBuf,
+pub struct RdmaTransport<P: Provider = VerbsProvider> {
+    provider: Arc<P>,
+    options: RdmaOptions,
+    memories: Arc<Memories<P>>,
 }
 
 impl RdmaTransport {
-    /// This machine's RDMA.
+    /// This machine's RDMA devices.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_root("/")
-    }
-
-    /// RDMA as another root directory shows it.
-    #[must_use]
-    pub fn with_root(root: impl AsRef<Path>) -> Self {
-        Self { root: root.as_ref().to_owned() }
+        Self::with_provider(VerbsProvider::new())
     }
 
     /// What this machine has and lacks.
     #[must_use]
     pub fn requirements(&self) -> Requirements {
-        Requirements::of(&self.root)
+        self.provider.requirements()
+    }
+}
+
+impl<P: Provider> RdmaTransport<P> {
+    /// Over a provider of one's own.
+    #[must_use]
+    pub fn with_provider(provider: P) -> Self {
+        Self { provider: Arc::new(provider), options: RdmaOptions::default(), memories: Arc::default() }
+    }
+
+    /// Sets how connections are made.
+    #[must_use]
+    pub fn with_options(mut self, options: RdmaOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// As [`Transport::ctrlr_construct`], with the type known.
+    ///
+    /// # Errors
+    /// When the address is none of NVMe/RDMA, a local address makes no sense, or this machine lacks something.
+    pub fn controller(&self, trid: &TransportId, options: &ControllerOptions) -> Result<RdmaController<P>> {
+        if trid.trtype() != TransportType::Rdma {
+            return Err(Error::api_misuse("this transport identifier is not for NVMe/RDMA").peer(trid));
+        }
+        self.provider.check().map_err(|error| error.peer(trid))?;
+        RdmaController::new(
+            Arc::clone(&self.provider),
+            Arc::clone(&self.memories),
+            self.options,
+            trid,
+            options,
+        )
+        .map_err(|error| error.peer(trid))
     }
 }
 
@@ -49,7 +98,13 @@ impl Default for RdmaTransport {
     }
 }
 
-impl Transport for RdmaTransport {
+impl<P: Provider> std::fmt::Debug for RdmaTransport<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RdmaTransport").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl<P: Provider> Transport for RdmaTransport<P> {
     fn trtype(&self) -> TransportType {
         TransportType::Rdma
     }
@@ -57,19 +112,8 @@ impl Transport for RdmaTransport {
     fn ctrlr_construct(
         &self,
         trid: &TransportId,
-        _options: &ControllerOptions,
+        options: &ControllerOptions,
     ) -> Result<Box<dyn TransportController>> {
-        let requirements = self.requirements();
-        Err(match requirements.missing.first() {
-            Some(missing) => Error::unsupported(format!("RDMA is not available here: {missing}"))
-                .peer(trid)
-                .hint(missing.remedy()),
-            None => Error::unsupported(format!(
-                "NVMe/RDMA is not part of this version (devices here: {})",
-                requirements.devices.join(", ")
-            ))
-            .peer(trid)
-            .hint("use the subsystem's TCP port, if it has one"),
-        })
+        Ok(Box::new(self.controller(trid, options)?))
     }
 }

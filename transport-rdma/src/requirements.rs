@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use nvmf_core::Error;
+
+use crate::sys;
+
 /// Where the dynamic loader looks for libraries that are installed the ordinary way.
 const LIBRARY_DIRS: [&str; 8] = [
     "lib",
@@ -34,9 +38,22 @@ pub enum Missing {
     /// A device.
     #[error("there is no RDMA device")]
     Device,
+    /// A device that can be used from here. Not looked for by [`Requirements`]: it shows when the library opens the devices.
+    #[error(
+        "the verbs library can use none of the RDMA devices (no driver for them, or they are in another network namespace)"
+    )]
+    Driver,
+    /// Memory that may be locked.
+    #[error("no memory may be locked (RLIMIT_MEMLOCK is 0)")]
+    LockedMemory,
 }
 
 impl Missing {
+    /// The error of an attempt to connect without it.
+    pub(crate) fn error(self) -> Error {
+        Error::unsupported(format!("RDMA is not available here: {self}")).hint(self.remedy())
+    }
+
     /// How to get it.
     #[must_use]
     pub const fn remedy(self) -> &'static str {
@@ -48,6 +65,8 @@ impl Missing {
             Self::Device => {
                 "for soft-RoCE over an Ethernet interface: modprobe rdma_rxe; rdma link add rxe0 type rxe netdev eth0"
             }
+            Self::Driver => "install ibverbs-providers (Debian) or rdma-core",
+            Self::LockedMemory => "ulimit -l unlimited, or LimitMEMLOCK=infinity in a systemd unit",
         }
     }
 }
@@ -66,11 +85,15 @@ impl Requirements {
     /// Looks below `root`.
     pub(crate) fn of(root: &Path) -> Self {
         let mut missing = Vec::new();
-        let library = |name: &str| LIBRARY_DIRS.iter().any(|dir| root.join(dir).join(name).exists());
-        if !library("libibverbs.so.1") {
+        // For the machine itself the dynamic loader knows better than any list of directories.
+        let library = |name: &str| {
+            LIBRARY_DIRS.iter().any(|dir| root.join(dir).join(name).exists())
+                || root == Path::new("/") && sys::is_loadable(name)
+        };
+        if !library(sys::VERBS_LIBRARY) {
             missing.push(Missing::Verbs);
         }
-        if !library("librdmacm.so.1") {
+        if !library(sys::CM_LIBRARY) {
             missing.push(Missing::ConnectionManager);
         }
         if !root.join("sys/class/infiniband_verbs/abi_version").exists() {
@@ -89,8 +112,18 @@ impl Requirements {
         if devices.is_empty() {
             missing.push(Missing::Device);
         }
+        if locked_memory_limit(root) == Some(0) {
+            missing.push(Missing::LockedMemory);
+        }
         Self { devices, missing }
     }
+}
+
+/// How much memory this process may lock, bytes; `None` when there is no limit, or it is not known.
+pub(crate) fn locked_memory_limit(root: &Path) -> Option<u64> {
+    let limits = fs::read_to_string(root.join("proc/self/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -98,7 +131,7 @@ mod tests {
     use nvmf_core::{ControllerOptions, Driver};
 
     use super::*;
-    use crate::RdmaTransport;
+    use crate::{RdmaTransport, VerbsProvider};
 
     struct Root(std::path::PathBuf);
 
@@ -145,7 +178,9 @@ mod tests {
     #[test]
     fn attaching_says_what_is_missing_and_how_to_get_it() {
         let root = Root::new("attach");
-        let driver = Driver::builder().transport(RdmaTransport::with_root(&root.0)).build();
+        let driver = Driver::builder()
+            .transport(RdmaTransport::with_provider(VerbsProvider::with_root(&root.0)))
+            .build();
         let trid =
             "trtype:rdma traddr:192.0.2.1 trsvcid:4420 subnqn:nqn.2024-01.com.example:x".parse().unwrap();
         let error = driver.connect(&trid, &ControllerOptions::default()).unwrap_err().to_string();

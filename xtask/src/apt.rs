@@ -1,4 +1,4 @@
-//! Programs a step needs, installed where the machine allows it.
+//! Programs and files a step needs, installed where the machine allows it.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::shell;
 
-/// A program and the Debian package that has it.
+/// A program, or a file by its path (`*` stands for any part of a name), and the Debian package that has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tool<'a> {
     pub(crate) program: &'a str,
@@ -36,12 +36,12 @@ pub(crate) fn ensure(tools: &[Tool<'_>], stamp: &Path, purpose: &str) -> Result<
     let packages_text = packages.join(" ");
     if shell::find_program("apt-get").is_none() {
         bail!(
-            "{purpose} needs these programs: {programs}. Install them with this system's package manager \
+            "{purpose} needs {programs}. Install them with this system's package manager \
              (Debian's packages are called: {packages_text})"
         );
     }
     if !shell::is_root() {
-        bail!("{purpose} needs these programs: {programs}. As root: apt-get install {packages_text}");
+        bail!("{purpose} needs {programs}. As root: apt-get install {packages_text}");
     }
     println!("installing {packages_text} (for {purpose})");
     update(stamp)?;
@@ -55,7 +55,7 @@ pub(crate) fn ensure(tools: &[Tool<'_>], stamp: &Path, purpose: &str) -> Result<
         .map(|tool| tool.program)
         .collect();
     if !still.is_empty() {
-        bail!("after installing {packages_text} these programs are still missing: {}", still.join(", "));
+        bail!("after installing {packages_text} this is still missing: {}", still.join(", "));
     }
     Ok(())
 }

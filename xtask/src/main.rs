@@ -4,6 +4,7 @@
 mod apt;
 mod check;
 mod deny;
+mod fuzz;
 mod lint;
 mod shell;
 mod soak;
@@ -17,6 +18,7 @@ cargo xtask COMMAND
   test [--no-vm] [--no-deny]   everything: format, clippy, docs, tests, lint, deny, virtual machines
   vm [SUITE[::TEST]...]        suites against real Linux peers in a QEMU guest (`cargo xtask vm --help`)
   soak [--seconds N] [--seed S]  random I/O over TCP while its connections are harmed (`cargo xtask soak --help`)
+  fuzz [--seconds N] [HARNESS...]  parsers of a peer's bytes under libFuzzer (`cargo xtask fuzz --help`)
   lint                         house rules the compiler does not know
   deny                         licences, duplicate and forbidden crates, sources (cargo-deny)
 ";
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_str() {
         "test" => check::main(&rest),
         "vm" => vm::main(&rest),
+        "fuzz" => fuzz::main(&rest),
         "soak" => soak::main(&rest),
         "lint" => no_arguments(&rest).and_then(|()| lint::main()),
         "deny" => no_arguments(&rest).and_then(|()| deny::main()),

@@ -20,14 +20,36 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(dir.to_path_buf())
 }
 
-/// A program by name: on `PATH`, or in the system folders an ordinary user's `PATH` often lacks.
+/// A program by name: on `PATH`, or in the system folders an ordinary user's `PATH` often lacks. A name with a slash is the path of
+/// a file, and may have wildcards ([`matching_file`]).
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
-        return Path::new(name).is_file().then(|| name.into());
+        return matching_file(name);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+/// The file with this path, in which a `*` stands for any part of one name; the first in alphabetical order if there are several.
+fn matching_file(pattern: &str) -> Option<PathBuf> {
+    let Some(star) = pattern.find('*') else {
+        return Path::new(pattern).is_file().then(|| pattern.into());
+    };
+    let name_start = pattern[..star].rfind('/').map_or(0, |slash| slash + 1);
+    let name_end = pattern[star..].find('/').map_or(pattern.len(), |slash| star + slash);
+    let (before, after) = pattern[name_start..name_end].split_once('*')?;
+    let mut names: Vec<String> = std::fs::read_dir(&pattern[..name_start])
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| {
+            name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
+        })
+        .collect();
+    names.sort();
+    names
+        .iter()
+        .find_map(|name| matching_file(&format!("{}{name}{}", &pattern[..name_start], &pattern[name_end..])))
 }
 
 /// `program` with `args`; found as [`find_program`] does.
@@ -92,4 +114,30 @@ fn describe(command: &Command) -> String {
     let text = format!("{program} {}", args.join(" "));
     // QEMU's and apt's lines are long; the beginning tells.
     text.chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_by_pattern() {
+        let dir = std::env::temp_dir().join(format!("nvmf-xtask-glob-{}", std::process::id()));
+        for file in ["a/x1.so", "b/x2.so", "b/x1.so", "b/y.so.1"] {
+            let path = dir.join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let found = |pattern: &str| {
+            let path = find_program(&format!("{}/{pattern}", dir.display()))?;
+            Some(path.strip_prefix(&dir).unwrap().to_string_lossy().into_owned())
+        };
+        assert_eq!(found("b/x2.so").as_deref(), Some("b/x2.so"));
+        assert_eq!(found("*/x2.so").as_deref(), Some("b/x2.so"));
+        assert_eq!(found("b/x*.so").as_deref(), Some("b/x1.so"));
+        assert_eq!(found("*/y*").as_deref(), Some("b/y.so.1"));
+        assert_eq!(found("*/z*"), None);
+        assert_eq!(found("a"), None);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }

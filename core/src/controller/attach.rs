@@ -15,10 +15,11 @@ use crate::options::ControllerOptions;
 use crate::proto::controller_init::{Action, ControllerInit, InitConfig, InitResult, Next, Outcome};
 use crate::proto::keep_alive::KeepAlive;
 use crate::qpair::engine::{Connecting, Engine};
+use crate::spec::AdminOpcode;
 use crate::spec::fabrics::{self, PropertySize};
 use crate::spec::registers::PropertyOffset;
 use crate::spec::{Cqe, Status};
-use crate::transport::{QpairSetup, Registers, Transport, TransportQpair};
+use crate::transport::{InitDelays, QpairSetup, Registers, Transport, TransportQpair};
 use crate::transport_id::TransportId;
 
 /// Admin operations that may be outstanding, those waiting for a slot included.
@@ -61,6 +62,7 @@ impl Attach {
             read_ana_log: !options.disable_read_ana_log_page,
             host_id: environment.host.id.to_bytes(),
             max_transfer: capabilities.max_transfer,
+            delays: capabilities.delays,
         };
         let controller = Controller::new(
             trid.clone(),
@@ -191,6 +193,7 @@ impl Controller {
             read_ana_log: !self.0.options.disable_read_ana_log_page,
             host_id: self.0.host.id.to_bytes(),
             max_transfer: info.max_transfer,
+            delays: InitDelays::default(),
         };
         if info.init.discovery {
             return Ok(());
@@ -281,6 +284,7 @@ pub(super) enum Runner {
     Get(AdminPending, PropertySize),
     Set(AdminPending),
     Admin(AdminPending),
+    SetUp(AdminPending),
     /// Already done, to be reported at the next poll.
     Value(u64),
     Done,
@@ -336,6 +340,16 @@ impl Runner {
                     .unwrap_or_else(|| Err(Error::api_misuse("the transport has no registers")))?;
                 Self::Done
             }
+            Action::SetUpTransport(identify) => {
+                let command = controller.lock().transport.set_up(&identify)?;
+                match command {
+                    Some(sqe) => {
+                        let name = AdminOpcode(sqe.opcode).to_string();
+                        Self::SetUp(controller.admin(sqe).name(name).submit()?)
+                    }
+                    None => Self::Done,
+                }
+            }
             Action::Admin(command) => {
                 let admin = controller
                     .admin(command.sqe)
@@ -389,6 +403,18 @@ impl Runner {
                     Some(status) => complete(Outcome::Admin(&Cqe::new(0, 0, status), &[]))?,
                     None => return Err(error),
                 },
+            },
+            Self::SetUp(pending) => match pending.poll_result() {
+                None => return Ok(false),
+                Some(result) => {
+                    let status = match result {
+                        Ok(_) => Status::SUCCESS,
+                        // What a refusal means is the transport's business.
+                        Err(error) => error.status().ok_or(error)?,
+                    };
+                    controller.lock().transport.set_up_completed(status);
+                    complete(Outcome::Done)?;
+                }
             },
             Self::Value(value) => complete(Outcome::Property(*value))?,
             Self::Done => complete(Outcome::Done)?,

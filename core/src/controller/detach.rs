@@ -20,8 +20,8 @@ pub struct Detach {
 
 impl Controller {
     /// Gives up one attachment. The last one shuts the controller down: CC.SHN is set, its completion awaited, the
-    /// connection closed. Queue pairs should be dropped before. Waits, bounded by the controller's RTD3 entry
-    /// latency (at least 10 s) and the admin timeout.
+    /// connection closed. Queue pairs should be dropped before. Waits: for the RTD3 entry latency that the controller
+    /// reports, at most 120 s, or for 10 s or the admin timeout, whichever is less.
     ///
     /// # Errors
     /// When the controller does not confirm its shutdown. It is given up all the same.

@@ -371,12 +371,17 @@ impl Controller {
 
     /// Gives the controller up at once: every outstanding and later command fails. No orderly shutdown.
     pub fn fail(&self) {
+        self.give_up("the controller was given up by this program");
+    }
+
+    /// The same because it has left its bus.
+    pub(crate) fn removed(&self) {
+        self.give_up("the controller was removed from its bus");
+    }
+
+    fn give_up(&self, why: &'static str) {
         let mut notices = Notices::default();
-        self.lock().lost(
-            &Error::disconnected("the controller was given up by this program"),
-            Instant::now(),
-            &mut notices,
-        );
+        self.lock().lost(&Error::disconnected(why), Instant::now(), &mut notices);
         self.deliver(notices);
     }
 

@@ -1,5 +1,5 @@
 // UNSAFETY: this module reads and writes memory that somebody else may write at the same moment: a device, or an
-// emulated device on another thread. It never makes a reference to such memory other than to a single atomic; every
+// emulated device on another thread. It never makes a reference to such memory other than to atomics; every
 // access is an atomic operation on a word that lies, as checked before, inside a mapping kept alive by an `Arc`. See docs/safety.md, M1, M6, A1.
 
 //! Access to memory that is shared with a device.
@@ -17,8 +17,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use zerocopy::little_endian::U64;
+
 use super::DMA_PAGE;
-use super::region::{DmaRegion, Extent};
+use super::region::{DmaGrant, DmaRegion, Extent};
 
 /// Orders what was written to shared memory before a register write that tells the device about it.
 ///
@@ -88,6 +90,21 @@ impl Window {
         if misaligned == 0 { 0 } else { (8 - misaligned).min(len) }
     }
 
+    /// The aligned words of a range that was checked once: copies of more than a few words do not check each of them.
+    fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
+        if count == 0 {
+            return &[];
+        }
+        let bytes = count.saturating_mul(8);
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.len);
+        assert!(inside, "{bytes} bytes at {offset:#x} of {:#x} bytes of shared memory", self.len);
+        let ptr = self.base.as_ptr().wrapping_add(offset);
+        assert!(ptr.addr().is_multiple_of(8), "words of shared memory at odd address {ptr:p}");
+        // SAFETY: the words lie inside the mapping, which outlives `self` (see atomic8), and are aligned. An atomic is as long as its
+        // integer, and shared references to atomics may coexist with all atomic accesses of others (M6, A1).
+        unsafe { std::slice::from_raw_parts(ptr.cast(), count) }
+    }
+
     fn read_bytes(self, mut offset: usize, mut to: &mut [u8]) {
         let (head, rest) = to.split_at_mut(self.head(offset, to.len()));
         for byte in head {
@@ -95,12 +112,13 @@ impl Window {
             offset += 1;
         }
         to = rest;
-        let mut words = to.chunks_exact_mut(8);
-        for word in &mut words {
-            word.copy_from_slice(&self.atomic64(offset).load(Ordering::Relaxed).to_ne_bytes());
-            offset += 8;
+        let (words, tail) = to.as_chunks_mut::<8>();
+        let from = self.words(offset, words.len());
+        offset += 8 * words.len();
+        for (to, from) in words.iter_mut().zip(from) {
+            *to = from.load(Ordering::Relaxed).to_ne_bytes();
         }
-        for byte in words.into_remainder() {
+        for byte in tail {
             *byte = self.atomic8(offset).load(Ordering::Relaxed);
             offset += 1;
         }
@@ -113,10 +131,10 @@ impl Window {
             offset += 1;
         }
         let (words, tail) = rest.as_chunks::<8>();
-        for &word in words {
-            self.atomic64(offset).store(u64::from_ne_bytes(word), Ordering::Relaxed);
-            offset += 8;
+        for (from, to) in words.iter().zip(self.words(offset, words.len())) {
+            to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
         }
+        offset += 8 * words.len();
         for &byte in tail {
             self.atomic8(offset).store(byte, Ordering::Relaxed);
             offset += 1;
@@ -137,6 +155,8 @@ pub struct SharedMemory {
 
 // SAFETY: it is a range of memory and the Arc that keeps it mapped; all accesses are atomic.
 unsafe impl Send for SharedMemory {}
+// SAFETY: as above; what several threads do to it at once is what the device does to it anyway.
+unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
     /// Zeroed memory of at least `len` bytes, in a region of its own.
@@ -215,6 +235,14 @@ impl SharedMemory {
         self.window.atomic64(offset).store(value.to_le(), Ordering::Relaxed);
     }
 
+    /// Copies words in, as they are.
+    #[inline]
+    pub fn write_words<const N: usize>(&self, offset: usize, from: &[U64; N]) {
+        for (from, to) in from.iter().zip(self.window.words(offset, N)) {
+            to.store(from.get().to_le(), Ordering::Relaxed);
+        }
+    }
+
     /// Tells the processor that the cache line at `offset` will be written soon. A device that read it last has the line, and
     /// getting it back takes as long as a hundred instructions. Does nothing outside of the memory.
     #[inline]
@@ -283,8 +311,7 @@ struct Mapped {
 ///
 /// An access outside of what is mapped is an error, as an IOMMU would make it one. Bytes are copied with atomic accesses;
 /// no reference to the host's memory is ever made. Like any device, its owner must touch only memory of commands it
-/// holds (docs/safety.md, A1).
-#[derive(Default)]
+/// holds (docs/safety.md, A1): it takes unsafe code to make one, and a [`DmaGrant`] to map memory of this process.
 pub struct DeviceMemory {
     /// By first address; never overlapping.
     maps: BTreeMap<u64, Mapped>,
@@ -309,16 +336,21 @@ pub struct DmaFault {
 
 impl DeviceMemory {
     /// Nothing mapped.
+    ///
+    /// # Safety
+    /// What is mapped later is written only as the commands tell that the device holds at that moment: rings and lists it was told
+    /// of, and buffers of commands that it has not completed.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub const unsafe fn new() -> Self {
+        Self { maps: BTreeMap::new() }
     }
 
     /// Maps a region at `iova`. The region stays mapped in this process until it is unmapped here.
     ///
     /// # Errors
     /// `InvalidInput` when the range wraps, `AlreadyExists` when it overlaps another.
-    pub fn map_region(&mut self, iova: u64, region: &DmaRegion) -> io::Result<()> {
+    pub fn map_region(&mut self, iova: u64, grant: &DmaGrant) -> io::Result<()> {
+        let region = grant.region();
         let window = Window { base: region.base(), len: region.len() };
         self.insert(iova, Mapped { window, writable: true, _backing: Backing::Region(region.clone()) })
     }
@@ -474,6 +506,20 @@ impl fmt::Debug for DeviceMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.ranges().map(|(iova, len)| format!("{iova:#x} + {len:#x}"))).finish()
     }
+}
+
+/// For the tests: a device that accesses what it is told to.
+#[cfg(test)]
+fn test_device() -> DeviceMemory {
+    // SAFETY: the tests access what they made themselves and have no references to.
+    unsafe { DeviceMemory::new() }
+}
+
+/// For the tests: leave to access a region of theirs.
+#[cfg(test)]
+fn test_grant(region: &DmaRegion) -> DmaGrant {
+    // SAFETY: as above.
+    unsafe { DmaGrant::new(region) }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod region;
 
 pub use access::{DeviceMemory, DmaFault, SharedMemory, device_write_barrier};
 pub use pool::{DmaBuf, DmaPool, DmaSegment, IoBuf, PoolStats};
-pub use region::{DmaRegion, Extent, RegionId};
+pub use region::{DmaGrant, DmaRegion, Extent, RegionId};
 
 /// Granularity of DMA memory, bytes: every buffer starts on such a boundary.
 pub const DMA_PAGE: usize = 4096;

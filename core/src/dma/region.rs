@@ -149,9 +149,8 @@ impl DmaRegion {
         self.0.base.addr().get()
     }
 
-    /// The file behind the region, for passing to another process; none for registered memory.
-    #[must_use]
-    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+    /// The file behind the region; none for registered memory. Whoever has it can write to the region: see [`DmaGrant::file`].
+    pub(super) fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.0.memory {
             Memory::Memfd(file) => Some(file.as_fd()),
             Memory::Foreign(_) => None,
@@ -188,6 +187,40 @@ impl Drop for Mapping {
             // SAFETY: base and len are what mmap returned for this mapping; no Extent is left, each holds an Arc.
             unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
         }
+    }
+}
+
+/// Leave for a device to read and write a region (docs/safety.md, A1).
+///
+/// Safe code can pass it on, but not make one: what a device may write to at any time, nobody may have references to.
+#[derive(Clone, Debug)]
+pub struct DmaGrant(DmaRegion);
+
+impl DmaGrant {
+    /// Leave to read and write `region`.
+    ///
+    /// # Safety
+    /// Until the device has forgotten the region, bus addresses in it are told to the device only for memory that nobody has
+    /// references to: [`super::SharedMemory`], and buffers of commands that are in flight, until they complete or their queue is
+    /// quiesced.
+    #[must_use]
+    pub unsafe fn new(region: &DmaRegion) -> Self {
+        Self(region.clone())
+    }
+
+    /// The region.
+    #[must_use]
+    pub fn region(&self) -> &DmaRegion {
+        &self.0
+    }
+
+    /// The file behind the region, for a device in another process; none for registered memory.
+    ///
+    /// # Safety
+    /// Whoever gets the file accesses the memory only as a device does: what commands it holds tell it to.
+    #[must_use]
+    pub unsafe fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.0.file()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The driver: registered transports, attached controllers, probe and connect.
 
 mod admin_thread;
+mod hotplug;
 mod probe;
 
 use std::fmt;
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 pub(crate) use admin_thread::AdminThread;
+pub use hotplug::Hotplug;
 pub use probe::{Callbacks, ProbeContext};
 
 use crate::controller::{Attach, Controller, Environment, Inner};
@@ -26,9 +28,22 @@ pub struct Driver(Arc<Shared>);
 struct Shared {
     transports: Vec<Arc<dyn Transport>>,
     pool: DmaPool,
-    attached: Mutex<Vec<Weak<Inner>>>,
+    attached: Mutex<Vec<Attached>>,
     host: OnceLock<HostIdentity>,
     thread: Arc<AdminThread>,
+}
+
+/// A controller that was attached and is not yet dropped.
+struct Attached {
+    inner: Weak<Inner>,
+    /// Its function has left the bus: what is found under its identifier from now on is another one.
+    departed: bool,
+}
+
+impl Attached {
+    fn controller(&self) -> Option<Controller> {
+        self.inner.upgrade().map(Controller)
+    }
 }
 
 /// Collects what a [`Driver`] is made of.
@@ -85,19 +100,15 @@ impl Driver {
     /// Controllers attached and not yet detached.
     #[must_use]
     pub fn controllers(&self) -> Vec<Controller> {
-        let mut attached = self.attached();
-        attached.retain(|weak| weak.strong_count() > 0);
-        attached
-            .iter()
-            .filter_map(Weak::upgrade)
-            .map(Controller)
-            .filter(|ctrlr| !ctrlr.is_detached())
-            .collect()
+        self.attached().iter().filter_map(Attached::controller).filter(|ctrlr| !ctrlr.is_detached()).collect()
     }
 
     /// Finds controllers and attaches those the probe callback agrees to; waits until each is attached or has failed.
     ///
-    /// * `None` scans the local bus of every registered local transport.
+    /// * `None` scans the local bus of every registered local transport; an identifier of such a transport, the part of its bus
+    ///   that the identifier covers. What is attached already is not offered: probing again finds what was plugged in since.
+    ///   Attached controllers that have left the bus are given up, and their remove callbacks called. One that was lost is offered
+    ///   again once its function was replaced or its last handle and queue pair are dropped.
     /// * A fabrics identifier without a subsystem NQN, or with the discovery NQN, names a discovery controller: its log
     ///   is read, and every NVM subsystem in it is offered.
     /// * Any other identifier is offered as it is.
@@ -144,14 +155,60 @@ impl Driver {
         ProbeContext::connect(self.clone(), trid, options, Box::new(done))
     }
 
-    fn attached(&self) -> MutexGuard<'_, Vec<Weak<Inner>>> {
-        self.0.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Tells when controllers come and go on the local buses, from now on: a descriptor to wait for, and events.
+    ///
+    /// # Errors
+    /// When a bus cannot be looked at.
+    pub fn hotplug(&self) -> Result<Hotplug> {
+        Hotplug::new(self.clone())
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Vec<Attached>> {
+        let mut attached = self.0.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        attached.retain(|attached| attached.inner.strong_count() > 0);
+        attached
     }
 
     fn register(&self, controller: &Controller) {
-        let mut attached = self.attached();
-        attached.retain(|weak| weak.strong_count() > 0);
-        attached.push(Arc::downgrade(&controller.0));
+        self.attached().push(Attached { inner: Arc::downgrade(&controller.0), departed: false });
+    }
+
+    /// Whether this local controller is attached, or was lost and is not yet let go of: its function cannot be opened again
+    /// before, unless it has been replaced.
+    fn is_taken(&self, trid: &TransportId) -> bool {
+        // The last handle may be ours: it is to be dropped without the lock.
+        let known: Vec<_> =
+            self.attached().iter().filter_map(|a| Some((a.controller()?, a.departed))).collect();
+        known.iter().any(|(controller, departed)| {
+            controller.trid() == trid && !controller.is_detached() && !(*departed && controller.is_failed())
+        })
+    }
+
+    /// Gives up attached controllers of a local transport that have left its bus.
+    fn give_up_departed(&self, transport: &dyn Transport) {
+        for controller in self.controllers() {
+            let trid = controller.trid();
+            if trid.trtype() == transport.trtype() && transport.is_present(trid) == Some(false) {
+                self.departed(transport, trid);
+            }
+        }
+    }
+
+    /// Takes notice that what was at `trid` has left the bus.
+    fn departed(&self, transport: &dyn Transport, trid: &TransportId) {
+        let known: Vec<Controller> = self
+            .attached()
+            .iter_mut()
+            .filter_map(|attached| {
+                let controller = attached.controller().filter(|controller| controller.trid() == trid)?;
+                attached.departed = true;
+                Some(controller)
+            })
+            .collect();
+        // A socket that is closed to others may still serve us.
+        if transport.is_present(trid) == Some(false) {
+            known.iter().filter(|controller| !controller.is_detached()).for_each(Controller::removed);
+        }
     }
 
     /// The controller attached already under this identifier by the same host, counted once more.

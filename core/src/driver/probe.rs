@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::options::ControllerOptions;
 use crate::proto::discovery_log::DiscoveryLog;
 use crate::spec::discovery::{DiscoveryLogEntry, SubsystemType};
+use crate::transport::Transport;
 use crate::transport_id::{AddressFamily, TransportId, TransportType};
 use crate::wait::{MAX_SLEEP, Waiter};
 
@@ -52,7 +53,7 @@ impl<'a> Callbacks<'a> {
         self
     }
 
-    /// Called for every controller that is ready. One attached already is given out again.
+    /// Called for every controller that is ready. One attached already is given out again, unless it is a local one.
     pub fn attach(mut self, f: impl FnMut(Controller) + 'a) -> Self {
         self.attach = Some(Box::new(f));
         self
@@ -118,17 +119,13 @@ impl<'a> ProbeContext<'a> {
             let locals: Vec<_> =
                 context.driver.0.transports.iter().filter(|t| t.is_local()).cloned().collect();
             for transport in locals {
-                let mut found = Vec::new();
-                transport.scan(None, &mut |trid| found.push(trid))?;
-                found.into_iter().for_each(|trid| context.offer(trid));
+                context.scan(&*transport, None)?;
             }
             return Ok(context);
         };
         let transport = Arc::clone(context.driver.transport(trid)?);
         if transport.is_local() {
-            let mut found = Vec::new();
-            transport.scan(Some(trid), &mut |trid| found.push(trid))?;
-            found.into_iter().for_each(|trid| context.offer(trid));
+            context.scan(&*transport, Some(trid))?;
         } else if trid.is_discovery() {
             let mut options = context.callbacks.options.clone();
             // Read once and let go of; nothing to be kept alive.
@@ -157,6 +154,19 @@ impl<'a> ProbeContext<'a> {
         context.done = Some(done);
         context.items.push(Item::Attaching(attach));
         Ok(context)
+    }
+
+    /// Offers what is on a local bus and not attached.
+    fn scan(&mut self, transport: &dyn Transport, filter: Option<&TransportId>) -> Result<()> {
+        self.driver.give_up_departed(transport);
+        let mut found = Vec::new();
+        transport.scan(filter, &mut |trid| found.push(trid))?;
+        for trid in found {
+            if !self.driver.is_taken(&trid) {
+                self.offer(trid);
+            }
+        }
+        Ok(())
     }
 
     /// Asks the probe callback about a controller and starts attaching it.

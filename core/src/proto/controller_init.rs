@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use zerocopy::{FromBytes, FromZeros};
 
+use crate::dma::DMA_PAGE;
 use crate::error::{Error, Result};
 use crate::spec::fabrics::PropertySize;
 use crate::spec::features::FeatureId;
@@ -15,9 +16,10 @@ use crate::spec::identify::{
     IdentifyNamespaceNvm, NamespaceDescriptor, NamespaceDescriptors, NamespaceList, ctratt,
 };
 use crate::spec::log_page::{AnaLog, AnaState, GetLogPage, LogPageId};
-use crate::spec::registers::{Cap, ControllerConfig, ControllerStatus, Css, PropertyOffset, Version};
+use crate::spec::registers::{Cap, ControllerConfig, ControllerStatus, Css, PropertyOffset, Shst, Version};
 use crate::spec::status::CommandKind;
-use crate::spec::{AdminOpcode, Cqe, Sqe};
+use crate::spec::{AdminOpcode, Cqe, Sqe, Status};
+use crate::transport::InitDelays;
 
 mod state;
 #[cfg(test)]
@@ -25,8 +27,8 @@ mod tests;
 
 use state::State;
 
-/// Host memory page size used, as CC.MPS encodes it: 2^(12 + 0) bytes.
-const MPS: u8 = 0;
+/// Largest memory page (CC.MPS) that queues are aligned to and padded for, bytes.
+pub const MAX_PAGE: u64 = 2 << 20;
 /// First and longest pause between two looks at CSTS.
 const CSTS_POLL: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(10));
 /// How much later than the queue pair's own deadline connecting the admin queue is given up here.
@@ -57,6 +59,8 @@ pub struct InitConfig {
     pub host_id: [u8; 16],
     /// Largest transfer of one command of the transport, bytes; the controller's own limit is applied on top.
     pub max_transfer: u32,
+    /// Pauses this controller needs.
+    pub delays: InitDelays,
 }
 
 /// What to do next.
@@ -81,6 +85,8 @@ pub enum Action {
     PropertySet(PropertyOffset, PropertySize, u64),
     /// Write AQA, ASQ and ACQ for the admin queue (memory-based controllers).
     SetAdminQueue,
+    /// Let the transport prepare what it needs ([`crate::transport::TransportController::set_up`]; memory-based controllers).
+    SetUpTransport(Box<IdentifyController>),
     /// Send an admin command.
     Admin(InitCommand),
 }
@@ -108,7 +114,7 @@ pub enum Outcome<'a> {
     },
     /// [`Action::PropertyGet`]: the value.
     Property(u64),
-    /// [`Action::PropertySet`], [`Action::SetAdminQueue`]: done.
+    /// [`Action::PropertySet`], [`Action::SetAdminQueue`], [`Action::SetUpTransport`]: done.
     Done,
     /// [`Action::Admin`]: the completion and the data returned.
     Admin(&'a Cqe, &'a [u8]),
@@ -206,6 +212,7 @@ pub struct ControllerInit {
     not_before: Option<Instant>,
     pause: Duration,
     cc: ControllerConfig,
+    mps: u8,
     result: InitResult,
     /// Index of the namespace being identified.
     cursor: usize,
@@ -222,16 +229,17 @@ impl ControllerInit {
     pub fn new(config: InitConfig, now: Instant) -> Self {
         // The queue pair has a deadline of its own, and knows better what it waited for.
         let limit = config.admin_timeout.max(config.connect_timeout) + CONNECT_SLACK;
-        let discovery = config.discovery;
+        let (discovery, delay) = (config.discovery, config.delays.before_init);
         Self {
             config,
             state: State::ConnectAdminQueue,
             busy: false,
-            deadline: now + limit,
+            deadline: now + delay + limit,
             limit,
-            not_before: None,
+            not_before: (!delay.is_zero()).then(|| now + delay),
             pause: CSTS_POLL.0,
             cc: ControllerConfig(0),
+            mps: 0,
             result: InitResult::blank(discovery),
             cursor: 0,
             list_after: 0,
@@ -248,6 +256,7 @@ impl ControllerInit {
         machine.cc = ControllerConfig(0).with_css(known.cap.css().to_select());
         machine.result = InitResult { namespaces: Vec::new(), ana_groups: Vec::new(), ..known };
         machine.state = State::ActiveNamespaces;
+        machine.not_before = None;
         machine.rescan = true;
         machine
     }
@@ -317,6 +326,7 @@ impl ControllerInit {
             State::SetAdminQueue => Action::SetAdminQueue,
             State::Enable => Action::PropertySet(PropertyOffset::CC, Dword, u64::from(self.cc.0)),
             State::Identify => identify("Identify Controller", Cns::CONTROLLER, 0, 0),
+            State::SetUpTransport => Action::SetUpTransport(self.result.identify.clone()),
             State::ConfigureAer => set_feature(
                 "Set Features (asynchronous event configuration)",
                 FeatureId::ASYNC_EVENT_CONFIG,
@@ -407,9 +417,17 @@ impl ControllerInit {
             }
             Outcome::Property(value) => self.property(value, now)?,
             Outcome::Done => match self.state {
-                State::SetEn0 => self.enter_wait(State::DisableWaitReady0, now),
+                State::SetEn0 => {
+                    self.enter_wait(State::DisableWaitReady0, now);
+                    let delay = self.config.delays.after_disable;
+                    if !delay.is_zero() {
+                        self.not_before = Some(now + delay);
+                        self.deadline += delay;
+                    }
+                }
                 State::SetAdminQueue => self.enter(State::Enable, now),
                 State::Enable => self.enter_wait(State::EnableWaitReady1, now),
+                State::SetUpTransport => self.enter(State::ConfigureAer, now),
                 _ => return Err(self.mismatch()),
             },
             Outcome::Admin(cqe, data) => self.admin(cqe, data, now)?,
@@ -431,12 +449,19 @@ impl ControllerInit {
             }
             State::ReadCap => {
                 self.result.cap = Cap(value);
-                if self.result.cap.mpsmin() > MPS {
+                if self.result.cap.min_page_size() > MAX_PAGE {
                     return Err(Error::unsupported(format!(
-                        "the controller's smallest page size is {} bytes (CAP.MPSMIN), above 4096",
+                        "the controller's smallest page is {} bytes (CAP.MPSMIN), above {MAX_PAGE}",
                         self.result.cap.min_page_size()
                     )));
                 }
+                self.mps = self.result.cap.select_mps(DMA_PAGE as u64).ok_or_else(|| {
+                    Error::unsupported(format!(
+                        "the controller's smallest page, 2^{} bytes (CAP.MPSMIN), is larger than its largest, 2^{} (CAP.MPSMAX)",
+                        12 + self.result.cap.mpsmin(),
+                        12 + self.result.cap.mpsmax()
+                    ))
+                })?;
                 self.enter(State::CheckEn, now);
             }
             State::CheckEn => {
@@ -446,7 +471,10 @@ impl ControllerInit {
                 let wait = if self.cc.en() { State::DisableWaitReady1 } else { State::DisableWaitReady0 };
                 self.enter_wait(wait, now);
             }
-            State::DisableWaitReady1 if csts.rdy() || csts.cfs() => self.enter(State::SetEn0, now),
+            // One that was shut down and left enabled may never become ready again (Base 2.1 §3.6.1).
+            State::DisableWaitReady1 if csts.rdy() || csts.cfs() || csts.shst() == Shst::COMPLETE => {
+                self.enter(State::SetEn0, now);
+            }
             State::DisableWaitReady0 if !csts.rdy() => self.enter_disabled(now),
             State::EnableWaitReady1 if csts.cfs() => {
                 return Err(Error::new(crate::error::ErrorKind::ControllerFatal));
@@ -468,7 +496,7 @@ impl ControllerInit {
         self.cc = ControllerConfig(0)
             .with_en(true)
             .with_css(self.result.cap.css().to_select())
-            .with_mps(MPS)
+            .with_mps(self.mps)
             .with_iosqes(6)
             .with_iocqes(4);
         self.enter(if self.config.fabrics { State::Enable } else { State::SetAdminQueue }, now);
@@ -509,7 +537,10 @@ impl ControllerInit {
                 if self.result.identify.cntrltype == ControllerType::DISCOVERY {
                     self.result.discovery = true;
                 }
-                self.enter(State::ConfigureAer, now);
+                self.enter(
+                    if self.config.fabrics { State::ConfigureAer } else { State::SetUpTransport },
+                    now,
+                );
             }
             State::ConfigureAer => {
                 if ok {
@@ -610,13 +641,7 @@ impl ControllerInit {
         self.enter(next, now);
     }
 
-    fn active_namespaces(
-        &mut self,
-        ok: bool,
-        status: crate::spec::Status,
-        data: &[u8],
-        now: Instant,
-    ) -> Result<()> {
+    fn active_namespaces(&mut self, ok: bool, status: Status, data: &[u8], now: Instant) -> Result<()> {
         let mut full = false;
         if ok {
             let before = self.result.namespaces.len();
@@ -635,8 +660,8 @@ impl ControllerInit {
             full = self.result.namespaces.len() - before == NamespaceList::CAPACITY
                 && self.result.namespaces.len() < MAX_NAMESPACES
                 && self.list_after < 0xffff_fffd;
-        } else if self.result.version < Version::V1_1 {
-            // Controllers of version 1.0 have no list: namespaces are 1..=NN.
+        } else if self.result.version < Version::V1_1 || status.is(Status::INVALID_FIELD) {
+            // Controllers of version 1.0 have no list, and some later ones neither: namespaces are 1..=NN.
             let nn = self.result.identify.nn.get().min(MAX_NAMESPACES as u32);
             self.result.namespaces = (1..=nn).map(NamespaceInfo::empty).collect();
         } else {

@@ -9,6 +9,8 @@ use crate::spec::registers::{ControllerConfig, ControllerStatus, PropertyOffset,
 
 /// Shortest time allowed for a shutdown; controllers that report no RTD3 entry latency get this.
 const MIN_TIME: Duration = Duration::from_secs(10);
+/// Longest, whatever the controller reports.
+const MAX_TIME: Duration = Duration::from_secs(120);
 const POLL: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(20));
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,10 +34,12 @@ pub struct ControllerShutdown {
 }
 
 impl ControllerShutdown {
-    /// A machine for a controller whose RTD3 entry latency is `rtd3e_us` (0: not reported), but no longer than `limit`.
+    /// A machine for a controller whose RTD3 entry latency is `rtd3e_us` (0: not reported). It is given that time, up to two minutes: a
+    /// controller that is given up before may lose what it was saving. One that needs less is given ten seconds, but no longer
+    /// than `limit`.
     #[must_use]
     pub fn new(rtd3e_us: u32, limit: Duration, now: Instant) -> Self {
-        let limit = Duration::from_micros(u64::from(rtd3e_us)).max(MIN_TIME).min(limit);
+        let limit = Duration::from_micros(u64::from(rtd3e_us)).min(MAX_TIME).max(MIN_TIME.min(limit));
         Self {
             state: State::ReadCc,
             busy: false,
@@ -131,6 +135,19 @@ mod tests {
             machine.complete(&Outcome::Property(1 | shst << 2), now).unwrap();
         }
         assert!(matches!(machine.next(now), Ok(Next::Ready)));
+    }
+
+    #[test]
+    fn the_time_is_the_controllers_within_reason() {
+        let now = Instant::now();
+        let time = |rtd3e_us: u32, limit: u64| {
+            ControllerShutdown::new(rtd3e_us, Duration::from_secs(limit), now).deadline - now
+        };
+        assert_eq!(time(0, 30), MIN_TIME);
+        assert_eq!(time(0, 2), Duration::from_secs(2), "it promises nothing");
+        assert_eq!(time(60_000_000, 30), Duration::from_secs(60), "it says that it takes a minute");
+        assert_eq!(time(60_000_000, 2), Duration::from_secs(60));
+        assert_eq!(time(u32::MAX, 30), MAX_TIME);
     }
 
     #[test]

@@ -20,8 +20,9 @@ use crate::transport::{ConnectProgress, Quiesce, TransportQpair};
 
 /// How often commands in flight are looked at for their deadline.
 const DEADLINE_SCAN: Duration = Duration::from_millis(100);
-/// How long dropping a queue pair waits for its transport to quiesce before the memory is given up.
-const DROP_QUIESCE: Duration = Duration::from_secs(2);
+/// How long dropping a queue pair waits for its transport to quiesce before the memory is given up. Some PCIe controllers must not
+/// be asked for 2.5 s.
+const DROP_QUIESCE: Duration = Duration::from_secs(4);
 /// How long a queue pair that is given up waits for its transport to quiesce before the memory is given up.
 const QUIESCE: Duration = Duration::from_secs(30);
 /// Busy polls between two looks at the clock.
@@ -309,7 +310,7 @@ impl<Q: TransportQpair> Engine<Q> {
     // --- submitting ----------------------------------------------------------------------------------------------
 
     /// Takes an operation. While connecting it waits; with every slot in use it waits for one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn submit(&mut self, request: Request) -> Result<CommandId, (Error, IoBuf)> {
         if matches!(self.state, State::Quiescing | State::Failed) {
             return Err((self.failure_or_closed(), request.buf));
@@ -377,7 +378,7 @@ impl<Q: TransportQpair> Engine<Q> {
         )))
     }
 
-    #[inline]
+    #[inline(always)]
     fn activate(
         &mut self,
         index: u32,
@@ -401,10 +402,9 @@ impl<Q: TransportQpair> Engine<Q> {
             if op.all_issued {
                 return Ok(());
             }
-            let mut sqe = op.sqe;
-            let direction = sqe.direction();
-            let (offset, len, blocks) = match op.span {
-                None => (0, self.tracker.buf(index).len() as u32, 1),
+            let direction = op.sqe.direction();
+            let (offset, len, blocks, range) = match op.span {
+                None => (0, self.tracker.buf(index).len() as u32, 1, None),
                 Some(span) => match span.piece(op.issued) {
                     Some(mut piece) => {
                         let buf = self.tracker.buf(index);
@@ -413,13 +413,8 @@ impl<Q: TransportQpair> Engine<Q> {
                                 buf.reach(piece.offset, self.max_segments) / span.block_bytes as usize;
                             piece = piece.shortened(u32::try_from(reach).unwrap_or(u32::MAX));
                         }
-                        sqe = sqe.with_slba(piece.slba);
-                        sqe.cdw12 = U32::new(sqe.cdw12.get() & 0xffff_0000 | (piece.blocks - 1));
-                        if sqe.cdw12.get() & PRCHK_REFTAG != 0 {
-                            // The initial reference tag follows the LBA (NVM Command Set 1.1 §5.3).
-                            sqe.cdw14 = U32::new(sqe.cdw14.get().wrapping_add(op.issued as u32));
-                        }
-                        (piece.offset, piece.len, u64::from(piece.blocks))
+                        let blocks_z = (piece.blocks - 1) as u16;
+                        (piece.offset, piece.len, u64::from(piece.blocks), Some((piece.slba, blocks_z)))
                     }
                     None => {
                         op.all_issued = true;
@@ -428,10 +423,14 @@ impl<Q: TransportQpair> Engine<Q> {
                 },
             };
             let Some((slot, cid)) = self.tracker.begin(index, offset, len, direction) else { return Ok(()) };
+            let mut sqe = op.sqe.issued(cid, range);
+            if range.is_some() && op.sqe.cdw12.get() & PRCHK_REFTAG != 0 {
+                // The initial reference tag follows the LBA (NVM Command Set 1.1 §5.3).
+                sqe.cdw14 = U32::new(sqe.cdw14.get().wrapping_add(op.issued as u32));
+            }
             op.issued += blocks;
             op.in_flight += 1;
             op.all_issued = op.span.is_none_or(|span| op.issued >= span.blocks);
-            sqe.cid = U16::new(cid);
             self.unflushed = true;
             self.stats.commands += 1;
             self.transport.submit(slot, &sqe, &self.tracker)?;
@@ -475,7 +474,7 @@ impl<Q: TransportQpair> Engine<Q> {
         }
         op.result = Err(CommandError::Aborted);
         op.all_issued = true;
-        let done = self.retire(id.op);
+        let done = self.retire(id.op, None);
         f(done);
         true
     }
@@ -575,10 +574,15 @@ impl<Q: TransportQpair> Engine<Q> {
             op.seen = None;
             let status = cqe.status();
             if status.is_success() {
+                self.stats.bytes += u64::from(len);
+                if op.in_flight == 0 && op.all_issued && op.result.is_ok() {
+                    // The usual end. What would be written here would be read again at once.
+                    f(self.retire(op_index, Some(cqe.result64())));
+                    continue;
+                }
                 if let Ok(value) = &mut op.result {
                     *value = cqe.result64();
                 }
-                self.stats.bytes += u64::from(len);
             } else if op.result.is_ok() || offset < op.failed_at {
                 // The piece with the lowest offset speaks for the whole; nothing more is issued.
                 op.result = Err(CommandError::Status(status));
@@ -586,17 +590,16 @@ impl<Q: TransportQpair> Engine<Q> {
                 op.all_issued = true;
             }
             if op.in_flight == 0 && op.all_issued {
-                let done = self.retire(op_index);
-                f(done);
+                f(self.retire(op_index, None));
             }
         }
         self.tracker.clear_completed();
         Ok(())
     }
 
-    /// Frees a finished operation and gives its result and buffer out.
+    /// Frees a finished operation and gives its result (a success's value, or what is noted) and buffer out.
     #[inline]
-    fn retire(&mut self, index: u32) -> Done {
+    fn retire(&mut self, index: u32, success: Option<u64>) -> Done {
         let buf = self.tracker.take_buf(index);
         let op = &mut self.ops[index as usize];
         let id = CommandId { op: index, generation: op.generation };
@@ -604,10 +607,11 @@ impl<Q: TransportQpair> Engine<Q> {
         op.generation = op.generation.wrapping_add(1);
         self.free_ops.push(index);
         self.stats.completed += 1;
-        if op.result.is_err() {
+        let result = success.map_or(op.result, Ok);
+        if result.is_err() {
             self.stats.errors += 1;
         }
-        Done { id, user_data: op.user_data, result: op.result, buf }
+        Done { id, user_data: op.user_data, result, buf }
     }
 
     fn check_deadlines(&mut self, now: Instant) {
@@ -747,7 +751,7 @@ impl<Q: TransportQpair> Engine<Q> {
             if op.result.is_ok() {
                 op.result = Err(failed_as);
             }
-            let done = self.retire(index);
+            let done = self.retire(index, None);
             f(done);
             count += 1;
         }

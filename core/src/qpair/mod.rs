@@ -253,7 +253,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// When the queue pair has no room ([`SubmitError::is_queue_full`]), is given up, or the command makes no sense.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, command: IoCommand, user_data: u64) -> Result<CommandId, SubmitError> {
         let IoCommand { sqe, span, buf } = command;
         let span = match span {
@@ -269,7 +269,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// As [`IoQpair::submit`].
-    #[inline]
+    #[inline(always)]
     pub fn read(
         &mut self,
         ns: &Namespace,
@@ -284,7 +284,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// As [`IoQpair::submit`].
-    #[inline]
+    #[inline(always)]
     pub fn write(
         &mut self,
         ns: &Namespace,

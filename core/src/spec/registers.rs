@@ -5,6 +5,9 @@
 use core::fmt;
 use core::time::Duration;
 
+mod cmb;
+pub use cmb::{CmbControl, CmbLocation, CmbSize, CmbStatus};
+
 open_enum! {
     /// Offset of a property from the start of the register map (§3.1.4).
     pub struct PropertyOffset(u32) {
@@ -195,6 +198,20 @@ impl Cap {
     #[must_use]
     pub const fn mpsmax(self) -> u8 {
         field(self.0, 52, 4) as u8
+    }
+
+    /// The value for CC.MPS on a host whose memory comes in pieces of `host` bytes: the smallest page the controller allows that is
+    /// not smaller, else its largest. `None` when MPSMIN is above MPSMAX, which no controller may say.
+    #[must_use]
+    pub const fn select_mps(self, host: u64) -> Option<u8> {
+        if self.mpsmin() > self.mpsmax() {
+            return None;
+        }
+        let mut mps = self.mpsmin();
+        while mps < self.mpsmax() && 1u64 << (12 + mps) < host {
+            mps += 1;
+        }
+        Some(mps)
     }
 
     /// PMRS: a persistent memory region is supported.
@@ -437,6 +454,12 @@ impl ControllerConfig {
     #[must_use]
     pub const fn with_en(self, on: bool) -> Self {
         Self(with_field(self.0, 0, 1, on as u32))
+    }
+
+    /// The memory page that MPS says, bytes.
+    #[must_use]
+    pub const fn page_size(self) -> u64 {
+        1 << (12 + self.mps())
     }
 
     /// With CSS set so.

@@ -3,7 +3,7 @@
 use nvmf_core::spec::features::AsyncEventConfig;
 use nvmf_core::spec::identify::{
     Cns, ControllerType, Csi, DiscoveryControllerType, IDENTIFY_SIZE, IdentifyController,
-    IdentifyControllerNvm, IdentifyNamespaceNvm, NSID_MAX, cmic, ctratt, lpa, oncs,
+    IdentifyControllerNvm, IdentifyNamespaceNvm, NSID_MAX, cmic, ctratt, lpa, oacs, oncs,
 };
 use nvmf_core::spec::registers::Version;
 use nvmf_core::spec::{Sqe, Status};
@@ -13,7 +13,6 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{Controller, INVALID_FIELD};
 use crate::config::{ERROR_LOG_ENTRIES, MAX_ABORTS, MAX_AERS, MAX_NSID};
 use crate::data::Data;
-use crate::pci::PCI_VENDOR;
 use crate::target::Front;
 
 const INVALID_NAMESPACE: Status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
@@ -156,10 +155,21 @@ impl Controller {
             ofcs: U16::new(1),
             ..IdentifyController::default()
         };
+        if let Front::Rdma(_) = self.front {
+            // Keyed SGL data blocks (2) and offsets as addresses (20); lists of descriptors in the capsule.
+            data.sgls = U32::new(1 | 1 << 2 | 1 << 20);
+            data.msdbd = config.rdma.descriptors;
+        }
         if self.front == Front::Pci {
             // The fields of fabrics are reserved elsewhere (Base 2.1 Figure 312), and SGLs may be whatever memory can hold:
             // without alignment (1:0 = 01b), bit buckets (16).
-            (data.vid, data.ssvid) = (U16::new(PCI_VENDOR), U16::new(PCI_VENDOR));
+            (data.vid, data.ssvid) = (U16::new(self.local.vendor), U16::new(self.local.vendor));
+            // MDTS is in units of the smallest memory page.
+            data.mdts = data.mdts.saturating_sub(self.local.pages.0);
+            data.rtd3e = U32::new(self.local.shutdown_us);
+            if self.local.shadow_doorbells {
+                data.oacs = U16::new(oacs::DOORBELL_BUFFER);
+            }
             data.sgls = U32::new(1 | 1 << 16);
             (data.ioccsz, data.iorcsz) = (U32::ZERO, U32::ZERO);
             (data.msdbd, data.ofcs, data.maxcmd) = (0, U16::ZERO, U16::ZERO);

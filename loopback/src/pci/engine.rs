@@ -5,18 +5,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::{DeviceMemory, DmaFault};
+use nvmf_core::dma::{DeviceMemory, DmaFault, device_write_barrier};
 use nvmf_core::spec::command::DataDirection;
 use nvmf_core::spec::features::{AsyncEventConfig, FeatureId};
 use nvmf_core::spec::log_page::{AsyncEvent, AsyncEventType, ErrorEvent, LogPageId};
-use nvmf_core::spec::registers::{ControllerConfig, ControllerStatus};
+use nvmf_core::spec::registers::{ControllerConfig, ControllerStatus, Shn, Shst};
 use nvmf_core::spec::{AdminOpcode, Cqe, Sqe, Status};
 use zerocopy::little_endian::U16;
 
+use super::cmb::{Cmb, Place};
 use super::data::Pieces;
 use super::doorbells::MappedDoorbells;
 use super::queues::{Cq, Limits, Queues, Sq};
 use super::registers::{Registers, Written};
+use super::shadow::ShadowDoorbells;
 use crate::controller::{Controller, Notify};
 use crate::data::Data;
 use crate::fault::Fault;
@@ -65,6 +67,15 @@ struct Mover {
     scratch: Vec<u8>,
 }
 
+/// How the hardware behaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timing {
+    /// From CC.EN to CSTS.RDY.
+    pub(super) ready: Duration,
+    /// From CC.SHN to CSTS.SHST.
+    pub(super) shutdown: Duration,
+}
+
 pub(super) struct Engine {
     target: Arc<Target>,
     controller: Arc<Controller>,
@@ -75,9 +86,20 @@ pub(super) struct Engine {
     pub(super) mapped: Option<MappedDoorbells>,
     mover: Mover,
     vectors: u16,
-    ready_delay: Duration,
+    /// Distance of two doorbells, bytes.
+    stride: u64,
+    timing: Timing,
     /// CC.EN has no effect, a scripted fault.
     pub(super) never_ready: bool,
+    /// CSTS.CFS comes up instead of CSTS.RDY, a scripted fault.
+    pub(super) fatal_when_enabled: bool,
+    /// Clearing CC.EN has no effect, a scripted fault.
+    pub(super) never_disabled: bool,
+    /// CC.SHN has no effect, a scripted fault.
+    pub(super) never_shut_down: bool,
+    /// Shutdown processing goes on until then.
+    shutdown_until: Option<Instant>,
+    shadow: Option<ShadowDoorbells>,
     /// CC.EN was set; when it takes effect.
     ready_at: Option<Instant>,
     /// Where the next round starts.
@@ -93,9 +115,10 @@ impl Engine {
         notify: Notify,
         dstrd: u8,
         vectors: u16,
-        ready_delay: Duration,
+        timing: Timing,
+        cmb: Option<Cmb>,
     ) -> Self {
-        let registers = Registers::new(controller.cap(), target.config.version, dstrd);
+        let registers = Registers::new(controller.cap(), target.config.version, dstrd, cmb);
         let queues = Queues::new(target.config.max_io_queues);
         Self {
             target,
@@ -106,8 +129,14 @@ impl Engine {
             mapped: None,
             mover: Mover::default(),
             vectors,
-            ready_delay,
+            stride: 4 << dstrd,
+            timing,
             never_ready: false,
+            fatal_when_enabled: false,
+            never_disabled: false,
+            never_shut_down: false,
+            shutdown_until: None,
+            shadow: None,
             ready_at: None,
             turn: 0,
             fired: Vec::new(),
@@ -121,6 +150,10 @@ impl Engine {
         let mut csts = self.controller.csts();
         if self.controller.is_dead(now) {
             csts = csts.with_cfs(true);
+        }
+        let shutting_down = self.never_shut_down || self.shutdown_until.is_some_and(|until| now < until);
+        if csts.shst() == Shst::COMPLETE && shutting_down {
+            csts = csts.with_shst(Shst::OCCURRING);
         }
         self.registers.read32(offset, csts)
     }
@@ -137,10 +170,14 @@ impl Engine {
 
     fn configured(&mut self, before: ControllerConfig, now: Instant) {
         let cc = self.registers.cc();
+        if cc.shn() != Shn::NONE && cc.shn() != before.shn() {
+            self.shutdown_until = Some(now + self.timing.shutdown);
+        }
         match (before.en(), cc.en()) {
             (false, true) => {
-                self.ready_at = (!self.never_ready).then_some(now + self.ready_delay);
+                self.ready_at = (!self.never_ready).then_some(now + self.timing.ready);
             }
+            (true, false) if self.never_disabled => {}
             (true, false) => {
                 self.stop();
                 self.controller.start_over();
@@ -160,8 +197,26 @@ impl Engine {
     /// Queues go; registers stay.
     fn stop(&mut self) {
         self.ready_at = None;
+        self.shadow = None;
+        self.shutdown_until = None;
         self.queues.clear();
         self.fired.clear();
+    }
+
+    /// Whether the host uses shadow doorbells.
+    pub(super) fn has_shadow(&self) -> bool {
+        self.shadow.is_some()
+    }
+
+    /// Submission queues in the controller memory buffer.
+    pub(super) fn queues_in_buffer(&self) -> usize {
+        let queues = self.queues.active().iter().filter_map(|&qid| self.queues.sq(qid));
+        queues.filter(|sq| sq.is_in_buffer()).count()
+    }
+
+    /// The host has moved BAR 2.
+    pub(super) fn move_cmb(&mut self, bar: u64) {
+        self.registers.move_cmb(bar);
     }
 
     /// A reset of the function, or of the NVM subsystem through this controller.
@@ -194,6 +249,9 @@ impl Engine {
     fn enable(&mut self) {
         let controller = Arc::clone(&self.controller);
         controller.write_cc(self.registers.cc());
+        if self.fatal_when_enabled {
+            return controller.fatal("a scripted fault");
+        }
         if !controller.is_ready() {
             return;
         }
@@ -201,6 +259,10 @@ impl Engine {
         if aqa.asqs_z() == 0 || aqa.acqs_z() == 0 {
             // The result is undefined; this says so.
             return controller.fatal("the admin queue has less than two entries");
+        }
+        let page = self.registers.cc().page_size();
+        if !asq.is_multiple_of(page) || !acq.is_multiple_of(page) {
+            return controller.fatal("the admin queue does not start at a memory page");
         }
         let entries = |size_z: u16| u32::from(size_z) + 1;
         let (target, notify) = (Arc::clone(&self.target), Arc::clone(&self.notify));
@@ -227,15 +289,16 @@ impl Engine {
         if !self.takes_commands(now) {
             return;
         }
+        if let (Some(shadow), Some(index)) = (self.shadow, index)
+            && shadow.covers(index)
+        {
+            // What is in memory may be newer; that it was rung is all that counts.
+            return;
+        }
         let missing = Err(ErrorEvent::INVALID_DOORBELL_REGISTER);
         if let Err(event) = index.map_or(missing, |index| self.queues.doorbell(index, value)) {
             tracing::debug!(?index, value, %event, "a doorbell was written wrongly");
-            let event = AsyncEvent {
-                event_type: AsyncEventType::ERROR,
-                info: event.0,
-                log_page: LogPageId::ERROR_INFORMATION,
-            };
-            self.controller.raise(event, AsyncEventConfig(0));
+            wrong_doorbell(&self.controller, event);
         }
     }
 
@@ -266,6 +329,24 @@ impl Engine {
         }
     }
 
+    /// Reads the doorbells that are in memory. Whether there is something new.
+    fn poll_shadow(&mut self, memory: &DeviceMemory) -> Result<bool, Stop> {
+        let Some(shadow) = self.shadow else { return Ok(false) };
+        let controller = &self.controller;
+        Ok(self.queues.poll_shadow(shadow, memory, |index, event| {
+            tracing::debug!(index, %event, "a shadow doorbell was written wrongly");
+            wrong_doorbell(controller, event);
+        })?)
+    }
+
+    /// Before this side sleeps: asks for doorbells in registers, and looks once more at those in memory.
+    fn arm(&mut self, memory: &DeviceMemory) -> Result<bool, Stop> {
+        let Some(shadow) = self.shadow else { return Ok(false) };
+        self.queues.arm_shadow(shadow, memory)?;
+        device_write_barrier();
+        self.poll_shadow(memory)
+    }
+
     /// When to look around again, if nothing is rung before.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         if !self.takes_commands(now) {
@@ -288,7 +369,10 @@ impl Engine {
         if !self.takes_commands(now) {
             return Pass::Idle;
         }
-        let outcome = self.pass_queues(memory, now);
+        let outcome = match self.pass_queues(memory, now) {
+            Ok(false) => self.arm(memory),
+            outcome => outcome,
+        };
         self.collect_interrupts();
         match outcome {
             Ok(true) => Pass::Busy,
@@ -302,6 +386,7 @@ impl Engine {
     }
 
     fn pass_queues(&mut self, memory: &DeviceMemory, now: Instant) -> Result<bool, Stop> {
+        self.poll_shadow(memory)?;
         for cq in self.queues.cqs_mut() {
             cq.write(memory)?;
         }
@@ -390,7 +475,10 @@ impl Engine {
         let cqe = match own {
             Some(Ok(())) => Some(sq.queue.answer(sqe, Status::SUCCESS)),
             Some(Err(status)) => Some(sq.queue.fail(sqe, status)),
-            None => self.mover.execute(&mut sq.queue, sqe, fault.as_ref(), memory),
+            None => {
+                let page = self.registers.cc().page_size();
+                self.mover.execute(&mut sq.queue, sqe, fault.as_ref(), memory, page)
+            }
         };
         if let Some(cqe) = cqe {
             complete(qid, sq, cq, cqe, fault, memory)?;
@@ -409,6 +497,10 @@ impl Engine {
         Some(match AdminOpcode(sqe.opcode) {
             AdminOpcode::CREATE_IO_CQ => self.create_cq(sqe),
             AdminOpcode::CREATE_IO_SQ => self.create_sq(sqe),
+            AdminOpcode::DOORBELL_BUFFER_CONFIG if self.controller.local.shadow_doorbells => {
+                let page = self.registers.cc().page_size();
+                ShadowDoorbells::from_command(sqe, self.stride, page).map(|shadow| self.shadow = Some(shadow))
+            }
             AdminOpcode::DELETE_IO_SQ => self.queues.delete_sq(sqe.cdw10.get() as u16),
             AdminOpcode::DELETE_IO_CQ => self.queues.delete_cq(sqe.cdw10.get() as u16),
             // The number of queues is settled once there is one, a completion queue as well (§5.1.25.1.5).
@@ -428,12 +520,16 @@ impl Engine {
             max_entries: self.controller.cap().max_queue_entries(),
             vectors: self.vectors,
             cc: self.registers.cc(),
-            page: page_size(self.registers.cc()),
+            page: self.registers.cc().page_size(),
         }
     }
 
     fn create_cq(&mut self, sqe: &Sqe) -> Result<(), Status> {
         let new = self.queues.check_create_cq(sqe, &self.limits())?;
+        // CMBSZ.CQS is not set.
+        if self.registers.place(new.base, u64::from(new.entries) * 16) != Place::Host {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
         self.new_doorbell(2 * usize::from(new.qid) + 1);
         self.queues.add_cq(new.qid, Cq::new(new.base, new.entries, new.other));
         Ok(())
@@ -441,18 +537,31 @@ impl Engine {
 
     fn create_sq(&mut self, sqe: &Sqe) -> Result<(), Status> {
         let new = self.queues.check_create_sq(sqe, &self.limits())?;
+        let place = self.registers.place(new.base, u64::from(new.entries) * 64);
+        if place == Place::Across {
+            return Err(Status::INVALID_FIELD.with_dnr());
+        }
         let (target, controller) = (Arc::clone(&self.target), Arc::clone(&self.controller));
         let queue = Queue::attached(target, controller, new.qid, new.entries, Arc::clone(&self.notify))?;
         self.new_doorbell(2 * usize::from(new.qid));
         let cqid = new.other.unwrap_or(0);
-        self.queues.add_sq(new.qid, Sq::new(new.base, new.entries, cqid, queue));
+        let mut sq = Sq::new(new.base, new.entries, cqid, queue);
+        if let (Place::Buffer(offset), Some(cmb)) = (place, self.registers.cmb()) {
+            sq = sq.within(cmb.memory.clone(), offset);
+        }
+        self.queues.add_sq(new.qid, sq);
         Ok(())
     }
 }
 
-/// The memory page, CC.MPS.
-fn page_size(cc: ControllerConfig) -> u64 {
-    1 << (12 + cc.mps())
+/// Tells the host of a doorbell that makes no sense.
+fn wrong_doorbell(controller: &Controller, event: ErrorEvent) {
+    let event = AsyncEvent {
+        event_type: AsyncEventType::ERROR,
+        info: event.0,
+        log_page: LogPageId::ERROR_INFORMATION,
+    };
+    controller.raise(event, AsyncEventConfig(0));
 }
 
 impl Mover {
@@ -463,9 +572,10 @@ impl Mover {
         sqe: &Sqe,
         fault: Option<&Fault>,
         memory: &DeviceMemory,
+        page: u64,
     ) -> Option<Cqe> {
         let moves = queue.moves_data(sqe);
-        let outcome = match self.prepare(queue, sqe, memory) {
+        let outcome = match self.prepare(queue, sqe, memory, page) {
             Err(status) => Outcome::Answer(queue.fail(sqe, status)),
             Ok(0) => queue.execute(sqe, Data::None),
             Ok(len) => {
@@ -502,7 +612,13 @@ impl Mover {
     }
 
     /// Finds the command's memory and makes room for its data. The length of the data.
-    fn prepare(&mut self, queue: &mut Queue, sqe: &Sqe, memory: &DeviceMemory) -> Result<usize, Status> {
+    fn prepare(
+        &mut self,
+        queue: &mut Queue,
+        sqe: &Sqe,
+        memory: &DeviceMemory,
+        page: u64,
+    ) -> Result<usize, Status> {
         let len = queue.data_len(sqe)?;
         let direction = sqe.direction();
         if len == 0 || !matches!(direction, DataDirection::HostToController | DataDirection::ControllerToHost)
@@ -510,8 +626,7 @@ impl Mover {
             return Ok(0);
         }
         match sqe.flags >> PSDT_SHIFT {
-            // CAP.MPSMAX is 0, so that there is one size of pages.
-            0 => self.pieces.prp(memory, sqe.dptr, len, page_size(ControllerConfig(0)))?,
+            0 => self.pieces.prp(memory, sqe.dptr, len, page)?,
             1 => {
                 let to_host = direction == DataDirection::ControllerToHost;
                 self.pieces.sgl(memory, sqe.dptr.as_sgl(), len, to_host)?;

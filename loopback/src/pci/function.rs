@@ -2,27 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::{DeviceMemory, RegionId};
+use nvmf_core::dma::{DeviceMemory, DmaGrant, RegionId};
 use nvmf_core::spec::registers::DOORBELL_BASE;
-use nvmf_core::{DmaRegion, Error, HostId, Result};
+use nvmf_core::{Error, HostId, Result};
 use nvmf_transport_pcie::{Bar0, BarAccess, PciDevice, PciIdentity};
 
-use super::config_space::{BAR4_LEN, ConfigSpace, DEVICE, VENDOR};
+use super::cmb::{self, Cmb, CmbMemory};
+use super::config_space::{BAR4_LEN, ConfigSpace, DEVICE, Layout, VENDOR};
 use super::doorbells::MappedDoorbells;
-use super::engine::{ALL_ONES, Engine, Pass};
-use super::interrupt::Interrupt;
+use super::engine::{ALL_ONES, Engine, Pass, Timing};
+use super::grant::device_memory;
+use super::interrupt::Interrupts;
 use super::registers::Registers;
 use super::signal::Signal;
-use crate::controller::{Association, Controller, Notify};
+use crate::controller::{Association, Controller, Local, Notify};
 use crate::error::LoopbackError;
 use crate::fault::Faults;
 use crate::target::{Front, Target};
@@ -46,7 +47,13 @@ pub struct PciOptions {
     dstrd: u8,
     vectors: Option<u16>,
     ready_delay: Duration,
+    shutdown_delay: Duration,
     busy: Duration,
+    ids: (u16, u16),
+    pages: (u8, u8),
+    shadow_doorbells: bool,
+    cmb: u64,
+    legacy_cmb: bool,
 }
 
 impl Default for PciOptions {
@@ -56,7 +63,13 @@ impl Default for PciOptions {
             dstrd: 0,
             vectors: None,
             ready_delay: Duration::ZERO,
+            shutdown_delay: Duration::ZERO,
             busy: Duration::from_micros(50),
+            ids: (VENDOR, DEVICE),
+            pages: (0, 0),
+            shadow_doorbells: false,
+            cmb: 0,
+            legacy_cmb: false,
         }
     }
 }
@@ -97,6 +110,48 @@ impl PciOptions {
         self
     }
 
+    /// How long CSTS.SHST takes to follow CC.SHN; also what RTD3E says. No time.
+    #[must_use]
+    pub fn shutdown_delay(mut self, delay: Duration) -> Self {
+        self.shutdown_delay = delay;
+        self
+    }
+
+    /// PCI vendor and device identifiers. 1234h and 4E56h.
+    #[must_use]
+    pub fn identifiers(mut self, vendor: u16, device: u16) -> Self {
+        self.ids = (vendor, device);
+        self
+    }
+
+    /// CAP.MPSMIN and CAP.MPSMAX, 0..=15: memory pages are 4 KiB shifted by this. 0 and 0.
+    #[must_use]
+    pub fn memory_pages(mut self, mpsmin: u8, mpsmax: u8) -> Self {
+        self.pages = (mpsmin, mpsmax);
+        self
+    }
+
+    /// Shadow doorbells are offered (Doorbell Buffer Config). Off.
+    #[must_use]
+    pub fn shadow_doorbells(mut self, on: bool) -> Self {
+        self.shadow_doorbells = on;
+        self
+    }
+
+    /// There is a controller memory buffer for submission queues behind BAR 2, of as many bytes: a power of two, 4 KiB to 1 GiB. None.
+    #[must_use]
+    pub fn controller_memory(mut self, bytes: u64) -> Self {
+        self.cmb = bytes;
+        self
+    }
+
+    /// The controller memory buffer is as before version 1.4 of the specification: always enabled, at the address of the BAR. Off.
+    #[must_use]
+    pub fn legacy_controller_memory(mut self, on: bool) -> Self {
+        self.legacy_cmb = on;
+        self
+    }
+
     /// How long the thread looks for doorbells, once it has nothing to do, before it sleeps. 50 µs.
     #[must_use]
     pub fn busy_poll(mut self, time: Duration) -> Self {
@@ -121,8 +176,8 @@ struct Shared {
     target: Arc<Target>,
     controller: Arc<Controller>,
     options: PciOptions,
-    bar0_len: u64,
-    vectors: u16,
+    layout: Layout,
+    cmb: Option<CmbMemory>,
     /// CAP.DSTRD as a distance, bytes.
     stride: u64,
     signal: Arc<Signal>,
@@ -131,11 +186,12 @@ struct Shared {
     memory: RwLock<DeviceMemory>,
     config: Mutex<ConfigSpace>,
     bar4: Mutex<Vec<u8>>,
-    /// By vector.
-    interrupts: Mutex<Vec<Option<Interrupt>>>,
+    interrupts: Mutex<Interrupts>,
     /// PCI command register, Bus Master Enable.
     bus_master: AtomicBool,
     removed: AtomicBool,
+    /// Doorbell registers written.
+    rung: AtomicU64,
     /// The first end becomes readable for the holder of the second when the function is gone.
     removal: (UnixStream, UnixStream),
     open: AtomicBool,
@@ -195,7 +251,9 @@ impl Shared {
         let mut engine = lock(&self.engine);
         engine.reset(false);
         self.signal.clear();
-        *lock(&self.config) = ConfigSpace::new(self.bar0_len, self.vectors);
+        let config = ConfigSpace::new(&self.layout);
+        engine.move_cmb(config.bar2_address());
+        *lock(&self.config) = config;
         self.bus_master.store(false, Ordering::Release);
         drop(engine);
         lock(&self.interrupts).clear();
@@ -218,7 +276,7 @@ impl Shared {
                 engine.pass(&self.memory(), now)
             } else {
                 // Without bus mastering there is no memory to be reached.
-                engine.pass(&DeviceMemory::new(), now)
+                engine.pass(&device_memory(), now)
             };
             engine.take_fired(fired);
             let deadline = if pass == Pass::Idle { engine.deadline(now) } else { None };
@@ -227,9 +285,7 @@ impl Shared {
         if !fired.is_empty() {
             let interrupts = lock(&self.interrupts);
             for vector in fired.drain(..) {
-                if let Some(Some(interrupt)) = interrupts.get(usize::from(vector)) {
-                    interrupt.ring();
-                }
+                interrupts.ring(vector);
             }
         }
         if pass == Pass::Removed || (self.controller.is_dead(now) && self.is_orphan()) {
@@ -293,7 +349,11 @@ impl Shared {
         let mut config = lock(&self.config);
         let written = config.write(offset, from).ok_or_else(|| self.outside_config(offset, from.len()))?;
         self.bus_master.store(config.bus_master(), Ordering::Release);
+        let bar2 = config.bar2_address();
         drop(config);
+        if self.cmb.is_some() {
+            lock(&self.engine).move_cmb(bar2);
+        }
         if written.reset {
             self.reset();
         }
@@ -321,6 +381,7 @@ impl Shared {
         }
         if let Some(from_first) = offset.checked_sub(DOORBELL_BASE) {
             let index = from_first.is_multiple_of(self.stride).then_some(from_first / self.stride);
+            self.rung.fetch_add(1, Ordering::Relaxed);
             self.signal.ring(index, value);
         } else {
             let mut engine = lock(&self.engine);
@@ -342,7 +403,7 @@ struct Registers0(Arc<Shared>);
 
 impl BarAccess for Registers0 {
     fn len(&self) -> u64 {
-        self.0.bar0_len
+        self.0.layout.bar0_len
     }
 
     fn read32(&self, offset: u64) -> Result<u32> {
@@ -351,6 +412,34 @@ impl BarAccess for Registers0 {
 
     fn write32(&self, offset: u64, value: u32) -> Result<()> {
         self.0.bar_write32(offset, value);
+        Ok(())
+    }
+}
+
+/// BAR 2, the controller memory buffer, for a host in this process.
+struct Memory2(Arc<Shared>, CmbMemory);
+
+impl BarAccess for Memory2 {
+    fn len(&self) -> u64 {
+        self.0.layout.bar2_len
+    }
+
+    fn read32(&self, offset: u64) -> Result<u32> {
+        let mut dword = [0xff; 4];
+        if !self.0.is_removed() {
+            self.1.read(offset, &mut dword);
+        }
+        Ok(u32::from_le_bytes(dword))
+    }
+
+    fn write32(&self, offset: u64, value: u32) -> Result<()> {
+        self.write_bytes(offset, &value.to_le_bytes())
+    }
+
+    fn write_bytes(&self, offset: u64, from: &[u8]) -> Result<()> {
+        if !self.0.is_removed() {
+            self.1.write(offset, from);
+        }
         Ok(())
     }
 }
@@ -401,6 +490,14 @@ impl EmulatedFunction {
         let queues = u32::from(target.config.max_io_queues) + 1;
         let vectors = options.vectors.unwrap_or(queues.min(2048) as u16);
         range((1..=2048).contains(&vectors), "number of MSI-X vectors", vectors.into(), "1..=2048")?;
+        let (mpsmin, mpsmax) = options.pages;
+        range(mpsmin <= mpsmax, "smallest memory page", mpsmin.into(), "0 to the largest")?;
+        range(mpsmax <= 15, "largest memory page", mpsmax.into(), "0..=15")?;
+        // A smaller MDTS cannot be said in units of this page.
+        let mdts = target.config.mdts;
+        range(mdts == 0 || mdts > mpsmin, "smallest memory page", mpsmin.into(), "less than MDTS")?;
+        let cmb_fits = options.cmb.is_power_of_two() && (cmb::UNIT..=1 << 30).contains(&options.cmb);
+        range(options.cmb == 0 || cmb_fits, "controller memory buffer", options.cmb, "4 KiB to 1 GiB")?;
         let subsystem = target.subsystem(subnqn)?;
         let signal = Arc::new(Signal::new(2 * queues as usize));
         let ringer = Arc::clone(&signal);
@@ -411,39 +508,56 @@ impl EmulatedFunction {
             hostid: HostId::from_bytes([0; 16]),
             front: Front::Pci,
             kato_ms: 0,
+            local: Local {
+                pages: options.pages,
+                shadow_doorbells: options.shadow_doorbells,
+                vendor: options.ids.0,
+                shutdown_us: u32::try_from(options.shutdown_delay.as_micros()).unwrap_or(u32::MAX),
+            },
         };
         let made = subsystem.add_controller(target.config.max_controllers, |cntlid| {
             let (target, subsystem) = (Arc::clone(target), Arc::clone(&subsystem));
             Controller::new(cntlid, target, subsystem, association, Arc::clone(&notify))
         });
         let controller = made.ok_or_else(|| LoopbackError::TooManyControllers(subnqn.to_owned()))?;
-        let bar0_len = Registers::size(queues, options.dstrd);
+        let layout = Layout {
+            vendor: options.ids.0,
+            device: options.ids.1,
+            vectors,
+            bar0_len: Registers::size(queues, options.dstrd),
+            bar2_len: options.cmb,
+        };
+        let config = ConfigSpace::new(&layout);
+        let cmb = (options.cmb > 0).then(|| Cmb::new(options.cmb, options.legacy_cmb, config.bar2_address()));
+        let memory = cmb.as_ref().map(|cmb| cmb.memory.clone());
         let engine = Engine::new(
             Arc::clone(target),
             Arc::clone(&controller),
             notify,
             options.dstrd,
             vectors,
-            options.ready_delay,
+            Timing { ready: options.ready_delay, shutdown: options.shutdown_delay },
+            cmb,
         );
         let removal = UnixStream::pair().map_err(LoopbackError::Start)?;
         let name = format!("{}:{}", target.name, controller.cntlid);
         let shared = Arc::new(Shared {
-            identity: PciIdentity { vendor: VENDOR, device: DEVICE, name },
+            identity: PciIdentity { vendor: options.ids.0, device: options.ids.1, name },
             target: Arc::clone(target),
             controller,
             options: options.clone(),
-            bar0_len,
-            vectors,
+            layout,
+            cmb: memory,
             stride: 4 << options.dstrd,
             signal,
             engine: Mutex::new(engine),
-            memory: RwLock::default(),
-            config: Mutex::new(ConfigSpace::new(bar0_len, vectors)),
+            memory: RwLock::new(device_memory()),
+            config: Mutex::new(config),
             bar4: Mutex::new(vec![0; BAR4_LEN as usize]),
-            interrupts: Mutex::default(),
+            interrupts: Mutex::new(Interrupts::new(vectors)),
             bus_master: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            rung: AtomicU64::new(0),
             removal,
             open: AtomicBool::new(false),
         });
@@ -481,7 +595,12 @@ impl EmulatedFunction {
                 .peer(&shared.identity)
                 .hint("drop the device that was opened before"));
         }
-        Ok(EmulatedDevice { owner: Arc::clone(&self.0), regions: BTreeMap::new(), next: FIRST_IOVA })
+        Ok(EmulatedDevice {
+            owner: Arc::clone(&self.0),
+            regions: BTreeMap::new(),
+            next: FIRST_IOVA,
+            end: u64::MAX,
+        })
     }
 
     /// The scripted faults, those of the whole loopback. [`crate::Fault::Disconnect`] removes the function.
@@ -493,6 +612,21 @@ impl EmulatedFunction {
     /// While `on`, CSTS.RDY does not follow when CC.EN is set.
     pub fn never_ready(&self, on: bool) {
         lock(&self.shared().engine).never_ready = on;
+    }
+
+    /// While `on`, CSTS.CFS comes up when CC.EN is set, instead of CSTS.RDY.
+    pub fn fatal_when_enabled(&self, on: bool) {
+        lock(&self.shared().engine).fatal_when_enabled = on;
+    }
+
+    /// While `on`, the controller goes on as if CC.EN had not been cleared.
+    pub fn never_disabled(&self, on: bool) {
+        lock(&self.shared().engine).never_disabled = on;
+    }
+
+    /// While `on`, CSTS.SHST does not follow when CC.SHN is set.
+    pub fn never_shut_down(&self, on: bool) {
+        lock(&self.shared().engine).never_shut_down = on;
     }
 
     /// Sets CSTS.CFS and stops executing commands, until the controller is reset.
@@ -511,6 +645,24 @@ impl EmulatedFunction {
         self.shared().is_removed()
     }
 
+    /// How often a doorbell register was written so far.
+    #[must_use]
+    pub fn doorbell_writes(&self) -> u64 {
+        self.shared().rung.load(Ordering::Relaxed)
+    }
+
+    /// Whether its host has given it shadow doorbells.
+    #[must_use]
+    pub fn has_shadow_doorbells(&self) -> bool {
+        lock(&self.shared().engine).has_shadow()
+    }
+
+    /// I/O submission queues that its host has put into the controller memory buffer.
+    #[must_use]
+    pub fn queues_in_controller_memory(&self) -> usize {
+        lock(&self.shared().engine).queues_in_buffer()
+    }
+
     /// Executes what there is, in the calling thread.
     pub fn poll(&self) {
         self.shared().run();
@@ -518,11 +670,12 @@ impl EmulatedFunction {
 
     // --- for those who serve the function to another process -----------------------------------------------------
 
-    /// Bytes of a BAR: 0 for those there are not. BAR 0 has the registers, BAR 4 the MSI-X table.
+    /// Bytes of a BAR: 0 for those there are not. BAR 0 has the registers, BAR 2 the controller memory buffer, BAR 4 the MSI-X table.
     #[must_use]
     pub fn bar_len(&self, bar: u32) -> u64 {
         match bar {
-            0 => self.shared().bar0_len,
+            0 => self.shared().layout.bar0_len,
+            2 => self.shared().layout.bar2_len,
             4 => BAR4_LEN,
             _ => 0,
         }
@@ -538,6 +691,8 @@ impl EmulatedFunction {
             for (at, dword) in (offset..).step_by(4).zip(to.chunks_exact_mut(4)) {
                 dword.copy_from_slice(&self.shared().bar_read32(at).to_le_bytes());
             }
+        } else if let (2, Some(memory)) = (bar, &self.shared().cmb) {
+            memory.read(offset, to);
         } else {
             to.copy_from_slice(&lock(&self.shared().bar4)[offset as usize..][..to.len()]);
         }
@@ -554,6 +709,8 @@ impl EmulatedFunction {
             for (at, dword) in (offset..).step_by(4).zip(from.as_chunks::<4>().0) {
                 self.shared().bar_write32(at, u32::from_le_bytes(*dword));
             }
+        } else if let (2, Some(memory)) = (bar, &self.shared().cmb) {
+            memory.write(offset, from);
         } else {
             lock(&self.shared().bar4)[offset as usize..][..from.len()].copy_from_slice(from);
         }
@@ -622,25 +779,18 @@ impl EmulatedFunction {
     /// MSI-X vectors.
     #[must_use]
     pub fn vectors(&self) -> u16 {
-        self.shared().vectors
+        self.shared().layout.vectors
     }
 
-    /// Changes what memory the function reaches. Returns when no access by an earlier mapping goes on.
-    pub fn with_memory<R>(&self, change: impl FnOnce(&mut DeviceMemory) -> R) -> R {
+    /// Changes what memory the function reaches. Returns when no access by an earlier mapping goes on. Nothing is accessed.
+    pub(super) fn with_memory<R>(&self, change: impl FnOnce(&mut DeviceMemory) -> R) -> R {
         change(&mut self.shared().memory_mut())
     }
 
-    /// Signals a vector through this eventfd, or no longer. Vectors beyond those there are take no notice.
+    /// Signals a vector through this eventfd, or no longer. Whoever else has the eventfd can keep it from being signalled, and hold
+    /// up nobody by that. Vectors beyond those there are take no notice.
     pub fn set_interrupt(&self, vector: u16, eventfd: Option<OwnedFd>) {
-        if vector >= self.shared().vectors {
-            return;
-        }
-        let mut interrupts = lock(&self.shared().interrupts);
-        let index = usize::from(vector);
-        if interrupts.len() <= index {
-            interrupts.resize_with(index + 1, || None);
-        }
-        interrupts[index] = eventfd.map(|fd| Interrupt::Event(File::from(fd)));
+        lock(&self.shared().interrupts).set(vector, eventfd);
     }
 }
 
@@ -654,6 +804,8 @@ pub struct EmulatedDevice {
     /// Bus addresses.
     regions: BTreeMap<RegionId, u64>,
     next: u64,
+    /// Nothing is mapped from here on.
+    end: u64,
 }
 
 impl fmt::Debug for EmulatedDevice {
@@ -682,7 +834,34 @@ impl PciDevice for EmulatedDevice {
         Ok(Bar0::new(Arc::new(Registers0(Arc::clone(&self.owner.shared)))))
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
+    fn bar(&mut self, index: u8) -> Result<Bar0> {
+        match &self.shared().cmb {
+            Some(memory) if index == cmb::BAR => {
+                Ok(Bar0::new(Arc::new(Memory2(Arc::clone(&self.owner.shared), memory.clone()))))
+            }
+            _ => Err(Error::unsupported(format!("there is no memory behind BAR {index}"))
+                .peer(&self.shared().identity)),
+        }
+    }
+
+    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        let taken =
+            || Error::exhausted("these bus addresses are in use").doing("setting bus addresses aside");
+        let first = at.unwrap_or(self.next);
+        let end = first.checked_add(len).ok_or_else(taken)?;
+        if at.is_none() {
+            self.next =
+                end.checked_next_multiple_of(IOVA_GAP).filter(|&next| next <= self.end).ok_or_else(taken)?;
+        } else if first >= self.next {
+            self.end = self.end.min(first);
+        } else if end > FIRST_IOVA {
+            return Err(taken());
+        }
+        Ok(first)
+    }
+
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        let region = grant.region();
         if self.regions.contains_key(&region.id()) {
             return Err(Error::api_misuse("the region is mapped already").peer(&self.shared().identity));
         }
@@ -690,11 +869,11 @@ impl PciDevice for EmulatedDevice {
             return Err(gone(&self.shared().identity).doing("mapping memory"));
         }
         let iova = self.next;
-        let end = iova.checked_add(region.len() as u64 + IOVA_GAP);
+        let end = iova.checked_add(region.len() as u64 + IOVA_GAP).filter(|&end| end <= self.end);
         self.next = end.ok_or_else(|| Error::exhausted("no bus addresses are left"))?;
         self.shared()
             .memory_mut()
-            .map_region(iova, region)
+            .map_region(iova, grant)
             .map_err(|e| Error::from(e).doing("mapping memory"))?;
         self.regions.insert(region.id(), iova);
         Ok(iova)
@@ -709,7 +888,7 @@ impl PciDevice for EmulatedDevice {
     }
 
     fn max_vectors(&self) -> u16 {
-        self.shared().vectors
+        self.shared().layout.vectors
     }
 
     fn enable_interrupts(&mut self, vectors: u16) -> Result<Vec<OwnedFd>> {
@@ -717,18 +896,16 @@ impl PciDevice for EmulatedDevice {
         if shared.is_removed() {
             return Err(gone(&shared.identity).doing("enabling interrupts"));
         }
-        if vectors > shared.vectors {
+        if vectors > shared.layout.vectors {
             return Err(Error::unsupported(format!(
                 "{vectors} interrupt vectors are asked for and there are {}",
-                shared.vectors
+                shared.layout.vectors
             ))
             .peer(&shared.identity));
         }
-        let pairs = (0..vectors).map(|_| Interrupt::pair()).collect::<std::io::Result<Vec<_>>>();
-        let pairs = pairs.map_err(|error| Error::from(error).doing("making interrupts"))?;
-        let (ours, theirs): (Vec<_>, _) = pairs.into_iter().unzip();
-        *lock(&shared.interrupts) = ours.into_iter().map(Some).collect();
-        Ok(theirs)
+        lock(&shared.interrupts)
+            .enable(vectors)
+            .map_err(|error| Error::from(error).doing("making interrupts"))
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -757,8 +934,8 @@ impl PciDevice for EmulatedDevice {
         self.shared().is_removed()
     }
 
-    fn removal_fd(&self) -> Option<RawFd> {
-        Some(self.shared().removal.1.as_raw_fd())
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.removal())
     }
 }
 
@@ -766,7 +943,9 @@ impl Drop for EmulatedDevice {
     fn drop(&mut self) {
         let shared = self.shared();
         shared.quiesce();
-        *lock(&shared.config) = ConfigSpace::new(shared.bar0_len, shared.vectors);
+        let config = ConfigSpace::new(&shared.layout);
+        lock(&shared.engine).move_cmb(config.bar2_address());
+        *lock(&shared.config) = config;
         shared.open.store(false, Ordering::Release);
     }
 }

@@ -7,19 +7,24 @@
 //!                                                           └─▶ rings, PRPs, SGLs: DeviceMemory
 //! ```
 
+mod cmb;
 mod config_space;
 mod data;
 mod doorbells;
 mod engine;
 mod function;
+// UNSAFETY: the promise of docs/safety.md, A1.
+#[expect(unsafe_code, reason = "leave for the emulated function to access memory")]
+mod grant;
 mod interrupt;
 mod queues;
 mod registers;
+mod ringer;
+mod shadow;
 mod signal;
 #[cfg(test)]
 mod tests;
 mod vfio_user;
 
-pub(crate) use config_space::VENDOR as PCI_VENDOR;
 pub use function::{EmulatedDevice, EmulatedFunction, PciOptions};
 pub use vfio_user::{VfioUserServer, VfioUserServerOptions};

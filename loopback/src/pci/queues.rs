@@ -11,6 +11,8 @@ use nvmf_core::spec::{Cqe, Sqe, Status};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::cmb::CmbMemory;
+use super::shadow::ShadowDoorbells;
 use crate::queue::Queue;
 
 const SQE: u64 = 64;
@@ -25,6 +27,8 @@ const QUEUE_SIZE: Status = Status::INVALID_QUEUE_SIZE.with_dnr();
 /// A submission queue.
 pub(super) struct Sq {
     base: u64,
+    /// The controller memory buffer, if the ring is in it; `base` counts from its start then.
+    buffer: Option<CmbMemory>,
     entries: u32,
     head: u32,
     tail: u32,
@@ -35,7 +39,17 @@ pub(super) struct Sq {
 
 impl Sq {
     pub(super) fn new(base: u64, entries: u32, cqid: u16, queue: Queue) -> Self {
-        Self { base, entries, head: 0, tail: 0, cqid, queue }
+        Self { base, buffer: None, entries, head: 0, tail: 0, cqid, queue }
+    }
+
+    /// The ring is in the controller memory buffer, from this byte on.
+    pub(super) fn within(mut self, buffer: CmbMemory, offset: u64) -> Self {
+        (self.base, self.buffer) = (offset, Some(buffer));
+        self
+    }
+
+    pub(super) fn is_in_buffer(&self) -> bool {
+        self.buffer.is_some()
     }
 
     /// SQHD of completions.
@@ -62,7 +76,11 @@ impl Sq {
             return Ok(None);
         }
         let mut sqe = Sqe::new_zeroed();
-        memory.read(self.base + u64::from(self.head) * SQE, sqe.as_mut_bytes())?;
+        let at = self.base + u64::from(self.head) * SQE;
+        match &self.buffer {
+            Some(buffer) => buffer.read(at, sqe.as_mut_bytes()),
+            None => memory.read(at, sqe.as_mut_bytes())?,
+        }
         self.head = (self.head + 1) % self.entries;
         Ok(Some(sqe))
     }
@@ -229,6 +247,54 @@ impl Queues {
         } else {
             self.cqs.get_mut(index / 2).and_then(Option::as_mut).ok_or(missing)?.ring(value)
         }
+    }
+
+    /// Reads the doorbells of all I/O queues from memory. Whether any has changed, and each that makes no sense to `wrong`.
+    pub(super) fn poll_shadow(
+        &mut self,
+        shadow: ShadowDoorbells,
+        memory: &DeviceMemory,
+        mut wrong: impl FnMut(usize, ErrorEvent),
+    ) -> Result<bool, DmaFault> {
+        let mut changed = false;
+        for (qid, sq) in self.sqs.iter_mut().enumerate() {
+            if let Some(sq) = sq
+                && let Some(tail) = shadow.value(2 * qid, memory)?
+                && tail != sq.tail
+            {
+                match sq.ring(tail) {
+                    Ok(()) => changed = true,
+                    Err(event) => wrong(2 * qid, event),
+                }
+            }
+        }
+        for (qid, cq) in self.cqs.iter_mut().enumerate() {
+            if let Some(cq) = cq
+                && let Some(head) = shadow.value(2 * qid + 1, memory)?
+                && head != cq.head
+            {
+                match cq.ring(head) {
+                    Ok(()) => changed = true,
+                    Err(event) => wrong(2 * qid + 1, event),
+                }
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Asks to be told of everything there is to wait for: new commands, and room in completion queues that are full.
+    pub(super) fn arm_shadow(&self, shadow: ShadowDoorbells, memory: &DeviceMemory) -> Result<(), DmaFault> {
+        for (qid, sq) in self.sqs.iter().enumerate() {
+            if let Some(sq) = sq {
+                shadow.arm(2 * qid, sq.tail, memory)?;
+            }
+        }
+        for (qid, cq) in self.cqs.iter().enumerate() {
+            if let Some(cq) = cq.as_ref().filter(|cq| !cq.has_room()) {
+                shadow.arm(2 * qid + 1, cq.head, memory)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn add_cq(&mut self, qid: u16, cq: Cq) {

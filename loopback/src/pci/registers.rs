@@ -7,6 +7,10 @@ use nvmf_core::spec::registers::{
     Version,
 };
 
+use super::cmb::{Cmb, Place};
+
+/// CAP.CMBS.
+const CAP_CMBS: u64 = 1 << 57;
 /// CAP.NSSRS, and where CAP.DSTRD starts.
 const CAP_NSSRS: u64 = 1 << 36;
 const CAP_DSTRD_SHIFT: u32 = 32;
@@ -41,13 +45,16 @@ pub(super) struct Registers {
     acq: u64,
     /// CSTS.NSSRO.
     subsystem_was_reset: bool,
+    cmb: Option<Cmb>,
 }
 
 impl Registers {
     /// `cap` is what the controller says of itself; doorbells are `4 << dstrd` bytes apart.
-    pub(super) fn new(cap: Cap, version: Version, dstrd: u8) -> Self {
+    pub(super) fn new(cap: Cap, version: Version, dstrd: u8, cmb: Option<Cmb>) -> Self {
+        let cmbs = if cmb.as_ref().is_some_and(Cmb::announced) { CAP_CMBS } else { 0 };
         Self {
-            cap: Cap(cap.0 | CAP_NSSRS | u64::from(dstrd & 0xf) << CAP_DSTRD_SHIFT),
+            cap: Cap(cap.0 | CAP_NSSRS | cmbs | u64::from(dstrd & 0xf) << CAP_DSTRD_SHIFT),
+            cmb,
             version,
             interrupt_mask: 0,
             cc: ControllerConfig(0),
@@ -56,6 +63,22 @@ impl Registers {
             acq: 0,
             subsystem_was_reset: false,
         }
+    }
+
+    pub(super) fn cmb(&self) -> Option<&Cmb> {
+        self.cmb.as_ref()
+    }
+
+    /// The host has moved BAR 2.
+    pub(super) fn move_cmb(&mut self, bar: u64) {
+        if let Some(cmb) = &mut self.cmb {
+            cmb.moved(bar);
+        }
+    }
+
+    /// What `len` bytes at one of the controller's addresses are.
+    pub(super) fn place(&self, address: u64, len: u64) -> Place {
+        self.cmb.as_ref().map_or(Place::Host, |cmb| cmb.place(address, len))
     }
 
     pub(super) fn cc(&self) -> ControllerConfig {
@@ -71,7 +94,7 @@ impl Registers {
         [self.asq, self.acq]
     }
 
-    /// A controller level reset: all but AQA, ASQ and ACQ go back to what they were (Base 2.1 §3.7.2).
+    /// A controller level reset: all but AQA, ASQ, ACQ and CMBMSC go back to what they were (Base 2.1 §3.7.2).
     pub(super) fn reset(&mut self) {
         (self.interrupt_mask, self.cc) = (0, ControllerConfig(0));
     }
@@ -79,6 +102,7 @@ impl Registers {
     /// An NVM subsystem reset, or a reset of the function: everything goes back.
     pub(super) fn reset_all(&mut self, by_subsystem_reset: bool) {
         self.reset();
+        self.cmb.iter_mut().for_each(Cmb::reset);
         (self.aqa, self.asq, self.acq) = (AdminQueueAttributes(0), 0, 0);
         self.subsystem_was_reset = by_subsystem_reset;
     }
@@ -97,7 +121,7 @@ impl Registers {
             PropertyOffset::AQA => self.aqa.0,
             PropertyOffset::ASQ | PropertyOffset(0x2c) => half(self.asq),
             PropertyOffset::ACQ | PropertyOffset(0x34) => half(self.acq),
-            _ => 0,
+            PropertyOffset(other) => self.cmb.as_ref().and_then(|cmb| cmb.read32(other)).unwrap_or(0),
         }
     }
 
@@ -122,7 +146,7 @@ impl Registers {
             PropertyOffset::AQA if !self.cc.en() => self.aqa = AdminQueueAttributes(value & AQA_MASK),
             PropertyOffset::ASQ | PropertyOffset(0x2c) if !self.cc.en() => put(&mut self.asq),
             PropertyOffset::ACQ | PropertyOffset(0x34) if !self.cc.en() => put(&mut self.acq),
-            _ => {}
+            PropertyOffset(other) => self.cmb.iter_mut().for_each(|cmb| cmb.write32(other, value)),
         }
         Written::Stored
     }
@@ -138,7 +162,7 @@ mod tests {
     use super::*;
 
     fn registers() -> Registers {
-        Registers::new(Cap(0x0000_0020_0001_03ff), Version::V1_4, 2)
+        Registers::new(Cap(0x0000_0020_0001_03ff), Version::V1_4, 2, None)
     }
 
     const READY: ControllerStatus = ControllerStatus(1);

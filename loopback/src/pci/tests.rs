@@ -18,12 +18,14 @@ use nvmf_core::spec::{AdminOpcode, Cqe, NvmOpcode, Sqe, Status};
 use nvmf_transport_pcie::{Bar0, PciDevice};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use super::grant::to_function;
 use super::{EmulatedDevice, EmulatedFunction, PciOptions};
 use crate::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
 
 mod commands;
 mod hostile;
 mod life;
+mod offers;
 mod queues;
 
 const NQN: &str = "nqn.2024-01.org.example:pci";
@@ -126,7 +128,7 @@ impl Host {
 
     fn buffer(&mut self, pages: usize) -> Buffer {
         let memory = SharedMemory::allocate(pages * PAGE).unwrap();
-        let base = self.device.dma_map(memory.extent().region()).unwrap();
+        let base = self.device.dma_map(&to_function(memory.extent().region())).unwrap();
         Buffer { memory, base }
     }
 
@@ -186,8 +188,8 @@ impl Ring {
     fn new(device: &mut EmulatedDevice, qid: u16, entries: u32) -> Self {
         let sq = SharedMemory::allocate(entries as usize * 64).unwrap();
         let cq = SharedMemory::allocate(entries as usize * 16).unwrap();
-        let sq_base = device.dma_map(sq.extent().region()).unwrap();
-        let cq_base = device.dma_map(cq.extent().region()).unwrap();
+        let sq_base = device.dma_map(&to_function(sq.extent().region())).unwrap();
+        let cq_base = device.dma_map(&to_function(cq.extent().region())).unwrap();
         Self { qid, sq, cq, sq_base, cq_base, entries, tail: 0, head: 0, phase: true }
     }
 

@@ -45,6 +45,10 @@ random_file() { dd if=/dev/urandom of="$1" bs=1024 count="$2" 2>/dev/null; }
 
 sha() { sha256sum "$1" | cut -d' ' -f1; }
 
+# disk_holds DISK OFFSET FILE: a disk of suite.conf has what is in FILE at this byte when the guest has ended. xtask looks it up in
+# the disk's own file, so nothing may be written there later on.
+disk_holds() { printf '\n@@vm disk %s %s %s %s\n' "$1" "$2" "$(stat -c %s "$3")" "$(sha "$3")"; }
+
 # ---- the kernel's target, through configfs
 NVMET=/sys/kernel/config/nvmet
 
@@ -64,7 +68,7 @@ attributes() {
 null_disk() {
     mkdir "/sys/kernel/config/nullb/$1"
     attributes "/sys/kernel/config/nullb/$1" "blocksize=$2" "size=$3" memory_backed=1 power=1
-    wait_for 5 test -b "/dev/$1" || fail "no /dev/$1"
+    wait_for 30 test -b "/dev/$1" || fail "no /dev/$1"
 }
 
 # subsystem NQN [ATTRIBUTE=VALUE...]: open to any host unless told otherwise.
@@ -81,12 +85,12 @@ namespace() {
     attributes "$_ns" "device_path=$_device" "$@" enable=1
 }
 
-# port ID TRTYPE ADDRESS SERVICE NQN...: it listens from the first link on.
+# port ID TRTYPE ADDRESS SERVICE NQN...: it listens from the first link on. PORT_ATTRIBUTES: NAME=VALUE..., if set.
 port() {
     _port=$NVMET/ports/$1; _family=ipv4
     case $3 in *:*) _family=ipv6 ;; esac
     mkdir "$_port"
-    attributes "$_port" "addr_trtype=$2" "addr_adrfam=$_family" "addr_traddr=$3" "addr_trsvcid=$4"
+    attributes "$_port" "addr_trtype=$2" "addr_adrfam=$_family" "addr_traddr=$3" "addr_trsvcid=$4" ${PORT_ATTRIBUTES:-}
     shift 4
     for _nqn in "$@"; do ln -s "$NVMET/subsystems/$_nqn" "$_port/subsystems/$_nqn"; done
 }
@@ -103,6 +107,25 @@ referral() {
     mkdir "$NVMET/ports/$1/referrals/$2"
     attributes "$NVMET/ports/$1/referrals/$2" "addr_trtype=$3" addr_adrfam=ipv4 "addr_traddr=$4" "addr_trsvcid=$5" enable=1
 }
+
+# ---- RDMA in software
+# soft_roce RXE NETDEV ADDRESS/BITS...: an RDMA device on a new network interface of type dummy, ready to be used. Both sides of a
+# connection use the same one: the loopback interface has no RDMA, and two devices of one guest do not reach each other.
+soft_roce() {
+    _rxe=$1 _netdev=$2; shift 2
+    modprobe dummy numdummies=0
+    modules ib_core ib_uverbs rdma_cm rdma_ucm rdma_rxe
+    ip link add "$_netdev" type dummy
+    echo 0 >"/proc/sys/net/ipv6/conf/$_netdev/accept_dad"
+    ip link set "$_netdev" mtu 9000 up
+    # Before the device, whose GIDs are made of them.
+    for _address in "$@"; do ip addr add "$_address" dev "$_netdev"; done
+    rdma link add "$_rxe" type rxe netdev "$_netdev"
+    wait_for 30 rdma_ready "$_rxe" $(($# + 1)) || fail "$_rxe did not come up: $(rdma link)"
+}
+rdma_active() { rdma link show "$1/1" | grep -q 'state ACTIVE'; }
+# rdma_ready RXE GIDS: the link is up, and there are so many identifiers (one for the interface itself, one for each address).
+rdma_ready() { rdma_active "$1" && [ "$(cat "/sys/class/infiniband/$1"/ports/1/gids/[0-7] | grep -c '[1-9a-f]')" -ge "$2" ]; }
 
 # ---- the kernel's initiator
 # kernel_disk NQN NSID: the block device of a connected subsystem's namespace (nvme0n1 need not be namespace 1).

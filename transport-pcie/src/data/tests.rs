@@ -4,9 +4,10 @@ use proptest::prelude::*;
 use super::*;
 
 const LIST_IOVA: u64 = 0x7000;
+const PAGE: u64 = DMA_PAGE as u64;
 
 fn list(memory: &SharedMemory) -> List<'_> {
-    List { memory, offset: 0, iova: LIST_IOVA }
+    List { memory, offset: 0, iova: LIST_IOVA, page: PAGE }
 }
 
 fn described(pieces: &[Piece], sgl: SglSupport, memory: &SharedMemory) -> Option<Sqe> {
@@ -54,10 +55,10 @@ fn joined(ranges: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
 #[test]
 fn the_longest_transfer_at_the_worst_offset_fits() {
     let memory = SharedMemory::allocate(LIST_BYTES).unwrap();
-    let piece = Piece { iova: 0x10_0000 + PAGE - 4, len: MAX_TRANSFER };
+    let piece = Piece { iova: 0x10_0000 + PAGE - 4, len: max_transfer(PAGE) };
     let sqe = described(&[piece], SglSupport::No, &memory).unwrap();
     assert_eq!(joined(walk(&sqe, u64::from(piece.len), &memory)), [(piece.iova, u64::from(piece.len))]);
-    let more = Piece { iova: 0x10_0000, len: MAX_TRANSFER + 2 * PAGE as u32 };
+    let more = Piece { iova: 0x10_0000, len: max_transfer(PAGE) + 2 * PAGE as u32 };
     assert!(described(&[more], SglSupport::No, &memory).is_none());
 }
 
@@ -110,7 +111,7 @@ proptest! {
     fn sgls_cover_exactly_the_data(pieces in proptest::collection::vec((0u64..1 << 40, 1u32..1 << 20), 2..40)) {
         let memory = SharedMemory::allocate(LIST_BYTES).unwrap();
         let pieces: Vec<_> = pieces.into_iter().map(|(iova, len)| Piece { iova, len }).collect();
-        prop_assume!(!prp_possible(&pieces));
+        prop_assume!(!prp_possible(&pieces, PAGE));
         let sqe = described(&pieces, SglSupport::Yes, &memory).unwrap();
         prop_assert_eq!(sqe.dptr.as_sgl().length.get() as usize, pieces.len() * 16);
         for (i, piece) in pieces.iter().enumerate() {

@@ -3,35 +3,44 @@ use nvmf_core::spec::NvmOpcode;
 use nvmf_core::transport::TransportController;
 use nvmf_core::{DmaPool, ErrorKind};
 
+use nvmf_core::dma::DMA_PAGE;
+
 use super::*;
 use crate::PcieController;
 use crate::testing::{Fake, opcode, setup};
 
+const PAGE: u64 = DMA_PAGE as u64;
+
 /// A device, its controller with an enabled admin queue, and an I/O queue pair of `entries`, not yet created.
-struct Bench {
-    fake: Fake,
-    controller: PcieController,
-    qpair: PcieQpair,
-    tracker: Tracker,
-    pool: DmaPool,
+pub(crate) struct Bench {
+    pub(crate) fake: Fake,
+    pub(crate) controller: PcieController,
+    pub(crate) qpair: PcieQpair,
+    pub(crate) tracker: Tracker,
+    pub(crate) pool: DmaPool,
 }
 
 impl Bench {
-    fn new(entries: u16) -> Self {
+    pub(crate) fn new(entries: u16) -> Self {
         let fake = Fake::new();
-        let mut controller = fake.controller();
+        let controller = fake.controller();
+        Self::on(fake, controller, entries)
+    }
+
+    /// An I/O queue pair of this controller.
+    pub(crate) fn on(fake: Fake, mut controller: PcieController, entries: u16) -> Self {
         let qpair = controller.pcie_qpair(&setup(1, entries)).unwrap();
         let tracker = Tracker::new(entries - 1, u32::from(entries), true);
         Self { fake, controller, qpair, tracker, pool: DmaPool::new() }
     }
 
-    fn created(entries: u16) -> Self {
+    pub(crate) fn created(entries: u16) -> Self {
         let mut bench = Self::new(entries);
         bench.create();
         bench
     }
 
-    fn create(&mut self) {
+    pub(crate) fn create(&mut self) {
         for _ in 0..2 {
             assert!(matches!(self.qpair.poll_connect(Instant::now()), Ok(ConnectProgress::Admin(_))));
             self.qpair.admin_completed(&Cqe::default()).unwrap();
@@ -40,7 +49,7 @@ impl Bench {
     }
 
     /// Submits a command on `buf`; returns its identifier.
-    fn submit(&mut self, op: u32, opcode: NvmOpcode, buf: IoBuf) -> u16 {
+    pub(crate) fn submit(&mut self, op: u32, opcode: NvmOpcode, buf: IoBuf) -> u16 {
         let mut sqe = Sqe::nvm(opcode, 1);
         let len = buf.len() as u32;
         self.tracker.put_buf(op, buf);
@@ -50,16 +59,16 @@ impl Bench {
         cid
     }
 
-    fn flush_command(&mut self, op: u32) -> u16 {
+    pub(crate) fn flush_command(&mut self, op: u32) -> u16 {
         self.submit(op, NvmOpcode::FLUSH, IoBuf::None)
     }
 
-    fn poll(&mut self) -> Vec<(u32, Status)> {
+    pub(crate) fn poll(&mut self) -> Vec<(u32, Status)> {
         self.qpair.poll(&mut self.tracker, usize::MAX).unwrap();
         self.take()
     }
 
-    fn take(&mut self) -> Vec<(u32, Status)> {
+    pub(crate) fn take(&mut self) -> Vec<(u32, Status)> {
         let count = self.tracker.completed();
         let done = (0..count)
             .map(|i| self.tracker.take_completed(i).map(|(op, _, _, cqe)| (op, cqe.status())).unwrap())
@@ -68,11 +77,11 @@ impl Bench {
         done
     }
 
-    fn poll_error(&mut self) -> Error {
+    pub(crate) fn poll_error(&mut self) -> Error {
         self.qpair.poll(&mut self.tracker, usize::MAX).unwrap_err()
     }
 
-    fn delete_command(&mut self) -> AdminOpcode {
+    pub(crate) fn delete_command(&mut self) -> AdminOpcode {
         assert_eq!(self.qpair.disconnect(Instant::now()), Quiesce::Pending);
         let sqe = self.qpair.quiesce_command().expect("a command");
         assert_eq!(sqe.cdw10.get(), 1, "the queue's identifier");

@@ -1,4 +1,4 @@
-//! BAR 0 of a VFIO device: mapped where the kernel allows it, by system calls elsewhere.
+//! A BAR of a VFIO device: mapped where the kernel allows it, by system calls elsewhere.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -54,7 +54,7 @@ impl Region {
     }
 }
 
-/// The registers of a VFIO device.
+/// The registers of a VFIO device, or other memory behind one of its BARs.
 #[derive(Debug)]
 pub(super) struct VfioBar {
     size: u64,
@@ -70,7 +70,7 @@ impl VfioBar {
         for &(at, len) in &region.areas {
             let file: BorrowedFd<'_> = device.as_fd();
             let bar = MappedBar::map(file, region.offset.saturating_add(at), len)
-                .map_err(|error| Error::from(error).doing("mapping the registers (BAR 0)"))?;
+                .map_err(|error| Error::from(error).doing("mapping a BAR"))?;
             mapped.push((at, bar));
         }
         let file = RwLock::new(Some((Arc::clone(device), region.offset)));

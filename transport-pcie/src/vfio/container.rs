@@ -1,31 +1,36 @@
 //! A container: the addresses a device sees, and the IOMMU that keeps it to them.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use nvmf_core::dma::{DMA_PAGE, RegionId};
+use nvmf_core::dma::DMA_PAGE;
 use nvmf_core::{DmaRegion, Error, Result};
 use vfio_bindings::bindings::vfio;
 
 use super::capability::{capabilities, u32_at, u64_at};
-use super::iova::{CUSTOMARY, IovaSpace};
+use super::iova::CUSTOMARY;
+use super::mappings::{Iommu, Mappings};
 use super::{open_failed, syscall};
 
-/// An open container with its IOMMU set, and what is mapped in it.
+/// An open container with its IOMMU set.
 #[derive(Debug)]
-pub(super) struct Container {
-    file: File,
-    space: IovaSpace,
-    /// Each region stays alive while the device may reach it.
-    mapped: HashMap<RegionId, (DmaRegion, u64)>,
+pub(super) struct Container(File);
+
+impl Iommu for Container {
+    fn map(&self, region: &DmaRegion, iova: u64) -> io::Result<()> {
+        syscall::map_dma(self.0.as_fd(), region, iova)
+    }
+
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<u64> {
+        syscall::unmap_dma(self.0.as_fd(), iova, len)
+    }
 }
 
 impl Container {
     /// Opens `/dev/vfio/vfio` (below `dev`), puts `group` into it and sets the IOMMU up.
-    pub(super) fn open(dev: &Path, group: BorrowedFd<'_>) -> Result<Self> {
+    pub(super) fn open(dev: &Path, group: BorrowedFd<'_>) -> Result<Mappings> {
         let path = dev.join("vfio/vfio");
         let file = File::options().read(true).write(true).open(&path).map_err(|e| open_failed(&path, &e))?;
         let container = file.as_fd();
@@ -61,73 +66,7 @@ impl Container {
                 limits.page
             )));
         }
-        let space = IovaSpace::new(&limits.ranges, DMA_PAGE as u64);
-        Ok(Self { file, space, mapped: HashMap::new() })
-    }
-
-    /// Maps a region; returns its bus address.
-    pub(super) fn map(&mut self, region: &DmaRegion) -> Result<u64> {
-        if let Some((_, at)) = self.mapped.get(&region.id()) {
-            return Err(Error::api_misuse(format!("{region:?} is mapped already, at {at:#x}")));
-        }
-        let len = region.len() as u64;
-        let Some(at) = self.space.allocate(len) else {
-            return Err(Error::exhausted(format!("no bus addresses are left for {len} bytes of DMA memory"))
-                .hint("use fewer or smaller DMA regions"));
-        };
-        if let Err(error) = syscall::map_dma(self.file.as_fd(), region, at) {
-            self.space.release(at, len);
-            return Err(map_failed(&error, len));
-        }
-        self.mapped.insert(region.id(), (region.clone(), at));
-        Ok(at)
-    }
-
-    /// Takes a mapping back.
-    pub(super) fn unmap(&mut self, id: RegionId) -> Result<()> {
-        let Some((region, at)) = self.mapped.get(&id) else {
-            return Err(Error::api_misuse(format!("DMA region {} is not mapped", id.0)));
-        };
-        let (len, at) = (region.len() as u64, *at);
-        let unmapped = syscall::unmap_dma(self.file.as_fd(), at, len).map_err(|error| {
-            Error::from(error).doing(format!("unmapping {len} bytes at bus address {at:#x}"))
-        })?;
-        if unmapped != len {
-            return Err(Error::from(io::Error::other(format!(
-                "the IOMMU unmapped {unmapped} bytes at bus address {at:#x} instead of {len}"
-            ))));
-        }
-        self.mapped.remove(&id);
-        self.space.release(at, len);
-        Ok(())
-    }
-
-    /// Takes all mappings back. What cannot be is leaked, and the answer is `false`.
-    pub(super) fn unmap_all(&mut self) -> bool {
-        let ids: Vec<RegionId> = self.mapped.keys().copied().collect();
-        for id in ids {
-            if let Err(error) = self.unmap(id) {
-                tracing::error!(%error, "DMA memory stays mapped and is leaked");
-                if let Some((region, _)) = self.mapped.get(&id) {
-                    region.leak();
-                }
-            }
-        }
-        self.mapped.is_empty()
-    }
-}
-
-/// Why a region could not be mapped.
-fn map_failed(error: &io::Error, len: u64) -> Error {
-    let code = error.raw_os_error();
-    let error = Error::from(code.map_or(error.kind().into(), io::Error::from_raw_os_error))
-        .doing(format!("mapping {len} bytes for the device"));
-    match code {
-        Some(libc::ENOMEM) => {
-            error.hint("raise the limit of locked memory (ulimit -l), or use less DMA memory")
-        }
-        Some(libc::ENOSPC) => error.hint("too many mappings: raise dma_entry_limit of vfio_iommu_type1"),
-        _ => error,
+        Ok(Mappings::new(Box::new(Self(file)), &limits.ranges))
     }
 }
 
@@ -207,13 +146,5 @@ mod tests {
             let limits = Limits::parse(&info[..len]);
             assert!(!limits.ranges.is_empty());
         }
-    }
-
-    #[test]
-    fn a_refused_mapping_says_what_to_do() {
-        let text = |code| map_failed(&io::Error::from_raw_os_error(code), 4096).to_string();
-        assert!(text(libc::ENOMEM).contains("ulimit -l"), "{}", text(libc::ENOMEM));
-        assert!(text(libc::ENOSPC).contains("dma_entry_limit"));
-        assert!(text(libc::EFAULT).starts_with("mapping 4096 bytes for the device: "));
     }
 }

@@ -2,17 +2,20 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use nvmf_core::dma::RegionId;
-use nvmf_core::{DmaRegion, Error, Result};
+use nvmf_core::dma::{DmaGrant, RegionId};
+use nvmf_core::{Error, Result};
 use vfio_bindings::bindings::vfio;
 
 use super::bar::{Region, VfioBar};
 use super::container::Container;
+use super::iommufd::{self, CdevFiles};
+use super::mappings::Mappings;
 use super::{open_failed, syscall};
 use crate::device::{Bar0, PciDevice, PciIdentity};
 use crate::scan::PciFunction;
@@ -23,18 +26,23 @@ const COMMAND: u32 = 4;
 const MEMORY_SPACE: u16 = 1 << 1;
 /// Command: bus master enable.
 const BUS_MASTER: u16 = 1 << 2;
+/// How long a group that somebody has may take to become free.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// An NVMe function that the kernel lends to this process.
 #[derive(Debug)]
 pub(crate) struct VfioDevice {
     identity: PciIdentity,
-    // In this order: a device before its group, a group before its container.
+    // In this order: a device before its group, a group before its container, or a device before its iommufd.
     file: Arc<File>,
-    _group: File,
-    container: Container,
+    /// None with iommufd.
+    _group: Option<File>,
+    mappings: Mappings,
     config: Region,
     registers: Region,
     bar: Option<Arc<VfioBar>>,
+    /// Other BARs, by index.
+    memory: Vec<(u8, Arc<VfioBar>)>,
     vectors: u16,
     resettable: bool,
     /// Signalled when the kernel wants the device back.
@@ -42,14 +50,20 @@ pub(crate) struct VfioDevice {
 }
 
 impl VfioDevice {
-    /// Opens a function that is bound to vfio-pci; `dev` is where `/dev` is.
-    pub(crate) fn open(dev: &Path, function: &PciFunction) -> Result<Self> {
+    /// Opens a function that is bound to vfio-pci, through its own file and iommufd.
+    pub(crate) fn open_cdev(files: &CdevFiles, function: &PciFunction) -> Result<Self> {
+        let (file, mappings) = iommufd::open(files)?;
+        Self::set_up(file, None, mappings, function)
+    }
+
+    /// The same through its group and a container; `dev` is where `/dev` is.
+    pub(crate) fn open_group(dev: &Path, function: &PciFunction) -> Result<Self> {
         let name = function.address.to_string();
         let Some(number) = function.iommu_group else {
             return Err(Error::unsupported("the function is in no IOMMU group"));
         };
         let path = dev.join("vfio").join(number.to_string());
-        let group = File::options().read(true).write(true).open(&path).map_err(|e| open_failed(&path, &e))?;
+        let group = open_group(&path).map_err(|e| open_failed(&path, &e))?;
         let flags = syscall::group_flags(group.as_fd()).map_err(|error| {
             Error::from(error).doing(format!("asking for the state of IOMMU group {number}"))
         })?;
@@ -59,22 +73,22 @@ impl VfioDevice {
             ))
             .hint("bind all of its devices to vfio-pci"));
         }
-        let container = Container::open(dev, group.as_fd())?;
+        let mappings = Container::open(dev, group.as_fd())?;
         let file = syscall::device(group.as_fd(), &name)
             .map_err(|error| Error::from(error).doing(format!("opening {name} in IOMMU group {number}")))?;
-        let file = Arc::new(File::from(file));
+        Self::set_up(File::from(file), Some(group), mappings, function)
+    }
+
+    fn set_up(file: File, group: Option<File>, mappings: Mappings, function: &PciFunction) -> Result<Self> {
+        let name = function.address.to_string();
+        let file = Arc::new(file);
         let device = file.as_fd();
         let info = syscall::device_info(device).map_err(failed("asking VFIO what the device is"))?;
         if info.flags & vfio::VFIO_DEVICE_FLAGS_PCI == 0 {
             return Err(Error::unsupported("VFIO says that it is no PCI device"));
         }
-        let region = |index: u32| -> Result<Region> {
-            let info = syscall::region_info(device, index)
-                .map_err(|error| Error::from(error).doing(format!("asking VFIO for region {index}")))?;
-            Region::parse(&info).ok_or_else(|| Error::unsupported("VFIO gave an answer that is too short"))
-        };
-        let config = region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
-        let registers = region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
+        let config = region(&file, vfio::VFIO_PCI_CONFIG_REGION_INDEX)?;
+        let registers = region(&file, vfio::VFIO_PCI_BAR0_REGION_INDEX)?;
         let vectors = if info.num_irqs > vfio::VFIO_PCI_MSIX_IRQ_INDEX {
             syscall::interrupts(device, vfio::VFIO_PCI_MSIX_IRQ_INDEX)
                 .map_err(failed("asking VFIO for the MSI-X vectors"))?
@@ -83,18 +97,20 @@ impl VfioDevice {
         };
         let removal = removal_notice(&file, info.num_irqs)?;
         let identity = PciIdentity { vendor: function.vendor, device: function.device, name };
-        tracing::debug!(%identity, bar = registers.size, vectors, flags = info.flags, "opened through VFIO");
+        let cdev = group.is_none();
+        tracing::debug!(%identity, cdev, bar = registers.size, vectors, flags = info.flags, "opened through VFIO");
         Ok(Self {
             identity,
             config,
             registers,
             bar: None,
+            memory: Vec::new(),
             vectors: u16::try_from(vectors).unwrap_or(u16::MAX),
             resettable: info.flags & vfio::VFIO_DEVICE_FLAGS_RESET != 0,
             removal,
             file,
             _group: group,
-            container,
+            mappings,
         })
     }
 
@@ -116,6 +132,26 @@ impl VfioDevice {
         self.read_config(COMMAND, &mut command)?;
         let command = u16::from_le_bytes(command);
         self.write_config(COMMAND, &(command & !BUS_MASTER).to_le_bytes())
+    }
+}
+
+fn region(device: &File, index: u32) -> Result<Region> {
+    let info = syscall::region_info(device.as_fd(), index)
+        .map_err(|error| Error::from(error).doing(format!("asking VFIO for region {index}")))?;
+    Region::parse(&info).ok_or_else(|| Error::unsupported("VFIO gave an answer that is too short"))
+}
+
+/// Opens the file of an IOMMU group. A group that is in use may be about to be released, without anybody to ask when: the kernel
+/// closes the files of a process that has ended in its own time, and the last handle of a controller may be the background thread's.
+fn open_group(path: &Path) -> io::Result<File> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match File::options().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
     }
 }
 
@@ -154,12 +190,32 @@ impl PciDevice for VfioDevice {
         Ok(Bar0::new(bar))
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
-        self.container.map(region).map_err(|error| error.peer(&self.identity))
+    fn bar(&mut self, index: u8) -> Result<Bar0> {
+        if let Some((_, bar)) = self.memory.iter().find(|(known, _)| *known == index) {
+            return Ok(Bar0::new(Arc::<VfioBar>::clone(bar)));
+        }
+        if !(2..=5).contains(&index) {
+            return Err(Error::api_misuse(format!("BAR {index} is none of a function's memory")));
+        }
+        let region = region(&self.file, vfio::VFIO_PCI_BAR0_REGION_INDEX + u32::from(index))?;
+        if region.size == 0 {
+            return Err(Error::unsupported(format!("the function has no BAR {index}")).peer(&self.identity));
+        }
+        let bar = Arc::new(VfioBar::map(&self.file, &region)?);
+        self.memory.push((index, Arc::clone(&bar)));
+        Ok(Bar0::new(bar))
+    }
+
+    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        self.mappings.reserve(at, len).map_err(|error| error.peer(&self.identity))
+    }
+
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        self.mappings.map(grant.region()).map_err(|error| error.peer(&self.identity))
     }
 
     fn dma_unmap(&mut self, region: RegionId) -> Result<()> {
-        self.container.unmap(region).map_err(|error| error.peer(&self.identity))
+        self.mappings.unmap(region).map_err(|error| error.peer(&self.identity))
     }
 
     fn max_vectors(&self) -> u16 {
@@ -226,15 +282,15 @@ impl PciDevice for VfioDevice {
             tracing::debug!(%error, "bus mastering could not be turned off");
         }
         // What the IOMMU no longer translates cannot be reached, whether the function listens or not.
-        self.container.unmap_all()
+        self.mappings.unmap_all()
     }
 
     fn is_removed(&self) -> bool {
         self.removal.as_ref().is_some_and(|fd| syscall::is_readable(fd.as_fd()))
     }
 
-    fn removal_fd(&self) -> Option<RawFd> {
-        self.removal.as_ref().map(AsRawFd::as_raw_fd)
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.removal.as_ref().map(AsFd::as_fd)
     }
 }
 
@@ -249,5 +305,6 @@ impl Drop for VfioDevice {
         if let Some(bar) = self.bar.take() {
             bar.revoke();
         }
+        self.memory.drain(..).for_each(|(_, bar)| bar.revoke());
     }
 }

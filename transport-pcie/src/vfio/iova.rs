@@ -83,6 +83,26 @@ impl IovaSpace {
         Some(at)
     }
 
+    /// Takes out of what is free whatever lies between these addresses, both included.
+    pub(super) fn exclude(&mut self, first: u64, last: u64) {
+        let overlapping: Vec<(u64, u64)> = self
+            .free
+            .range(..=last)
+            .rev()
+            .take_while(|&(_, &free_last)| free_last >= first)
+            .map(|(&a, &b)| (a, b))
+            .collect();
+        for (free_first, free_last) in overlapping {
+            self.free.remove(&free_first);
+            if let Some(before) = first.checked_sub(1).filter(|&before| before >= free_first) {
+                self.add(free_first, before);
+            }
+            if let Some(after) = last.checked_add(1).filter(|&after| after <= free_last) {
+                self.add(after, free_last);
+            }
+        }
+    }
+
     /// The lowest aligned place for `len` bytes: the free range it lies in, and the address.
     fn find(&self, len: u64, align: u64) -> Option<(u64, u64, u64)> {
         self.free.iter().find_map(|(&first, &last)| {
@@ -112,6 +132,22 @@ mod tests {
     use super::*;
 
     const PAGE: u64 = 4096;
+
+    #[test]
+    fn what_is_excluded_is_never_given_away() {
+        let mut space = IovaSpace::new(&[(0x10_0000, 0x1f_ffff)], PAGE);
+        space.exclude(0x10_4000, 0x10_7fff);
+        assert_eq!(space.free_bytes(), 0x10_0000 - 0x4000);
+        assert_eq!(space.allocate(0x4000), Some(0x10_0000));
+        assert_eq!(space.allocate(PAGE), Some(0x10_8000));
+        // Parts of pages, parts that are not free, everything.
+        space.exclude(0x10_9800, 0x10_a7ff);
+        assert_eq!(space.allocate(PAGE), Some(0x10_b000));
+        space.exclude(0, 0x10_ffff);
+        assert_eq!(space.allocate(PAGE), Some(0x11_0000));
+        space.exclude(0, u64::MAX);
+        assert_eq!((space.allocate(1), space.free_bytes()), (None, 0));
+    }
 
     #[test]
     fn lowest_address_first_and_never_zero() {

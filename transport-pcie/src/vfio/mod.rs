@@ -1,7 +1,12 @@
 //! Functions of the local bus, lent to this process by the kernel's VFIO.
 //!
-//! A device is in an IOMMU group (`/dev/vfio/N`), the group is put into a container (`/dev/vfio/vfio`) of its own, and the
-//! container's IOMMU lets the device reach what is mapped there and nothing else.
+//! There are two ways to a device ([`VfioBackend`]):
+//!
+//! * It is in an IOMMU group (`/dev/vfio/N`), the group is put into a container (`/dev/vfio/vfio`) of its own, and the container's
+//!   IOMMU lets the device reach what is mapped there and nothing else.
+//! * It has a file of its own (`/dev/vfio/devices/vfioN`), is bound to an iommufd (`/dev/iommu`) and attached to an I/O address space
+//!   there, and reaches what is mapped in that. Kernels from 6.6 on have it, if they were built with it (`CONFIG_IOMMUFD`,
+//!   `CONFIG_VFIO_DEVICE_CDEV`).
 //!
 //! The ioctls are called here and not through `vfio-ioctls`, which does not report whether reading or writing a region or a reset
 //! worked, and does not ask for the IOMMU's address ranges. Structures and constants are those of `vfio-bindings`.
@@ -10,7 +15,9 @@ mod bar;
 mod capability;
 mod container;
 mod device;
+mod iommufd;
 mod iova;
+mod mappings;
 // UNSAFETY: ioctls.
 #[expect(unsafe_code, reason = "VFIO's ioctls")]
 mod syscall;
@@ -21,7 +28,21 @@ use std::path::Path;
 use nvmf_core::Error;
 
 pub(crate) use device::VfioDevice;
+pub(crate) use iommufd::CdevFiles;
 pub(crate) use syscall::may_use;
+
+/// How functions bound to vfio-pci are reached.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[non_exhaustive]
+pub enum VfioBackend {
+    /// Through its own file where the kernel has one and this user may use it, else through its group.
+    #[default]
+    Auto,
+    /// Through its IOMMU group and a container.
+    Group,
+    /// Through its own file and iommufd.
+    Cdev,
+}
 
 /// Why a file of VFIO could not be opened, and what to do about it.
 fn open_failed(path: &Path, error: &io::Error) -> Error {

@@ -46,7 +46,7 @@ fn with_number(fd: BorrowedFd<'_>, request: libc::c_ulong, number: libc::c_ulong
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), request as _, number) })
 }
 
-/// An ioctl whose argument is a structure that begins with its own size, `argsz`.
+/// An ioctl whose argument is a structure that begins with its own size (`argsz`, or `size` with iommufd).
 fn with_struct<T>(fd: BorrowedFd<'_>, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
     // SAFETY: the kernel reads and writes at most the `argsz` bytes that the structure begins with, which the callers in this
     // module set to the size of T; all of T's fields are plain numbers.
@@ -85,6 +85,172 @@ fn set_argsz(words: &mut [u64], argsz: u32) {
         let [_, _, _, _, e, f, g, h] = first.to_ne_bytes();
         *first = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
     }
+}
+
+// --- iommufd -----------------------------------------------------------------------------------------------------------
+
+/// Most address ranges that are asked for; an IOMMU has a handful.
+const MAX_RANGES: u32 = 4096;
+
+/// `_IO(';', 0x80 + number)`.
+const fn iommufd_request(number: u32) -> libc::c_ulong {
+    ((vfio::VFIO_TYPE as u32) << 8 | (0x80 + number)) as libc::c_ulong
+}
+
+const DEVICE_BIND_IOMMUFD: libc::c_ulong = request(18);
+const DEVICE_ATTACH_IOMMUFD_PT: libc::c_ulong = request(19);
+const IOAS_ALLOC: libc::c_ulong = iommufd_request(1);
+const IOAS_IOVA_RANGES: libc::c_ulong = iommufd_request(4);
+const IOAS_MAP: libc::c_ulong = iommufd_request(5);
+const IOAS_UNMAP: libc::c_ulong = iommufd_request(6);
+
+/// IOAS_MAP: the address is ours to choose; the device may write, and read.
+const MAP_FIXED_WRITE_READ: u32 = 1 << 0 | 1 << 1 | 1 << 2;
+
+/// The structures begin with their own size. Those of VFIO may be shorter than the kernel's: what was added later is left out.
+#[repr(C)]
+struct BindIommufd {
+    argsz: u32,
+    flags: u32,
+    iommufd: i32,
+    out_devid: u32,
+}
+
+#[repr(C)]
+struct AttachIommufdPt {
+    argsz: u32,
+    flags: u32,
+    pt_id: u32,
+}
+
+#[repr(C)]
+struct IoasAlloc {
+    size: u32,
+    flags: u32,
+    out_ioas_id: u32,
+}
+
+#[repr(C)]
+struct IoasIovaRanges {
+    size: u32,
+    ioas_id: u32,
+    num_iovas: u32,
+    reserved: u32,
+    allowed_iovas: u64,
+    out_iova_alignment: u64,
+}
+
+#[repr(C)]
+struct IoasMap {
+    size: u32,
+    flags: u32,
+    ioas_id: u32,
+    reserved: u32,
+    user_va: u64,
+    length: u64,
+    iova: u64,
+}
+
+#[repr(C)]
+struct IoasUnmap {
+    size: u32,
+    ioas_id: u32,
+    iova: u64,
+    length: u64,
+}
+
+const _: () = {
+    assert!(size_of::<BindIommufd>() == 16 && size_of::<AttachIommufdPt>() == 12);
+    assert!(size_of::<IoasAlloc>() == 12 && size_of::<IoasIovaRanges>() == 32);
+    assert!(size_of::<IoasMap>() == 40 && size_of::<IoasUnmap>() == 24);
+    assert!(std::mem::offset_of!(BindIommufd, iommufd) == 8);
+    assert!(std::mem::offset_of!(AttachIommufdPt, pt_id) == 8);
+    assert!(std::mem::offset_of!(IoasAlloc, out_ioas_id) == 8);
+    assert!(std::mem::offset_of!(IoasIovaRanges, allowed_iovas) == 16);
+    assert!(std::mem::offset_of!(IoasIovaRanges, out_iova_alignment) == 24);
+    assert!(std::mem::offset_of!(IoasMap, user_va) == 16);
+    assert!(std::mem::offset_of!(IoasMap, iova) == 32);
+    assert!(std::mem::offset_of!(IoasUnmap, iova) == 8);
+    assert!(std::mem::offset_of!(IoasUnmap, length) == 16);
+};
+
+/// Binds a device, through its own file, to an iommufd.
+pub(super) fn bind_iommufd(device: BorrowedFd<'_>, iommufd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut bind =
+        BindIommufd { argsz: size::<BindIommufd>(), flags: 0, iommufd: iommufd.as_raw_fd(), out_devid: 0 };
+    with_struct(device, DEVICE_BIND_IOMMUFD, &mut bind)
+}
+
+/// Makes an I/O address space; returns its identifier.
+pub(super) fn ioas_alloc(iommufd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut alloc = IoasAlloc { size: size::<IoasAlloc>(), flags: 0, out_ioas_id: 0 };
+    with_struct(iommufd, IOAS_ALLOC, &mut alloc)?;
+    Ok(alloc.out_ioas_id)
+}
+
+/// Lets a device reach what is mapped in an I/O address space, and nothing else.
+pub(super) fn attach_ioas(device: BorrowedFd<'_>, ioas: u32) -> io::Result<()> {
+    let mut attach = AttachIommufdPt { argsz: size::<AttachIommufdPt>(), flags: 0, pt_id: ioas };
+    with_struct(device, DEVICE_ATTACH_IOMMUFD_PT, &mut attach)
+}
+
+/// First and last address of each range that can be mapped, and what addresses have to be multiples of.
+pub(super) fn ioas_ranges(iommufd: BorrowedFd<'_>, ioas: u32) -> io::Result<(Vec<(u64, u64)>, u64)> {
+    let mut room: u32 = 16;
+    loop {
+        let mut ranges = vec![[0u64; 2]; room as usize];
+        let mut ask = IoasIovaRanges {
+            size: size::<IoasIovaRanges>(),
+            ioas_id: ioas,
+            num_iovas: room,
+            reserved: 0,
+            allowed_iovas: ranges.as_mut_ptr() as u64,
+            out_iova_alignment: 0,
+        };
+        // SAFETY: the kernel reads and writes the 32 bytes of the structure, which says so, and writes at most `num_iovas` pairs of
+        // 64-bit numbers to `allowed_iovas`, which has that many and lives through the call.
+        let asked = checked(unsafe {
+            libc::ioctl(iommufd.as_raw_fd(), IOAS_IOVA_RANGES as _, std::ptr::from_mut(&mut ask))
+        });
+        match asked {
+            Ok(_) => {
+                ranges.truncate(ask.num_iovas as usize);
+                return Ok((
+                    ranges.into_iter().map(|[first, last]| (first, last)).collect(),
+                    ask.out_iova_alignment,
+                ));
+            }
+            // It says how many there are.
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) && ask.num_iovas > room => {
+                if ask.num_iovas > MAX_RANGES {
+                    return Err(io::Error::other(format!("the IOMMU has {} address ranges", ask.num_iovas)));
+                }
+                room = ask.num_iovas;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Maps a region in an I/O address space at `iova`, for reading and writing. The caller keeps the region, as for [`map_dma`].
+pub(super) fn ioas_map(iommufd: BorrowedFd<'_>, ioas: u32, region: &DmaRegion, iova: u64) -> io::Result<()> {
+    let mut map = IoasMap {
+        size: size::<IoasMap>(),
+        flags: MAP_FIXED_WRITE_READ,
+        ioas_id: ioas,
+        reserved: 0,
+        user_va: region.address() as u64,
+        length: region.len() as u64,
+        iova,
+    };
+    with_struct(iommufd, IOAS_MAP, &mut map)
+}
+
+/// Unmaps what was mapped at `iova`; returns how many bytes that were.
+pub(super) fn ioas_unmap(iommufd: BorrowedFd<'_>, ioas: u32, iova: u64, len: u64) -> io::Result<u64> {
+    let mut unmap = IoasUnmap { size: size::<IoasUnmap>(), ioas_id: ioas, iova, length: len };
+    with_struct(iommufd, IOAS_UNMAP, &mut unmap)?;
+    Ok(unmap.length)
 }
 
 const fn size<T>() -> u32 {
@@ -250,6 +416,8 @@ mod tests {
     #[test]
     fn request_numbers_are_those_of_the_interface() {
         assert_eq!((GET_API_VERSION, DEVICE_RESET, IOMMU_UNMAP_DMA), (0x3b64, 0x3b6f, 0x3b72));
+        assert_eq!((DEVICE_BIND_IOMMUFD, DEVICE_ATTACH_IOMMUFD_PT), (0x3b76, 0x3b77));
+        assert_eq!((IOAS_ALLOC, IOAS_IOVA_RANGES, IOAS_MAP, IOAS_UNMAP), (0x3b81, 0x3b84, 0x3b85, 0x3b86));
     }
 
     #[test]
@@ -274,6 +442,9 @@ mod tests {
         assert!(api_version(null.as_fd()).is_err());
         assert!(region_info(null.as_fd(), 0).is_err());
         assert!(set_interrupts::<OwnedFd>(null.as_fd(), 2, &[]).is_err());
+        assert!(bind_iommufd(null.as_fd(), null.as_fd()).is_err() && attach_ioas(null.as_fd(), 1).is_err());
+        assert!(ioas_alloc(null.as_fd()).is_err() && ioas_ranges(null.as_fd(), 1).is_err());
+        assert!(ioas_unmap(null.as_fd(), 1, 0, 4096).is_err());
         assert_eq!(may_use(Path::new("/nonexistent")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -1,7 +1,7 @@
 //! The client's end of a vfio-user connection: commands and their replies, each with a deadline.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -30,6 +30,9 @@ const MAX_SERVED: usize = 64;
 /// Between attempts to connect to a server whose queue of connections is full.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// The socket in a directory that is an address.
+pub(super) const SOCKET: &str = "cntrl";
+
 /// How a client behaves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VfioUserOptions {
@@ -40,11 +43,14 @@ pub struct VfioUserOptions {
     /// Whether registers are mapped even if the server could shorten their file later, after which an access ends this
     /// process with SIGBUS. For servers that are trusted not to; SPDK's uses such files.
     pub map_unsealed: bool,
+    /// Directories that a probe without an address looks into, and that are watched for sockets that come and go: each socket
+    /// in one, and each directory in one that has a socket `cntrl`, is a controller. They should exist when watching starts.
+    pub directories: Vec<PathBuf>,
 }
 
 impl Default for VfioUserOptions {
     fn default() -> Self {
-        Self { timeout: DEFAULT_TIMEOUT, map_registers: true, map_unsealed: false }
+        Self { timeout: DEFAULT_TIMEOUT, map_registers: true, map_unsealed: false, directories: Vec::new() }
     }
 }
 
@@ -69,7 +75,7 @@ struct State {
 /// The socket that a traddr means: itself, or `cntrl` in this directory.
 pub(super) fn socket_path(address: &str) -> PathBuf {
     let path = Path::new(address);
-    if path.is_dir() { path.join("cntrl") } else { path.to_owned() }
+    if path.is_dir() { path.join(SOCKET) } else { path.to_owned() }
 }
 
 impl Connection {
@@ -133,8 +139,8 @@ impl Connection {
         self.server.get().map_or(0, |server| server.max_data_xfer_size.min(MAX_DATA) as usize)
     }
 
-    pub(super) fn fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Sends a command, waits for its reply and returns the reply's body and descriptors.

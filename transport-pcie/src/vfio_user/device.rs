@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use nvmf_core::dma::{DMA_PAGE, DeviceMemory, RegionId};
-use nvmf_core::{DmaRegion, Error, Result};
+use nvmf_core::dma::{DMA_PAGE, DeviceMemory, DmaGrant, RegionId};
+use nvmf_core::{Error, Result};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 use zerocopy::{FromBytes, IntoBytes};
@@ -18,6 +18,7 @@ use super::message::{
     mappable_areas,
 };
 use crate::device::{Bar0, BarAccess, PciDevice, PciIdentity};
+use crate::grant::{file_for_server, registers_of_server};
 
 /// Where bus addresses start. What lies below is left to what real buses have there.
 const FIRST_IOVA: u64 = 1 << 32;
@@ -41,6 +42,8 @@ pub struct VfioUserDevice {
     interrupts_on: bool,
     mapped: HashMap<RegionId, (u64, u64)>,
     next_iova: u64,
+    /// Where they end: behind it nothing is mapped.
+    end_iova: u64,
 }
 
 impl VfioUserDevice {
@@ -88,14 +91,19 @@ impl VfioUserDevice {
             ))
             .peer(connection.name()));
         }
-        let mut windows = DeviceMemory::new();
+        let mut windows = registers_of_server();
         if options.map_registers
             && let Some(fd) = fds.into_iter().next()
         {
             map_registers(&mut windows, &bar, &body, &fd, options.map_unsealed);
         }
         let (config, ..) = region_info(&connection, REGION_CONFIG)?;
-        let bar = Arc::new(Registers { connection: Arc::clone(&connection), windows, len: bar.size.get() });
+        let bar = Arc::new(Registers {
+            connection: Arc::clone(&connection),
+            region: REGION_BAR0,
+            windows,
+            len: bar.size.get(),
+        });
         let mut device = Self {
             identity: PciIdentity { vendor: 0, device: 0, name: connection.name().to_owned() },
             connection,
@@ -106,6 +114,7 @@ impl VfioUserDevice {
             interrupts_on: false,
             mapped: HashMap::new(),
             next_iova: FIRST_IOVA,
+            end_iova: END_IOVA,
         };
         let mut ids = [0; 4];
         device.read_config(0, &mut ids)?;
@@ -203,8 +212,46 @@ impl PciDevice for VfioUserDevice {
         Ok(Bar0::new(Arc::clone(&self.bar) as Arc<dyn BarAccess>))
     }
 
-    fn dma_map(&mut self, region: &DmaRegion) -> Result<u64> {
-        let Some(file) = region.file() else {
+    fn bar(&mut self, index: u8) -> Result<Bar0> {
+        if !(2..=5).contains(&index) {
+            return Err(Error::api_misuse(format!("BAR {index} is none of a function's memory")));
+        }
+        // By message only: commands are written to it now and then, and mapping it is not worth its dangers.
+        let region = REGION_BAR0 + u32::from(index);
+        let (info, ..) = region_info(&self.connection, region)?;
+        let len = info.size.get();
+        if info.flags.get() & RegionInfo::WRITE == 0 || !(1..=MAX_BAR).contains(&len) {
+            return Err(Error::unsupported(format!(
+                "BAR {index} has {len:#x} bytes and flags {:#x}, which is no memory that can be written",
+                info.flags
+            ))
+            .peer(self.connection.name()));
+        }
+        let connection = Arc::clone(&self.connection);
+        Ok(Bar0::new(Arc::new(Registers { connection, region, windows: registers_of_server(), len })))
+    }
+
+    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
+        let exhausted = || {
+            Error::exhausted(format!("{len} bytes of bus addresses cannot be set aside"))
+                .peer(self.connection.name())
+        };
+        let first = at.unwrap_or(self.next_iova);
+        let end = first.checked_add(len).ok_or_else(exhausted)?;
+        if at.is_none() {
+            let next = end.checked_next_multiple_of(DMA_PAGE as u64).filter(|&next| next <= self.end_iova);
+            self.next_iova = next.ok_or_else(exhausted)?;
+        } else if first >= self.next_iova {
+            self.end_iova = self.end_iova.min(first);
+        } else if end > FIRST_IOVA {
+            return Err(exhausted());
+        }
+        Ok(first)
+    }
+
+    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
+        let region = grant.region();
+        let Some(file) = file_for_server(grant) else {
             return Err(Error::unsupported("memory without a file cannot be shared with a vfio-user server")
                 .doing("mapping DMA memory")
                 .peer(self.connection.name())
@@ -215,7 +262,7 @@ impl PciDevice for VfioUserDevice {
                 .peer(self.connection.name()));
         }
         let (iova, len) = (self.next_iova, region.len() as u64);
-        let Some(end) = iova.checked_add(len).filter(|&end| end <= END_IOVA) else {
+        let Some(end) = iova.checked_add(len).filter(|&end| end <= self.end_iova) else {
             return Err(
                 Error::exhausted("no bus addresses are left for DMA memory").peer(self.connection.name())
             );
@@ -314,7 +361,7 @@ impl PciDevice for VfioUserDevice {
         self.connection.is_lost()
     }
 
-    fn removal_fd(&self) -> Option<RawFd> {
+    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.connection.fd())
     }
 }
@@ -332,9 +379,11 @@ impl fmt::Debug for VfioUserDevice {
     }
 }
 
-/// BAR 0: by message, but for what is mapped.
+/// A BAR: by message, but for what is mapped.
 struct Registers {
     connection: Arc<Connection>,
+    /// The vfio-user region of the BAR.
+    region: u32,
     /// Mapped parts, by offset.
     windows: DeviceMemory,
     len: u64,
@@ -347,22 +396,27 @@ impl BarAccess for Registers {
 
     fn read32(&self, offset: u64) -> Result<u32> {
         let mut bytes = [0; 4];
-        self.connection.region_read(REGION_BAR0, offset, &mut bytes)?;
+        self.connection.region_read(self.region, offset, &mut bytes)?;
         Ok(u32::from_le_bytes(bytes))
     }
 
     fn read64(&self, offset: u64) -> Result<u64> {
         let mut bytes = [0; 8];
-        self.connection.region_read(REGION_BAR0, offset, &mut bytes)?;
+        self.connection.region_read(self.region, offset, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     fn write32(&self, offset: u64, value: u32) -> Result<()> {
-        self.connection.region_write(REGION_BAR0, offset, &value.to_le_bytes(), false)
+        self.connection.region_write(self.region, offset, &value.to_le_bytes(), false)
     }
 
     fn write64(&self, offset: u64, value: u64) -> Result<()> {
-        self.connection.region_write(REGION_BAR0, offset, &value.to_le_bytes(), false)
+        self.connection.region_write(self.region, offset, &value.to_le_bytes(), false)
+    }
+
+    fn write_bytes(&self, offset: u64, from: &[u8]) -> Result<()> {
+        // Awaited: a doorbell that is a store and no message must not come before.
+        self.connection.region_write(self.region, offset, from, false)
     }
 
     fn doorbell(&self, offset: u64, value: u32) -> Result<()> {
@@ -370,6 +424,6 @@ impl BarAccess for Registers {
         if self.windows.store_release_u32(offset, value).is_ok() {
             return Ok(());
         }
-        self.connection.region_write(REGION_BAR0, offset, &value.to_le_bytes(), true)
+        self.connection.region_write(self.region, offset, &value.to_le_bytes(), true)
     }
 }

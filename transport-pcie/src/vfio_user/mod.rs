@@ -10,6 +10,7 @@
 pub mod capabilities;
 mod client;
 mod device;
+mod directory;
 pub mod message;
 pub mod stream;
 
@@ -19,12 +20,15 @@ use nvmf_core::TransportType;
 
 use crate::PcieTransport;
 
-/// Controllers of other processes: `trtype:vfiouser`, whose traddr is a socket, or a directory with a socket `cntrl` in it.
+/// Controllers of other processes: `trtype:vfiouser`, whose traddr is a socket, or a directory with a socket `cntrl` in it. A probe
+/// with another directory finds all that are in it; one without an address, all in [`VfioUserOptions::directories`].
 #[must_use]
 pub fn transport(options: VfioUserOptions) -> PcieTransport {
+    let directories = directory::Directories(options.directories.clone());
     PcieTransport::with_devices(TransportType::VfioUser, move |trid| {
         Ok(Box::new(VfioUserDevice::open(trid.traddr(), &options)?))
     })
+    .finding(directories)
 }
 
 #[cfg(test)]

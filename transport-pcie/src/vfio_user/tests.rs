@@ -206,11 +206,14 @@ fn a_good_server() {
     device.write_config(4, &[6, 0]).unwrap();
 
     let region = DmaRegion::allocate(8192).unwrap().region().clone();
-    let iova = device.dma_map(&region).unwrap();
-    assert!(matches!(device.dma_map(&region).unwrap_err().kind(), ErrorKind::ApiMisuse(_)));
+    let iova = device.dma_map(&crate::grant::to_function(&region)).unwrap();
+    assert!(matches!(
+        device.dma_map(&crate::grant::to_function(&region)).unwrap_err().kind(),
+        ErrorKind::ApiMisuse(_)
+    ));
     device.dma_unmap(region.id()).unwrap();
     assert!(device.dma_unmap(region.id()).is_err());
-    assert_ne!(device.dma_map(&region).unwrap(), iova);
+    assert_ne!(device.dma_map(&crate::grant::to_function(&region)).unwrap(), iova);
     assert_eq!(device.enable_interrupts(5).unwrap().len(), 5);
     device.reset().unwrap();
     assert!(!device.is_removed());
@@ -276,7 +279,7 @@ fn registers_are_mapped_only_where_that_is_safe() {
 fn what_the_server_refuses_is_an_error_and_the_connection_goes_on() {
     let (mut device, _server) = device(Command::DMA_MAP, 0, |_| Do::Refuse(12));
     let region = DmaRegion::allocate(4096).unwrap().region().clone();
-    assert_eq!(errno(&device.dma_map(&region).unwrap_err()), Some(12));
+    assert_eq!(errno(&device.dma_map(&crate::grant::to_function(&region)).unwrap_err()), Some(12));
     assert!(device.dma_unmap(region.id()).is_err(), "it is not mapped");
 
     let (mut device, _server) = self::device(Command::REGION_READ, 1, |_| Do::Refuse(22));
@@ -290,7 +293,7 @@ fn what_the_server_refuses_is_an_error_and_the_connection_goes_on() {
     let (mut device, _server) = self::device(Command::DEVICE_SET_IRQS, 0, |_| Do::Refuse(0));
     assert!(device.enable_interrupts(1).unwrap_err().to_string().contains("without a reason"));
     let (mut device, _server) = self::device(Command::DMA_UNMAP, 0, |_| Do::Refuse(5));
-    device.dma_map(&region).unwrap();
+    device.dma_map(&crate::grant::to_function(&region)).unwrap();
     assert!(!device.isolate(), "memory that is not given back is not free");
 }
 
@@ -430,6 +433,54 @@ fn what_is_no_nvme_function_is_not_taken() {
     assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
     assert!(is_lost(&open(|_| Do::Close)));
     assert!(open(|_| Do::Nothing).is_timeout());
+}
+
+#[test]
+fn other_bars_and_addresses_that_are_set_aside() {
+    let (mut device, server) = good();
+    let bar = device.bar(2).unwrap();
+    assert_eq!(bar.len(), BAR);
+    bar.write_bytes(0x40, &[7; 24]).unwrap();
+    assert!(bar.write_bytes(BAR - 8, &[0; 16]).is_err() && bar.write_bytes(2, &[0; 4]).is_err());
+    assert!(device.bar(0).is_err() && device.bar(1).is_err() && device.bar(6).is_err());
+    // In one piece after the other, of as much as a message of this server has, each awaited.
+    let region = |size: u64| crate::grant::to_function(DmaRegion::allocate(size as usize).unwrap().region());
+    let first = device.dma_map(&region(4096)).unwrap();
+    let set_aside = device.reserve_addresses(None, 0x1_0001).unwrap();
+    let next = device.dma_map(&region(4096)).unwrap();
+    assert!(first < set_aside && next >= set_aside + 0x1_0001 && next.is_multiple_of(4096));
+    // What lies below all mappings is free anyway, what has been in use is not, and what lies above ends them.
+    assert_eq!(device.reserve_addresses(Some(0xc000_0000), 0x1000).unwrap(), 0xc000_0000);
+    assert!(device.reserve_addresses(Some(first), 0x1000).is_err());
+    assert!(device.reserve_addresses(None, u64::MAX).is_err());
+    let above = next + 0x3000;
+    assert_eq!(device.reserve_addresses(Some(above), 0x1000).unwrap(), above);
+    device.dma_map(&region(8192)).unwrap();
+    assert!(matches!(device.dma_map(&region(4096)).unwrap_err().kind(), ErrorKind::Exhausted(_)));
+    drop(device);
+    let written: Vec<usize> = server
+        .seen()
+        .iter()
+        .filter(|(command, ..)| *command == Command::REGION_WRITE)
+        .map(|(_, body, _)| {
+            assert_eq!(body[8], 2, "the region");
+            body.len() - 16
+        })
+        .collect();
+    assert_eq!(written, [8, 8, 8]);
+
+    // Nothing there, or nothing that can be written.
+    for (flags, size) in [(0u32, 0u64), (3, 0), (1, 0x1000), (3, u64::MAX)] {
+        let (mut device, _server) = self::device(Command::DEVICE_GET_REGION_INFO, 2, move |message| {
+            let (body, _) = well(message).unwrap();
+            let mut info = RegionInfo::read_from_prefix(&body).unwrap().0;
+            (info.flags, info.size) = (flags.into(), size.into());
+            let header = message.header.reply(size_of::<RegionInfo>());
+            Do::Bytes([header.as_bytes(), info.as_bytes()].concat())
+        });
+        let error = device.bar(2).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 pub(super) const HELP: &str = "\
 cargo xtask vm [OPTIONS] [SUITE[::TEXT]...]
 
-Runs the suites under tests/vm/suites in a QEMU guest; all of them when none is named. `tcp::io` runs the tests of suite tcp
-whose name contains `io` (the suite's set-up always runs).
+Runs the suites under tests/vm/suites in a QEMU guest; when none is named all of them, except those that
+only measure (rdma-perf). `tcp::io` runs the tests of suite tcp whose name contains `io` (the suite's set-up always runs).
 
   --list            name the tests and stop
   -k, --kernel VER  guest kernel: a version unpacked before, in /boot, or to be downloaded (default: Debian's newest 6.12)

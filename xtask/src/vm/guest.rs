@@ -4,26 +4,33 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::disk::Claim;
 use super::kernel::Kernel;
 use super::protocol::{self, Line};
 use super::suite::{Suite, Test};
 use crate::shell;
 
 /// From QEMU's start to the first script.
-const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+const BOOT_DEADLINE: Duration = Duration::from_secs(240);
 
-/// init itself ends a script that passes its deadline; when not even that is heard this much later, the guest is stuck.
-const GRACE: Duration = Duration::from_secs(30);
+/// init itself ends a script that passes its deadline, and `after-each.sh` has its own 90 s; when not even that is heard this much
+/// later, the guest is stuck.
+const GRACE: Duration = Duration::from_secs(120);
 
-/// The kernel's command line. A panic reboots at once, and `-no-reboot` makes that QEMU's end.
+/// From the end of the plan to QEMU's end.
+const POWER_OFF: Duration = Duration::from_secs(60);
+
+/// The kernel's command line. A panic reboots at once, and `-no-reboot` makes that QEMU's end. The kernel does not check that the timer
+/// interrupts in time: on a busy host it may not, and with interrupt remapping that would be a panic.
 const COMMAND_LINE: &str = "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off nokaslr \
-     tsc=nowatchdog nowatchdog audit=0 net.ifnames=0";
+     no_timer_check tsc=nowatchdog nowatchdog audit=0 net.ifnames=0";
 
 /// Stands for this run's own directory in the QEMU arguments of a suite: for sockets, say.
 const RUN_DIR: &str = "%run%";
@@ -36,6 +43,8 @@ pub(super) enum Verdict {
     Deadline(Duration),
     /// The guest ended or fell silent meanwhile.
     GuestLost(String),
+    /// The host does not find on a disk what the script said it holds.
+    OnDisk(String),
 }
 
 impl fmt::Display for Verdict {
@@ -45,6 +54,7 @@ impl fmt::Display for Verdict {
             Self::Failed(code) => write!(f, "FAILED (exit status {code})"),
             Self::Deadline(limit) => write!(f, "FAILED (killed after {} s)", limit.as_secs()),
             Self::GuestLost(how) => write!(f, "FAILED (guest lost: {how})"),
+            Self::OnDisk(what) => write!(f, "FAILED ({what})"),
         }
     }
 }
@@ -59,6 +69,10 @@ pub(super) struct Report {
 }
 
 impl Report {
+    fn is_of(&self, suite: &Suite, test: &Test) -> bool {
+        self.name == format!("{}::{}", suite.name, test.name)
+    }
+
     /// The end of what it printed and of what the kernel said meanwhile.
     pub(super) fn evidence(&self) -> String {
         let mut text = shell::tail(&self.output, 50);
@@ -79,6 +93,30 @@ pub(super) struct Boot {
     /// How many of the planned tests (the set-up not counted) have a report now.
     pub(super) finished: usize,
     pub(super) setup_failed: bool,
+    /// The guest was lost because QEMU died of a signal.
+    pub(super) qemu_crashed: bool,
+}
+
+impl Boot {
+    /// Takes the last report back, as if its test had not been run.
+    pub(super) fn take_last_report(&mut self, suite: &Suite) -> Option<Report> {
+        let report = self.reports.pop()?;
+        if report.is_of(suite, &suite.setup) {
+            self.setup_failed = false;
+        } else {
+            self.finished -= 1;
+        }
+        Some(report)
+    }
+
+    fn add(&mut self, report: Report, suite: &Suite) {
+        if report.is_of(suite, &suite.setup) {
+            self.setup_failed = report.verdict != Verdict::Passed;
+        } else {
+            self.finished += 1;
+        }
+        self.reports.push(report);
+    }
 }
 
 /// A running QEMU; killed when dropped.
@@ -113,6 +151,9 @@ impl Guest {
         File::options().append(true).open(&initrd)?.write_all(overlay)?;
         for serial in ["console", "out"] {
             File::create(dir.join(serial))?;
+        }
+        for disk in &suite.conf.disks {
+            disk.create(&dir)?;
         }
         let mut qemu = qemu_command();
         qemu.args(["-display", "none", "-no-reboot", "-nodefaults", "-smp", "2"])
@@ -154,6 +195,7 @@ impl Guest {
                 break None;
             }
             if let Some(status) = exit {
+                watch.boot.qemu_crashed = status.signal().is_some();
                 break Some(self.how_qemu_ended(status));
             }
             if Instant::now() > watch.deadline {
@@ -172,7 +214,26 @@ impl Guest {
         if let Some(how) = lost {
             watch.lost(how, console);
         }
+        if !suite.conf.disks.is_empty() {
+            // QEMU has to be gone before its disks are looked at.
+            self.end()?;
+        }
+        watch.check_disks(&self.dir);
         Ok(watch.boot)
+    }
+
+    /// Waits for QEMU's end, which the guest has asked for, and enforces it in the end.
+    fn end(&mut self) -> Result<()> {
+        let deadline = Instant::now() + POWER_OFF;
+        while self.qemu.try_wait().context("wait for QEMU")?.is_none() {
+            if Instant::now() > deadline {
+                self.qemu.kill().context("end QEMU")?;
+                self.qemu.wait().context("wait for QEMU")?;
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     fn how_qemu_ended(&self, status: ExitStatus) -> String {
@@ -213,6 +274,8 @@ struct Watch<'a> {
     output: String,
     kernel_log: String,
     in_kernel_log: bool,
+    /// What scripts said a disk holds in the end, with the script's name.
+    claims: Vec<(String, String)>,
     deadline: Instant,
     done: bool,
 }
@@ -228,6 +291,7 @@ impl<'a> Watch<'a> {
             output: String::new(),
             kernel_log: String::new(),
             in_kernel_log: false,
+            claims: Vec::new(),
             deadline: Instant::now() + BOOT_DEADLINE,
             done: false,
         }
@@ -255,6 +319,10 @@ impl<'a> Watch<'a> {
                 self.report(verdict, seconds);
                 self.deadline = Instant::now() + GRACE;
             }
+            Line::Disk(claim) => {
+                let Some(test) = self.current else { return };
+                self.claims.push((format!("{}::{}", self.suite.name, test.name), claim.to_owned()));
+            }
             Line::Done => self.done = true,
             Line::Text(text) => {
                 let into = if self.in_kernel_log { &mut self.kernel_log } else { &mut self.output };
@@ -278,6 +346,29 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// Compares the disks with what scripts said they hold; a script that was wrong has failed.
+    fn check_disks(&mut self, dir: &Path) {
+        let disks = &self.suite.conf.disks;
+        let mut right = 0;
+        for (name, claim) in std::mem::take(&mut self.claims) {
+            let Err(error) = Claim::parse(&claim).and_then(|claim| claim.check(dir, disks)) else {
+                right += 1;
+                continue;
+            };
+            let Some(report) = self.boot.reports.iter_mut().find(|report| report.name == name) else {
+                continue;
+            };
+            if report.verdict == Verdict::Passed {
+                report.verdict = Verdict::OnDisk(format!("{error:#}"));
+                println!("  {name:<24} {}", report.verdict);
+                self.boot.setup_failed |= name.ends_with(&format!("::{}", self.suite.setup.name));
+            }
+        }
+        if right > 0 {
+            println!("  on the disks, seen from the host: {right} places hold what was written there");
+        }
+    }
+
     fn report(&mut self, verdict: Verdict, seconds: f64) {
         let Some(test) = self.current.take() else { return };
         let name = format!("{}::{}", self.suite.name, test.name);
@@ -288,13 +379,8 @@ impl<'a> Watch<'a> {
                 println!("      {}", line.strip_prefix("note: ").unwrap_or(line));
             }
         }
-        if test.name == self.suite.setup.name {
-            self.boot.setup_failed = verdict != Verdict::Passed;
-        } else {
-            self.boot.finished += 1;
-        }
         let (output, kernel_log) = (std::mem::take(&mut self.output), std::mem::take(&mut self.kernel_log));
-        self.boot.reports.push(Report { name, verdict, output, kernel_log });
+        self.boot.add(Report { name, verdict, output, kernel_log }, self.suite);
     }
 }
 
@@ -322,5 +408,79 @@ impl Follow {
         let text = String::from_utf8_lossy(&self.partial).into_owned();
         self.partial = rest;
         Ok(text.lines().map(str::to_owned).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::suite::Conf;
+    use super::*;
+
+    fn suite(dir: &Path, tests: &[&str]) -> Suite {
+        let test = |name: &&str| Test {
+            name: (*name).to_owned(),
+            about: String::new(),
+            deadline: Duration::from_secs(1),
+        };
+        Suite {
+            name: "s".to_owned(),
+            dir: dir.to_owned(),
+            conf: Conf::parse("disk: d 4K").unwrap(),
+            setup: test(&"setup"),
+            tests: tests.iter().map(test).collect(),
+        }
+    }
+
+    #[test]
+    fn a_report_taken_back_leaves_its_test_to_be_run() {
+        let suite = suite(Path::new("/"), &["one", "two"]);
+        let mut watch = Watch::new(&suite, &suite.tests, false);
+        watch.line("@@vm begin setup");
+        watch.line("@@vm end setup 0 0.10");
+        watch.line("@@vm begin one");
+        watch.lost("QEMU crashed".to_owned(), String::new());
+        let mut boot = watch.boot;
+        assert_eq!((boot.finished, boot.setup_failed), (1, false));
+        assert_eq!(boot.take_last_report(&suite).unwrap().name, "s::one");
+        assert_eq!((boot.finished, boot.reports.len()), (0, 1));
+
+        let mut watch = Watch::new(&suite, &suite.tests, false);
+        watch.lost("QEMU crashed".to_owned(), String::new());
+        assert!(watch.boot.setup_failed);
+        assert_eq!(watch.boot.take_last_report(&suite).unwrap().name, "s::setup");
+        assert!(!watch.boot.setup_failed && watch.boot.finished == 0);
+    }
+
+    #[test]
+    fn a_wrong_claim_about_a_disk_fails_the_script_that_made_it() {
+        let dir = std::env::temp_dir().join(format!("nvmf-xtask-guest-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let suite = suite(&dir, &["right", "wrong", "garbled"]);
+        suite.conf.disks[0].create(&dir).unwrap();
+        // Of 512 zeroes.
+        let zeroes = "076a27c79e5ace2a3d47f9dd2e83e4ff6ea8872b3c2218f66c92b89b55f36560";
+        let mut watch = Watch::new(&suite, &suite.tests, false);
+        let mut script = |name: &str, lines: &[String]| {
+            watch.line(&format!("@@vm begin {name}"));
+            lines.iter().for_each(|line| watch.line(line));
+            watch.line(&format!("@@vm end {name} 0 0.10"));
+        };
+        script("setup", &[]);
+        script("right", &[format!("@@vm disk d 512 512 {zeroes}")]);
+        let other = zeroes.replace('0', "1");
+        script("wrong", &[format!("@@vm disk d 0 512 {zeroes}"), format!("@@vm disk d 512 512 {other}")]);
+        script("garbled", &["@@vm disk d 512".to_owned()]);
+        assert!(watch.boot.reports.iter().all(|report| report.verdict == Verdict::Passed));
+        watch.check_disks(&dir);
+        let failed: Vec<&str> = watch
+            .boot
+            .reports
+            .iter()
+            .filter(|report| matches!(report.verdict, Verdict::OnDisk(_)))
+            .map(|report| report.name.as_str())
+            .collect();
+        assert_eq!(failed, ["s::wrong", "s::garbled"]);
+        assert!(!watch.boot.setup_failed);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -13,7 +13,7 @@ use super::suite::{SETUP, Suite, Test};
 use crate::shell;
 
 /// Counts up when this file puts something else into the base.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// The suite's base archive, from the cache when nothing it is made of has changed.
 pub(super) fn base(suite: &Suite, kernel: &Kernel, cache: &Path) -> Result<PathBuf> {
@@ -24,7 +24,15 @@ pub(super) fn base(suite: &Suite, kernel: &Kernel, cache: &Path) -> Result<PathB
         .collect::<Result<_>>()?;
     let mut recipe =
         format!("layout {LAYOUT}\nkernel {}\nmodules {:?}\n", kernel.version, suite.conf.modules);
-    for (name, path) in &programs {
+    let find =
+        |name: &str| shell::find_program(name).with_context(|| format!("no file `{name}` on this machine"));
+    let files: Vec<(&str, PathBuf)> = suite
+        .conf
+        .files
+        .iter()
+        .map(|(pattern, _)| Ok((pattern.as_str(), find(pattern)?)))
+        .collect::<Result<_>>()?;
+    for (name, path) in programs.iter().chain(&files) {
         let data = path.metadata()?;
         writeln!(recipe, "{name} {} {} {:?}", path.display(), data.len(), data.modified()?)?;
     }
@@ -40,7 +48,10 @@ pub(super) fn base(suite: &Suite, kernel: &Kernel, cache: &Path) -> Result<PathB
     for (name, path) in &programs {
         program(&mut archive, name, path, &mut libraries)?;
     }
-    busybox_applets(&mut archive, &programs[0].1)?;
+    for (_, path) in &files {
+        host_file(&mut archive, path, &mut libraries)?;
+    }
+    busybox_applets(&mut archive, &programs)?;
     // busybox's own shell would run its applets before looking at PATH.
     archive.symlink("usr/bin/sh", "dash");
     // pthread_exit and pthread_cancel load it at run time, so ldd does not tell.
@@ -65,8 +76,14 @@ pub(super) fn base(suite: &Suite, kernel: &Kernel, cache: &Path) -> Result<PathB
     Ok(file)
 }
 
-/// What changes from run to run, as a file next to the base: init, helpers, the suite's scripts, the plan and `nvmf` itself.
-pub(super) fn overlay(suite: &Suite, tests: &[Test], nvmf: &Path, guest: &Path) -> Result<Vec<u8>> {
+/// What changes from run to run, as a file next to the base: init, helpers, the suite's scripts, the plan and the programs under
+/// test, by name.
+pub(super) fn overlay(
+    suite: &Suite,
+    tests: &[Test],
+    built: &[(String, PathBuf)],
+    guest: &Path,
+) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.copy(&guest.join("init"), "init", 0o755)?;
     archive.copy(&guest.join("lib.sh"), "lib.sh", 0o644)?;
@@ -81,7 +98,10 @@ pub(super) fn overlay(suite: &Suite, tests: &[Test], nvmf: &Path, guest: &Path) 
     }
     debug_assert!(plan.starts_with(SETUP));
     archive.file("plan", 0o644, plan.as_bytes());
-    program(&mut archive, "nvmf", nvmf, &mut BTreeSet::new())?;
+    let mut libraries = BTreeSet::new();
+    for (name, path) in built {
+        program(&mut archive, name, path, &mut libraries)?;
+    }
     Ok(archive.finish())
 }
 
@@ -111,9 +131,24 @@ fn skeleton(archive: &mut Archive) {
     archive.file("etc/nsswitch.conf", 0o644, b"passwd: files\nhosts: files\nservices: files\n");
 }
 
-/// A program in `/usr/bin` and every shared library ldd names, at the paths the host has them (with `/lib` being `/usr/lib`).
+/// A program in `/usr/bin`, with the libraries it needs.
 fn program(archive: &mut Archive, name: &str, path: &Path, have: &mut BTreeSet<PathBuf>) -> Result<()> {
     archive.copy(path, &format!("usr/bin/{name}"), 0o755)?;
+    needed_libraries(archive, path, have)
+}
+
+/// A file at the path the host has it, with the libraries it needs if it is one itself.
+fn host_file(archive: &mut Archive, path: &Path, have: &mut BTreeSet<PathBuf>) -> Result<()> {
+    let library = path.to_string_lossy().contains(".so");
+    let (to, permissions) = if library { (guest_path(path), 0o755) } else { (plain_path(path), 0o644) };
+    if have.insert(path.to_path_buf()) {
+        archive.copy(path, &to, permissions)?;
+    }
+    if library { needed_libraries(archive, path, have) } else { Ok(()) }
+}
+
+/// Every shared library ldd names, at the paths the host has them (with `/lib` being `/usr/lib`).
+fn needed_libraries(archive: &mut Archive, path: &Path, have: &mut BTreeSet<PathBuf>) -> Result<()> {
     // ldd fails on static programs, which need nothing.
     let Ok(listing) = shell::output_text(shell::command("ldd", [path]).env("LC_ALL", "C")) else {
         return Ok(());
@@ -131,14 +166,23 @@ fn program(archive: &mut Archive, name: &str, path: &Path, have: &mut BTreeSet<P
 }
 
 fn guest_path(library: &Path) -> String {
-    let path = library.to_string_lossy();
-    let path = path.trim_start_matches('/');
-    if path.starts_with("usr/") { path.to_owned() } else { format!("usr/{path}") }
+    let path = plain_path(library);
+    if path.starts_with("usr/") { path } else { format!("usr/{path}") }
 }
 
-fn busybox_applets(archive: &mut Archive, busybox: &Path) -> Result<()> {
+/// The path as the archive has it.
+fn plain_path(path: &Path) -> String {
+    path.to_string_lossy().trim_start_matches('/').to_owned()
+}
+
+/// busybox, the first of `programs`, under the names of all its applets that are not one of the `programs` themselves.
+fn busybox_applets(archive: &mut Archive, programs: &[(&str, PathBuf)]) -> Result<()> {
+    let (_, busybox) = programs.first().context("no busybox")?;
     let listing = shell::output_text(&mut shell::command(&busybox.to_string_lossy(), ["--list"]))?;
-    for applet in listing.lines().filter(|applet| !matches!(*applet, "busybox" | "sh" | "ash" | "dash")) {
+    let own = |applet: &str| {
+        matches!(applet, "sh" | "ash") || programs.iter().any(|(program, _)| *program == applet)
+    };
+    for applet in listing.lines().filter(|applet| !own(applet)) {
         archive.symlink(&format!("usr/bin/{applet}"), "busybox");
     }
     // /proc/sys/kernel/modprobe names this path: the kernel itself asks for modules.

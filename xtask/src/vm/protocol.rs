@@ -4,6 +4,7 @@
 //! @@vm begin NAME            a script starts
 //! @@vm kernel                what follows, up to `end`, is the kernel log since `begin` (only after a failure)
 //! @@vm end NAME RC SECONDS   it ended; RC 137 with a deadline message when it was killed
+//! @@vm disk CLAIM            a place of a disk holds certain data in the end (`disk.rs`); printed by a script
 //! @@vm done                  the plan is through
 //! ```
 
@@ -13,6 +14,7 @@ pub(super) enum Line<'a> {
     Begin(&'a str),
     Kernel,
     End { name: &'a str, code: i32, seconds: f64 },
+    Disk(&'a str),
     Done,
     Text(&'a str),
 }
@@ -20,6 +22,9 @@ pub(super) enum Line<'a> {
 pub(super) fn parse(line: &str) -> Line<'_> {
     let line = line.trim_end_matches('\r');
     let Some(rest) = line.strip_prefix("@@vm ") else { return Line::Text(line) };
+    if let Some(claim) = rest.strip_prefix("disk ") {
+        return Line::Disk(claim);
+    }
     let words: Vec<&str> = rest.split_whitespace().collect();
     match words.as_slice() {
         ["begin", name] => Line::Begin(name),
@@ -44,5 +49,6 @@ mod tests {
         assert_eq!(parse("@@vm end io x 3"), Line::Text("@@vm end io x 3"));
         assert_eq!(parse("hello @@vm done"), Line::Text("hello @@vm done"));
         assert_eq!(parse("@@vm done"), Line::Done);
+        assert_eq!(parse("@@vm disk h0 0 1 ab\r"), Line::Disk("h0 0 1 ab"));
     }
 }

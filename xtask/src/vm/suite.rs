@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::args::Selector;
+use super::disk::Disk;
 use crate::apt::Tool;
 
 /// Emulation is ten times slower than the real thing, and the machine may be busy with builds.
@@ -41,16 +42,25 @@ pub(super) struct Conf {
     pub(super) modules: Vec<String>,
     /// Host programs to have in the guest with their libraries, and the package of each: `nvme=nvme-cli`.
     pub(super) programs: Vec<(String, String)>,
+    /// Host files to have in the guest at the same path, and the package of each; `*` stands for any part of a name. A shared
+    /// library brings the libraries it needs: this is for what programs load by name at run time.
+    pub(super) files: Vec<(String, String)>,
+    /// `by-name: yes` leaves the suite out of a run of everything.
+    pub(super) by_name: bool,
     /// Memory, as QEMU takes it.
     pub(super) memory: Option<String>,
     /// More QEMU arguments (devices, another machine type); `%run%` in them is a directory of this run's own.
     pub(super) qemu: Vec<String>,
     /// More of the kernel's command line.
     pub(super) append: Vec<String>,
+    /// Disks whose content the host checks in the end.
+    pub(super) disks: Vec<Disk>,
+    /// Programs of the `nvmf-tests` package to have in the guest.
+    pub(super) tests: Vec<String>,
 }
 
 impl Conf {
-    fn parse(text: &str) -> Result<Self> {
+    pub(super) fn parse(text: &str) -> Result<Self> {
         let mut conf = Self::default();
         for line in text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
             if line.is_empty() {
@@ -61,25 +71,32 @@ impl Conf {
             let mut words = words.split_whitespace().map(str::to_owned);
             match key.trim() {
                 "modules" => conf.modules.extend(words),
-                "programs" => {
-                    for word in words {
-                        let (program, package) = word.split_once('=').unwrap_or((&word, &word));
-                        conf.programs.push((program.to_owned(), package.to_owned()));
-                    }
-                }
+                "programs" => conf.programs.extend(words.map(|word| with_package(&word))),
+                "files" => conf.files.extend(words.map(|word| with_package(&word))),
+                "by-name" => conf.by_name = words.next().as_deref() == Some("yes"),
                 "memory" => conf.memory = words.next(),
                 "qemu" => conf.qemu.extend(words),
                 "append" => conf.append.extend(words),
-                other => bail!("unknown key `{other}` (known: modules, programs, memory, qemu, append)"),
+                "disk" => conf.disks.push(Disk::parse(&words.collect::<Vec<_>>())?),
+                "tests" => conf.tests.extend(words),
+                other => bail!(
+                    "unknown key `{other}` (known: modules, programs, files, by-name, memory, qemu, append, disk, tests)"
+                ),
             }
         }
         Ok(conf)
     }
 
-    /// The programs as tools the host must have.
+    /// The programs and files as tools the host must have.
     pub(super) fn tools(&self) -> impl Iterator<Item = Tool<'_>> {
-        self.programs.iter().map(|(program, package)| Tool::new(program, package))
+        self.programs.iter().chain(&self.files).map(|(program, package)| Tool::new(program, package))
     }
+}
+
+/// `program=package`; a program alone is its own package.
+fn with_package(word: &str) -> (String, String) {
+    let (program, package) = word.split_once('=').unwrap_or((word, word));
+    (program.to_owned(), package.to_owned())
 }
 
 impl Suite {
@@ -117,8 +134,9 @@ fn test(name: &str, text: &str) -> Result<Test> {
     Ok(Test { name: name.to_owned(), about: about.to_owned(), deadline })
 }
 
-/// The suites under `dir` that `selection` asks for, each with the tests it asks for; naming nothing there is an error.
-pub(super) fn select(dir: &Path, selection: &[Selector]) -> Result<Vec<Suite>> {
+/// The suites under `dir` that `selection` asks for, each with the tests it asks for; naming nothing there is an error. An empty
+/// selection asks for every suite, but for those that run by name only unless `by_name_too`.
+pub(super) fn select(dir: &Path, selection: &[Selector], by_name_too: bool) -> Result<Vec<Suite>> {
     let entries = std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
     let mut dirs: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -137,13 +155,13 @@ pub(super) fn select(dir: &Path, selection: &[Selector]) -> Result<Vec<Suite>> {
             bail!("no test of suite `{suite}` has `{text}` in its name; see --list");
         }
     }
+    if selection.is_empty() {
+        return Ok(all.into_iter().filter(|suite| by_name_too || !suite.conf.by_name).collect());
+    }
     Ok(all.into_iter().filter_map(|suite| narrow(suite, selection)).collect())
 }
 
 fn narrow(mut suite: Suite, selection: &[Selector]) -> Option<Suite> {
-    if selection.is_empty() {
-        return Some(suite);
-    }
     let mine: Vec<&Selector> = selection.iter().filter(|selector| selector.suite == suite.name).collect();
     suite.tests.retain(|test| {
         mine.iter()
@@ -162,10 +180,19 @@ mod tests {
             Conf::parse("# c\nmodules: a ?b # more\nmodules: c\nprograms: nvme=nvme-cli ip\nmemory: 2G\n")
                 .unwrap();
         assert_eq!(conf.modules, ["a", "?b", "c"]);
+        assert!(conf.files.is_empty() && !conf.by_name);
         assert_eq!(conf.programs, [("nvme".into(), "nvme-cli".into()), ("ip".into(), "ip".into())]);
         assert_eq!(conf.memory.as_deref(), Some("2G"));
+        let conf = Conf::parse("files: /usr/lib/*/libx.so.1=libx1\nby-name: yes\n").unwrap();
+        assert_eq!(conf.files, [("/usr/lib/*/libx.so.1".into(), "libx1".into())]);
+        assert!(conf.by_name);
+        assert_eq!(conf.tools().next(), Some(Tool::new("/usr/lib/*/libx.so.1", "libx1")));
         assert!(Conf::parse("module: a").unwrap_err().to_string().contains("module"));
         assert!(Conf::parse("modules a").is_err());
+        let conf = Conf::parse("disk: h0 16M\ndisk: h1 1G\ntests: conformance\n").unwrap();
+        assert_eq!(conf.disks.iter().map(|disk| disk.size).collect::<Vec<_>>(), [16 << 20, 1 << 30]);
+        assert_eq!(conf.tests, ["conformance"]);
+        assert!(Conf::parse("disk: h0\n").is_err());
     }
 
     #[test]

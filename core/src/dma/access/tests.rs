@@ -11,8 +11,8 @@ fn region(pages: usize) -> Extent {
 #[test]
 fn host_and_device_see_the_same_bytes() {
     let shared = SharedMemory::new(region(2));
-    let mut device = DeviceMemory::new();
-    device.map_region(0x10_0000, shared.extent().region()).unwrap();
+    let mut device = test_device();
+    device.map_region(0x10_0000, &test_grant(shared.extent().region())).unwrap();
     shared.write_u64(8, 0x1122_3344_5566_7788);
     let mut bytes = [0; 8];
     device.read(0x10_0008, &mut bytes).unwrap();
@@ -26,8 +26,8 @@ fn host_and_device_see_the_same_bytes() {
 #[test]
 fn accesses_outside_of_what_is_mapped_fault() {
     let one = SharedMemory::new(region(1));
-    let mut device = DeviceMemory::new();
-    device.map_region(0x4000, one.extent().region()).unwrap();
+    let mut device = test_device();
+    device.map_region(0x4000, &test_grant(one.extent().region())).unwrap();
     let fault = DmaFault { iova: 0x4ffc, len: 8, write: true };
     assert_eq!(device.write(0x4ffc, &[1; 8]), Err(fault));
     assert_eq!(
@@ -47,13 +47,19 @@ fn accesses_outside_of_what_is_mapped_fault() {
 #[test]
 fn mappings_do_not_overlap_and_keep_the_region() {
     let (a, b) = (region(2), region(1));
-    let mut device = DeviceMemory::new();
-    device.map_region(0x4000, a.region()).unwrap();
+    let mut device = test_device();
+    device.map_region(0x4000, &test_grant(a.region())).unwrap();
     for iova in [0x3000 + 1, 0x4000, 0x5000, 0x5fff] {
-        assert_eq!(device.map_region(iova, b.region()).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            device.map_region(iova, &test_grant(b.region())).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
     }
-    assert_eq!(device.map_region(u64::MAX - 10, b.region()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-    device.map_region(0x6000, b.region()).unwrap();
+    assert_eq!(
+        device.map_region(u64::MAX - 10, &test_grant(b.region())).unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
+    device.map_region(0x6000, &test_grant(b.region())).unwrap();
     drop((a, b));
     device.write(0x5ffe, &[1, 2, 3, 4]).unwrap();
     let mut bytes = [0; 4];
@@ -67,7 +73,7 @@ fn memory_of_a_file_is_shared_and_can_be_read_only() {
     let shared = SharedMemory::new(region(2));
     let region = shared.extent().region();
     let file = || region.file().unwrap().as_fd().try_clone_to_owned().unwrap();
-    let mut device = DeviceMemory::new();
+    let mut device = test_device();
     device.map_file(0x8000, file(), DMA_PAGE as u64, DMA_PAGE, false).unwrap();
     shared.write_u32(DMA_PAGE, 7);
     let mut bytes = [0; 4];

@@ -30,6 +30,7 @@ fn order_of_actions_on_a_memory_based_controller_with_everything() {
             "set CC 0x460061",
             "get CSTS",
             "Identify Controller",
+            "set up the transport",
             "Set Features (asynchronous event configuration)",
             "Get Features (keep alive timer)",
             "Identify I/O Command Set specific Controller",
@@ -279,6 +280,53 @@ fn a_device_that_is_gone_is_an_error() {
     assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "MPSMIN 15 is 128 MiB: {error}");
 }
 
+#[test]
+fn the_memory_page_is_the_smallest_the_controller_allows() {
+    let enabled = |mpsmin: u64, mpsmax: u64| {
+        let mut model = Model::plain(false);
+        model.cap = model.cap & !(0xff << 48) | mpsmin << 48 | mpsmax << 52;
+        let run = run(&mut model);
+        run.result.map(|_| model.cc >> 7 & 0xf)
+    };
+    assert_eq!(enabled(0, 0).unwrap(), 0);
+    assert_eq!(enabled(0, 4).unwrap(), 0);
+    assert_eq!(enabled(4, 6).unwrap(), 4, "64 KiB");
+    assert_eq!(enabled(9, 15).unwrap(), 9, "2 MiB");
+    for (mpsmin, mpsmax) in [(10, 15), (1, 0)] {
+        let error = enabled(mpsmin, mpsmax).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
+    }
+}
+
+#[test]
+fn one_that_was_shut_down_is_disabled_without_waiting_for_it_to_be_ready() {
+    let mut model = Model::plain(false);
+    (model.cc, model.shut_down) = (0x46_4001, true);
+    let run = run(&mut model);
+    assert_eq!(run.actions()[3..7], ["get CC", "get CSTS", "set CC 0x464000", "get CSTS"]);
+    assert!(run.elapsed < 100 * MS);
+    run.result.unwrap();
+}
+
+#[test]
+fn controllers_that_need_a_pause_get_it() {
+    let mut model = Model::plain(false);
+    (model.cc, model.rdy) = (0x46_0001, true);
+    let delays = InitDelays { before_init: 2000 * MS, after_disable: 2500 * MS };
+    let start = Instant::now();
+    let mut machine = ControllerInit::new(InitConfig { delays, ..model.config() }, start);
+    assert!(matches!(machine.next(start), Ok(Next::Wait(time)) if time == start + 2000 * MS));
+    let run = run_machine(machine, &mut model, start);
+    assert!(run.elapsed >= 4500 * MS, "{:?}", run.elapsed);
+    run.result.unwrap();
+    // The pause does not count against CAP.TO.
+    let mut model = Model::plain(false);
+    (model.cc, model.rdy, model.ready_after) = (0x46_0001, true, None);
+    let run = run_with(InitConfig { delays, ..model.config() }, &mut model);
+    assert!(run.elapsed >= 4500 * MS, "{:?}", run.elapsed);
+    assert!(run.error().is_timeout());
+}
+
 // --- deadlines of commands -----------------------------------------------------------------------------------------------
 
 #[test]
@@ -292,6 +340,7 @@ fn every_action_without_an_answer_is_given_up_in_the_state_it_belongs_to() {
         ("set CC 0x460061", "enabling the controller (CC.EN=1)"),
         ("set CC 0x460000", "disabling the controller (CC.EN=0)"),
         ("Identify Controller", "identifying the controller"),
+        ("set up the transport", "preparing the transport"),
         ("Set Features (asynchronous event configuration)", "configuring asynchronous events"),
         ("Get Features (keep alive timer)", "reading the keep alive timeout"),
         ("Identify I/O Command Set specific Controller", "reading the NVM command set's controller data"),
@@ -369,9 +418,10 @@ fn commands_that_may_fail_and_those_that_must_not() {
         assert_eq!(result.keep_alive_timeout, Duration::from_secs(expected), "{name}");
         assert_eq!(result.ana_groups.is_empty(), name.contains("ANA"), "{name}");
     }
-    for name in
-        ["Identify Controller", "Set Features (number of queues)", "Identify Active Namespace ID list"]
-    {
+    // A controller that does not know the list is taken at its word that namespaces are numbered.
+    let numbered = refused("Identify Active Namespace ID list").result.unwrap();
+    assert_eq!(numbered.namespaces.iter().map(|ns| ns.nsid).collect::<Vec<_>>(), [1, 2]);
+    for name in ["Identify Controller", "Set Features (number of queues)"] {
         let error = refused(name).error();
         assert_eq!(error.status(), Some(Status::INVALID_FIELD), "{error}");
         assert!(error.to_string().starts_with(name), "{error}");
@@ -467,7 +517,7 @@ fn the_number_of_namespaces_is_limited() {
 }
 
 #[test]
-fn namespaces_of_a_version_1_0_controller_are_numbered() {
+fn namespaces_of_a_controller_without_the_list_are_numbered() {
     let name = "Identify Active Namespace ID list";
     let refuse = |vs| {
         let mut model = Model { vs, ..Model::plain(false) };
@@ -477,8 +527,10 @@ fn namespaces_of_a_version_1_0_controller_are_numbered() {
     let mut model = refuse(Version::V1_0);
     assert_eq!(nsids(&mut model), [1, 2]);
     assert!(!model.actions.iter().any(|action| action.contains("Descriptors")), "they came with 1.3");
+    assert_eq!(nsids(&mut refuse(Version::V1_1)), [1, 2], "it says that it does not know the list");
     model = refuse(Version::V1_1);
-    assert_eq!(run(&mut model).error().status(), Some(Status::INVALID_FIELD));
+    model.overrides.insert(name, (Status::INTERNAL_ERROR, 0, Vec::new()));
+    assert_eq!(run(&mut model).error().status(), Some(Status::INTERNAL_ERROR));
     // NN is the controller's word as well.
     let mut model = refuse(Version::V1_0);
     model.identify[516..520].fill(0xff);
@@ -728,7 +780,7 @@ proptest! {
                     }
                     machine.complete(Outcome::Property(value), now)
                 }
-                Action::PropertySet(..) | Action::SetAdminQueue => machine.complete(Outcome::Done, now),
+                Action::PropertySet(..) | Action::SetAdminQueue | Action::SetUpTransport(_) => machine.complete(Outcome::Done, now),
                 Action::Admin(command) => {
                     prop_assert!(command.data_in <= 64 * 1024 && command.data_in % 4 == 0);
                     let status = if kind { Status::SUCCESS } else { Status(dice.roll() as u16 & 0x7fff) };

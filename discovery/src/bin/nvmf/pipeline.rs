@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) depth: usize,
     /// [`Job::done`] is called in the order of [`Job::next`].
     pub(crate) in_order: bool,
+    /// Look again at once instead of sleeping until something arrives.
+    pub(crate) poll: bool,
 }
 
 /// An I/O that was begun.
@@ -99,8 +101,10 @@ pub(crate) fn run(
             return Ok(());
         }
         let n = qpair.process_completions(0, |completion| finished.push(completion))?;
-        if n == 0 {
-            qpair.wait(MAX_SLEEP)?;
+        match (n, plan.poll) {
+            (0, true) => std::hint::spin_loop(),
+            (0, false) => drop(qpair.wait(MAX_SLEEP)?),
+            _ => {}
         }
         for completion in finished.drain(..) {
             let index = usize::try_from(completion.user_data - base).unwrap_or(usize::MAX);

@@ -4,6 +4,7 @@ use nvmf_core::DmaRegion;
 use proptest::prelude::*;
 use zerocopy::Immutable;
 
+use super::super::grant::{device_memory, to_function};
 use super::*;
 
 const PAGE: u64 = 4096;
@@ -13,8 +14,8 @@ const BASE: u64 = 0x1_0000;
 /// Some pages, mapped for the device.
 fn memory(pages: usize) -> DeviceMemory {
     let extent = DmaRegion::allocate(pages * PAGE as usize).unwrap();
-    let mut memory = DeviceMemory::new();
-    memory.map_region(BASE, extent.region()).unwrap();
+    let mut memory = device_memory();
+    memory.map_region(BASE, &to_function(extent.region())).unwrap();
     memory
 }
 

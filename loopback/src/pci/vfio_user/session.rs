@@ -12,7 +12,7 @@ use nvmf_transport_pcie::vfio_user::message::{
     REGION_BAR0, REGION_CONFIG, REGIONS, RegionAccess, RegionInfo, RegionIoFds, SparseMmap,
 };
 use nvmf_transport_pcie::vfio_user::stream::Message;
-use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -250,8 +250,6 @@ impl<'a> Session<'a> {
                     return Err(Errno::INVAL);
                 }
                 for (vector, fd) in (start..end).zip(fds) {
-                    // A counter that is full must not hold the function up.
-                    fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
                     self.function.set_interrupt(vector as u16, Some(fd));
                 }
                 return Ok(Vec::new());

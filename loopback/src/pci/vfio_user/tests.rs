@@ -20,10 +20,11 @@ use nvmf_transport_pcie::vfio_user::{VfioUserDevice, VfioUserOptions, transport}
 use nvmf_transport_pcie::{Bar0, PciDevice};
 use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_setfl, memfd_create};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
+use super::super::grant::to_function;
 use super::{VfioUserServer, VfioUserServerOptions};
 use super::session::Session;
 use crate::{EmulatedFunction, Fault, Loopback, LoopbackError, Namespace, Rule, SubsystemBuilder};
@@ -115,7 +116,7 @@ fn registers_memory_and_interrupts() {
 
     device.write_config(4, &[6, 0]).unwrap();
     let rings = SharedMemory::allocate(3 * 4096).unwrap();
-    let base = device.dma_map(rings.extent().region()).unwrap();
+    let base = device.dma_map(&to_function(rings.extent().region())).unwrap();
     let vectors = device.max_vectors();
     let interrupts = device.enable_interrupts(vectors).unwrap();
     enable(&bar, base);
@@ -158,7 +159,7 @@ fn clients_come_one_after_the_other_and_leave_nothing_behind() {
     let mut first = open(&place).unwrap();
     let rings = SharedMemory::allocate(8192).unwrap();
     first.write_config(4, &[6, 0]).unwrap();
-    let base = first.dma_map(rings.extent().region()).unwrap();
+    let base = first.dma_map(&to_function(rings.extent().region())).unwrap();
     enable(&first.bar0().unwrap(), base);
     assert_eq!(function.with_memory(|memory| memory.ranges().count()), 1);
     let brief = VfioUserOptions { timeout: Duration::from_millis(50), ..VfioUserOptions::default() };
@@ -449,6 +450,36 @@ fn what_is_not_the_protocol_ends_the_connection_and_only_that() {
     // Half a message, and gone.
     (&Raw::hello(&place).socket).write_all(&[1; 5]).unwrap();
     open_soon(&place).bar0().unwrap().read32(0).unwrap();
+}
+
+#[test]
+fn a_client_that_keeps_its_interrupt_counters_full_holds_up_nobody() {
+    let (_loopback, function) = function();
+    let place = Place::new();
+    let _server = VfioUserServer::listen(&function, &place.0).unwrap();
+    for _ in 0..3 {
+        let mut device = open_soon(&place);
+        let bar = device.bar0().unwrap();
+        device.write_config(4, &[6, 0]).unwrap();
+        let rings = SharedMemory::allocate(2 * 4096).unwrap();
+        let base = device.dma_map(&to_function(rings.extent().region())).unwrap();
+        let interrupts = device.enable_interrupts(1).unwrap();
+        // As another holder of the eventfd can: the next write to it would wait for ever.
+        let mut counter = fs::File::from(interrupts[0].try_clone().unwrap());
+        counter.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        fcntl_setfl(&counter, OFlags::empty()).unwrap();
+        enable(&bar, base);
+        for command in 0..4u16 {
+            // Keep Alive.
+            let mut sqe = [0u8; 64];
+            sqe[0] = 0x18;
+            rings.write_bytes(64 * usize::from(command), &sqe);
+            bar.doorbell(0x1000, u32::from(command) + 1).unwrap();
+            let phase = 4096 + 16 * usize::from(command) + 12;
+            until("the completion", || rings.load_acquire_u32(phase) & 0x1_0000 != 0);
+        }
+        assert_eq!(bar.read32(CSTS).unwrap(), 1);
+    }
 }
 
 proptest! {

@@ -1,4 +1,5 @@
 # `nvmf bind`, `nvmf list` and `nvmf unbind`: who holds a controller changes and is told; the other controller is left alone.
+# deadline: 180
 . /suite/env
 line() { nvmf list | grep "^$1 "; }
 line "$A" | grep -q " nvme .* no: held by the kernel's nvme driver" || { nvmf list; fail "$A is not shown as the kernel's"; }
@@ -14,7 +15,7 @@ nvmf bind "$A" | grep -q already || fail "a second bind does not say so"
 nvmf list -o json | tr -d ' \n' | grep -q "\"traddr\":\"$A\".*\"driver\":\"vfio-pci\".*\"obstacle\":null" || fail "JSON"
 
 nvmf unbind "$A" | grep -qx "$A is bound to nvme" || fail "unbind said something else"
-wait_for 20 disk "$A" 2 || fail "the disks did not come back"
+wait_for 60 disk "$A" 2 || fail "the disks did not come back"
 for round in 1 2 3; do user_has "$B"; kernel_has "$B" 1; done
 nvmf bind "$A" "$B"
 [ "$(driver_of "$A") $(driver_of "$B")" = "vfio-pci vfio-pci" ] || fail "not both are bound"

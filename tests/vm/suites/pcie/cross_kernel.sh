@@ -1,5 +1,5 @@
 # What nvmf writes through VFIO the kernel's driver reads after unbind, and the other way round: on every kind of namespace.
-# deadline: 240
+# deadline: 400
 . /suite/env
 # exchange ADDRESS NSID OFFSET_KIB KIB
 exchange() {

@@ -1,9 +1,10 @@
 # A controller whose disk is mounted, used for swap, or open is not taken from the kernel.
+# deadline: 180
 . /suite/env
 modules ext4
 first=$(disk "$A" 1); second=$(disk "$A" 2)
 refused() {
-    expect_failure 10 nvmf bind "$A"
+    expect_failure 30 nvmf bind "$A"
     grep -q "in use: .*$1" /tmp/error || fail "the error does not say: $1"
     [ "$(driver_of "$A")" = nvme ] || fail "it was taken all the same"
 }
@@ -20,7 +21,7 @@ swapon "$second"
 refused "$second is used for swap"
 swapoff "$second"
 
-sleep 60 <"$first" &
+sleep 600 <"$first" &
 refused "process $! (sleep) has $first open"
 kill $!; wait || true
 

@@ -1,4 +1,5 @@
 # `nvmf list` discovers, attaches everything and lists every namespace with its size and block size, over IPv4 and IPv6.
+# deadline: 180
 . /suite/env
 # size block-size of a namespace, as the kernel's initiator sees it
 kernel_format() {

@@ -1,5 +1,5 @@
 # What nvmf writes the kernel's initiator reads, and the other way round: at the start, at an offset, on every kind of namespace.
-# deadline: 180
+# deadline: 400
 . /suite/env
 # exchange NQN NSID OFFSET_KIB KIB [OPTION...]
 exchange() {

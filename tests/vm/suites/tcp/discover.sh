@@ -1,4 +1,5 @@
 # `nvmf discover` prints what `nvme discover` prints, byte for byte: text and JSON, IPv4, IPv6, and a log with a referral.
+# deadline: 180
 . /suite/env
 compare() {
     for format in normal json; do

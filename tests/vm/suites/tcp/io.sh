@@ -1,5 +1,5 @@
 # Data survive: every block size from 512 B to 1 MiB at queue depths 1 to 128, on 512 B and 4 KiB blocks, with and without digests.
-# deadline: 420
+# deadline: 600
 . /suite/env
 runs=0
 # check NSID LENGTH BLOCK DEPTH [OPTION...]
@@ -25,7 +25,7 @@ check 1 256KiB 4KiB 8 --data-digest
 check 5 1MiB 64KiB 8
 # The last blocks of a device; one past them is refused before anything is written.
 nvmf verify "$(trid "$ALPHA")" $IDENTITY --offset 63MiB --length 1MiB --yes --quiet
-expect_failure 20 nvmf verify "$(trid "$ALPHA")" $IDENTITY --offset 63MiB --length 2MiB --yes --quiet
+expect_failure 60 nvmf verify "$(trid "$ALPHA")" $IDENTITY --offset 63MiB --length 2MiB --yes --quiet
 nvmf verify "nvme+tcp://[::1]:4420/$BETA" $IDENTITY --length 1MiB --block-size 4KiB --yes --quiet
 nvmf verify "nvme+tcp://127.0.0.1:4430/$GAMMA" $IDENTITY --nsid 7 --length 1MiB --block-size 4KiB --yes --quiet
 note "$((runs + 3)) verifications"

@@ -1,4 +1,5 @@
 # The lab itself: nvme-cli and the kernel's initiator find the target and move data; what later tests compare against works.
+# deadline: 180
 . /suite/env
 nvme discover -t tcp -a 127.0.0.1 -s 4420 $IDENTITY | tee /tmp/log
 grep -q "subnqn:  $ALPHA" /tmp/log || fail "no alpha in the discovery log"

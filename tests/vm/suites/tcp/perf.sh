@@ -1,4 +1,5 @@
 # `nvmf perf` measures: its JSON parses, nothing failed, and more than no I/O was done; polling, sleeping, and writing.
+# deadline: 180
 . /suite/env
 # number KEY: of the JSON just printed, its integer part
 number() { tr -d ' \n' </tmp/perf.json | grep -o "\"$1\":[0-9]*" | cut -d: -f2; }

@@ -1,4 +1,5 @@
 # A Linux target with four subsystems on 127.0.0.1, ::1, and a third port that also refers to the first.
+# deadline: 180
 . /suite/env
 configfs
 modules nvmet nvmet-tcp nvme-tcp

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::spec::fabrics::PropertySize;
+use zerocopy::IntoBytes;
 
 pub(super) const ADMIN_TIMEOUT: Duration = Duration::from_secs(7);
 pub(super) const MS: Duration = Duration::from_millis(1);
@@ -21,6 +22,8 @@ pub(super) struct Model {
     pub(super) cc: u32,
     pub(super) rdy: bool,
     pub(super) cfs: bool,
+    /// CSTS.SHST says that shutdown is complete, until CC.EN is cleared.
+    pub(super) shut_down: bool,
     /// How long RDY takes to follow EN; `None` is for ever.
     pub(super) ready_after: Option<Duration>,
     /// RDY follows EN at this time.
@@ -54,6 +57,7 @@ impl Model {
             cc: 0,
             rdy: false,
             cfs: false,
+            shut_down: false,
             ready_after: Some(20 * MS),
             pending: None,
             fatal_on_enable: false,
@@ -91,6 +95,7 @@ impl Model {
             read_ana_log: true,
             host_id: [0x42; 16],
             max_transfer: 128 * 1024,
+            delays: InitDelays::default(),
         }
     }
 
@@ -99,12 +104,13 @@ impl Model {
             self.pending = None;
             self.rdy = self.cc & 1 != 0;
         }
-        u64::from(self.rdy) | u64::from(self.cfs) << 1
+        u64::from(self.rdy) | u64::from(self.cfs) << 1 | u64::from(self.shut_down) << 3
     }
 
     pub(super) fn set_cc(&mut self, value: u32, now: Instant) {
         let toggled = (self.cc ^ value) & 1 != 0;
         self.cc = value;
+        self.shut_down &= value & 1 != 0;
         if toggled {
             self.pending = self.ready_after.map(|delay| now + delay);
             self.cfs |= self.fatal_on_enable && value & 1 != 0;
@@ -202,6 +208,7 @@ pub(super) fn describe(action: &Action) -> String {
             format!("set {} {value:#x}", property(offset))
         }
         Action::SetAdminQueue => "set AQA, ASQ, ACQ".to_owned(),
+        Action::SetUpTransport(_) => "set up the transport".to_owned(),
         Action::Admin(command) => match command.sqe.nsid.get() {
             0 => command.name.to_owned(),
             nsid => format!("{} of {nsid}", command.name),
@@ -290,6 +297,14 @@ pub(super) fn run_machine(mut machine: ControllerInit, model: &mut Model, start:
                     !model.fabrics && !model.rdy,
                     "the admin queue is set up while the controller is disabled"
                 );
+                machine.complete(Outcome::Done, now)
+            }
+            Action::SetUpTransport(identify) => {
+                assert!(
+                    model.rdy && !model.fabrics,
+                    "the transport is set up once the controller is identified"
+                );
+                assert_eq!(identify.as_bytes(), &model.identify[..]);
                 machine.complete(Outcome::Done, now)
             }
             Action::Admin(command) => {

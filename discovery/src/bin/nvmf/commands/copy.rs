@@ -96,6 +96,7 @@ impl RangeArgs {
             io_size: pipeline::bulk_io_size(ns),
             depth: self.queue_depth.into(),
             in_order: true,
+            poll: false,
         }
     }
 }

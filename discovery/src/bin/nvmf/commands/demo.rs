@@ -103,8 +103,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn write_and_verify(controller: &Controller, ns: &Namespace, seed: u64) -> Result<(), Failure> {
-    let range =
-        verify::Range { offset: 0, length: LENGTH, depth: 32, pattern: Pattern { seed, block: 64 * 1024 } };
+    let range = verify::Range {
+        offset: 0,
+        length: LENGTH,
+        depth: 32,
+        poll: false,
+        pattern: Pattern { seed, block: 64 * 1024 },
+    };
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
     let line = |took: Duration, what: &str| {
         format!("{} in {}, {}{what}", units::bytes(LENGTH), units::time(took), units::rate(LENGTH, took))

@@ -21,6 +21,7 @@ use crate::units::{self, Table};
 #[command(after_help = "\
 Examples:
   nvmf list                                             what is on the PCI bus?
+  nvmf list --watch                                     and what comes and goes from now on?
   nvmf list -t tcp -a 192.0.2.1                         discovery on port 8009
   nvmf list nvme+tcp://192.0.2.1:4420                   discovery on port 4420
   nvmf list -t tcp -a 192.0.2.1 -n nqn.2024-01.com.example:disk
@@ -32,6 +33,11 @@ pub(crate) struct Args {
     /// Output: a table, or JSON
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "normal")]
     output_format: Format,
+
+    /// Go on with a line for each local controller that comes or goes, or can be attached or no longer, until interrupted
+    #[cfg(feature = "pcie")]
+    #[arg(long, conflicts_with = "output_format")]
+    watch: bool,
 }
 
 #[derive(Serialize)]
@@ -187,7 +193,15 @@ impl Listing {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     #[cfg(feature = "pcie")]
     if args.connect.is_empty() {
-        return super::local::list(&nvmf_transport_pcie::PcieTransport::new(), args.output_format);
+        // Listening starts first, so that nothing is missed in between.
+        let hotplug = args.watch.then(|| driver().hotplug()).transpose();
+        let hotplug = hotplug.map_err(|error| Failure::failed(error.to_string()))?;
+        super::local::list(&nvmf_transport_pcie::PcieTransport::new(), args.output_format)?;
+        return hotplug.map_or(Ok(()), super::local::watch);
+    }
+    #[cfg(feature = "pcie")]
+    if args.watch {
+        return Err(Failure::usage("--watch is for local controllers; leave the target out"));
     }
     let trid = args.connect.trid()?;
     let options = args.connect.options(1)?;

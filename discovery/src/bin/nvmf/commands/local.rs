@@ -1,5 +1,8 @@
 //! `nvmf list` without a target: the NVMe controllers on this machine's PCI bus.
 
+use std::time::Duration;
+
+use nvmf_core::{Hotplug, HotplugEvent};
 use nvmf_transport_pcie::{Obstacle, PciFunction, PcieTransport};
 use serde::Serialize;
 
@@ -86,6 +89,18 @@ pub(super) fn list(transport: &PcieTransport, format: Format) -> Result<(), Fail
     match format {
         Format::Json => print_json(&local),
         Format::Normal => print(local.text()),
+    }
+}
+
+/// Prints a line for each local controller that comes or goes, for ever.
+pub(super) fn watch(mut hotplug: Hotplug) -> Result<(), Failure> {
+    loop {
+        let event = hotplug.wait(Duration::from_secs(60));
+        match event.map_err(|error| Failure::failed(error.to_string()))? {
+            Some(HotplugEvent::Inserted(trid)) => print(format!("inserted {}\n", trid.traddr()))?,
+            Some(HotplugEvent::Removed(trid)) => print(format!("removed {}\n", trid.traddr()))?,
+            _ => {}
+        }
     }
 }
 

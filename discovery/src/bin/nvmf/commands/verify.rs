@@ -53,6 +53,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
+    /// Poll without sleeping
+    #[arg(long)]
+    poll: bool,
+
     /// Yes, overwrite the range
     #[arg(long)]
     yes: bool,
@@ -86,6 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         offset: args.offset,
         length: args.length,
         depth: args.queue_depth.into(),
+        poll: args.poll,
         pattern: Pattern { seed: args.seed, block: args.block_size as usize },
     };
     let write_time = write(&mut qpair, &ns, range, args.quiet)?;
@@ -113,6 +118,7 @@ pub(crate) struct Range {
     pub(crate) offset: u64,
     pub(crate) length: u64,
     pub(crate) depth: usize,
+    pub(crate) poll: bool,
     pub(crate) pattern: Pattern,
 }
 
@@ -122,7 +128,7 @@ impl Range {
     }
 
     fn plan(&self, direction: Direction) -> Plan {
-        Plan { direction, io_size: self.pattern.block, depth: self.depth, in_order: false }
+        Plan { direction, io_size: self.pattern.block, depth: self.depth, in_order: false, poll: self.poll }
     }
 }
 

@@ -1,0 +1,4 @@
+# nvmf reaches the kernel's IOPS with two processors.
+# deadline: 1800
+. /suite/env
+table

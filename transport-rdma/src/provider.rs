@@ -1,0 +1,392 @@
+//! The seam below the protocol: what NVMe/RDMA needs of verbs and of the connection manager.
+//!
+//! [`crate::VerbsProvider`] is libibverbs and librdmacm; [`crate::sim`] is a fabric in memory. Everything above is
+//! written once, against these traits, and never blocks.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvmf_core::{DmaRegion, Result};
+
+/// Most work completions taken with one call.
+pub const POLL_BATCH: usize = 32;
+
+/// A source of connections: the machine's RDMA, or a simulated one.
+pub trait Provider: Send + Sync + 'static {
+    /// Its protection domains.
+    type Domain: Domain;
+    /// Its ends of connections.
+    type Endpoint: Endpoint<Domain = Self::Domain>;
+
+    /// Whether there is anything to connect with.
+    ///
+    /// # Errors
+    /// Names what is missing, with how to get it as a hint.
+    fn check(&self) -> Result<()>;
+
+    /// An end of a connection to be made.
+    ///
+    /// # Errors
+    /// As [`Provider::check`], or what the operating system says.
+    fn endpoint(&self) -> Result<Self::Endpoint>;
+}
+
+/// A protection domain of a device: what its memory registrations belong to. One per device is shared by all queue pairs.
+pub trait Domain: Send + Sync + 'static {
+    /// A registration; ends when dropped.
+    type Registration: Registration;
+
+    /// Name of the device.
+    fn device(&self) -> &str;
+
+    /// What the device can do.
+    fn limits(&self) -> DeviceLimits;
+
+    /// Whether the device was removed: nothing new is to be made of this domain.
+    fn is_lost(&self) -> bool;
+
+    /// The device was removed.
+    fn set_lost(&self);
+
+    /// Registers `len` bytes of a region from `offset` on. The registration keeps the region mapped.
+    ///
+    /// # Errors
+    /// What the operating system says; `OutOfMemory` usually means the limit of locked memory.
+    fn register(
+        self: &Arc<Self>,
+        region: &DmaRegion,
+        offset: usize,
+        len: usize,
+        access: Access,
+    ) -> io::Result<Self::Registration>;
+}
+
+/// What a registration allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// The device may read and write for this side's own requests: capsules.
+    Local,
+    /// The peer may read and write as well: data.
+    Remote,
+}
+
+/// Registered memory.
+pub trait Registration: Send + Sync + 'static {
+    /// Key for work requests of this side.
+    fn local_key(&self) -> u32;
+    /// Key for the peer.
+    fn remote_key(&self) -> u32;
+}
+
+/// What a device can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceLimits {
+    /// Longest registration, bytes.
+    pub max_registration: u64,
+    /// Most work requests in a queue.
+    pub max_work_requests: u32,
+    /// Most scatter/gather elements of a work request.
+    pub max_elements: u32,
+    /// Most entries of a completion queue.
+    pub max_completions: u32,
+    /// Most RDMA READs the device answers at a time on one queue pair.
+    pub max_reads: u8,
+}
+
+/// What a queue pair is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QueuePairSetup {
+    /// Work requests of the send queue.
+    pub sends: u32,
+    /// Work requests of the receive queue.
+    pub receives: u32,
+    /// Elements of a send.
+    pub send_elements: u32,
+    /// Bytes that are to fit into a work request itself; a wish.
+    pub inline: u32,
+}
+
+/// A connect request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConnectRequest {
+    /// Private data.
+    pub private_data: [u8; 32],
+    /// RDMA READs the peer may have outstanding.
+    pub responder_resources: u8,
+    /// Retransmissions of an unanswered packet, 0..=7.
+    pub retry_count: u8,
+    /// Retries when the peer has no receive posted, 0..=7; 7 is for ever.
+    pub rnr_retry_count: u8,
+}
+
+/// What the connection manager reports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CmEvent {
+    /// The address leads to a device.
+    AddressResolved,
+    /// It does not: a negative errno.
+    AddressError(i32),
+    /// There is a route.
+    RouteResolved,
+    /// There is none: a negative errno.
+    RouteError(i32),
+    /// Connecting failed on this side: a negative errno.
+    ConnectError(i32),
+    /// The peer does not answer: a negative errno.
+    Unreachable(i32),
+    /// The peer said no, for this reason, with this private data.
+    Rejected {
+        /// Reason of the connection manager, or a negative errno (iWARP).
+        reason: i32,
+        /// What the peer adds.
+        private_data: Vec<u8>,
+    },
+    /// The peer accepted, with this private data.
+    Established {
+        /// What the peer adds.
+        private_data: Vec<u8>,
+    },
+    /// The peer, or the network for it, ended the connection.
+    Disconnected,
+    /// The device is going away.
+    DeviceRemoved,
+    /// The local address moved to another device.
+    AddressChanged,
+    /// The connection may be made again.
+    TimeWaitExit,
+    /// Something of no importance here.
+    Other(u32),
+}
+
+/// A piece of registered memory.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Element {
+    /// Its address.
+    pub address: u64,
+    /// Its length, bytes.
+    pub length: u32,
+    /// The local key of its registration.
+    pub key: u32,
+}
+
+/// A SEND.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SendRequest {
+    /// Comes back with the completion.
+    pub id: u64,
+    /// Its first element in the batch.
+    pub first: u32,
+    /// Number of its elements.
+    pub count: u32,
+    /// Whether there is a completion when it succeeds.
+    pub signalled: bool,
+    /// Whether its bytes are copied when it is posted.
+    pub inline: bool,
+}
+
+/// SENDs that are posted together.
+#[derive(Clone, Default, Debug)]
+pub struct SendBatch {
+    /// The requests, in order.
+    pub requests: Vec<SendRequest>,
+    /// Their elements.
+    pub elements: Vec<Element>,
+}
+
+impl SendBatch {
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.requests.clear();
+        self.elements.clear();
+    }
+
+    /// The elements of a request.
+    #[must_use]
+    pub fn elements_of(&self, request: &SendRequest) -> &[Element] {
+        let first = request.first as usize;
+        self.elements.get(first..first + request.count as usize).unwrap_or_default()
+    }
+}
+
+/// A RECEIVE.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReceiveRequest {
+    /// Comes back with the completion.
+    pub id: u64,
+    /// Where the message goes.
+    pub element: Element,
+}
+
+/// How a work request ended; the numbers are those of `enum ibv_wc_status`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct WorkStatus(pub u32);
+
+impl WorkStatus {
+    /// It succeeded.
+    pub const SUCCESS: Self = Self(0);
+    /// A message did not fit into its receive buffer, or a buffer is too long.
+    pub const LOCAL_LENGTH: Self = Self(1);
+    /// Local memory was not registered for this.
+    pub const LOCAL_PROTECTION: Self = Self(4);
+    /// It was not carried out because the queue pair had failed before.
+    pub const FLUSHED: Self = Self(5);
+    /// The peer found the request invalid.
+    pub const REMOTE_INVALID_REQUEST: Self = Self(9);
+    /// The peer found an address or key invalid.
+    pub const REMOTE_ACCESS: Self = Self(10);
+    /// The peer could not carry it out.
+    pub const REMOTE_OPERATION: Self = Self(11);
+    /// The peer did not answer.
+    pub const RETRY_EXCEEDED: Self = Self(12);
+    /// The peer had no receive posted.
+    pub const RNR_RETRY_EXCEEDED: Self = Self(13);
+}
+
+impl fmt::Display for WorkStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            0 => "success",
+            1 => "a message or buffer has the wrong length",
+            2 => "a local queue pair operation error",
+            3 => "a local end-to-end context error",
+            4 => "local memory is not registered for it",
+            5 => "it was flushed after the queue pair had failed",
+            6 => "a memory window could not be bound",
+            7 => "a bad response of the peer's device",
+            8 => "local memory may not be accessed so",
+            9 => "the peer's device found the request invalid",
+            10 => "the peer's device refused the access to memory",
+            11 => "the peer's device could not carry it out",
+            12 => "the peer's device does not answer (transport retries exceeded)",
+            13 => "the peer had no receive posted (RNR retries exceeded)",
+            16 => "the peer's device aborted it",
+            19 => "a fatal error of the device",
+            20 => "the answer came too late",
+            21 => "a general error of the device",
+            other => return write!(f, "status {other} of the device"),
+        })
+    }
+}
+
+/// The end of a work request.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct WorkCompletion {
+    /// The request's.
+    pub id: u64,
+    /// How it ended; of the rest only `id` counts unless it succeeded.
+    pub status: WorkStatus,
+    /// Code of the device for a failure.
+    pub vendor: u32,
+    /// Whether it was a RECEIVE.
+    pub is_receive: bool,
+    /// Length of the message received, bytes.
+    pub length: u32,
+    /// The key the peer invalidated with its message.
+    pub invalidated: Option<u32>,
+}
+
+/// One end of one connection, with its completion queue and its event channels. Nothing blocks.
+pub trait Endpoint: Send + 'static {
+    /// Protection domains of the same provider.
+    type Domain: Domain;
+
+    /// Sets the type of service of its packets. Before the address is resolved.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn set_type_of_service(&mut self, tos: u8) -> io::Result<()>;
+
+    /// Sets how long an acknowledgement may take: 4.096 µs · 2^`exponent`, 0..=31. Before connecting.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn set_ack_timeout(&mut self, exponent: u8) -> io::Result<()>;
+
+    /// Starts finding the device an address is reached by; the outcome is an event.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn resolve_address(
+        &mut self,
+        source: Option<SocketAddr>,
+        destination: SocketAddr,
+        timeout: Duration,
+    ) -> io::Result<()>;
+
+    /// Starts finding the route; the outcome is an event.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn resolve_route(&mut self, timeout: Duration) -> io::Result<()>;
+
+    /// The protection domain of the device that was found, the same one for all endpoints on that device.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn domain(&mut self) -> io::Result<Arc<Self::Domain>>;
+
+    /// Makes the queue pair and its completion queue. Returns how many bytes fit into a work request itself.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn create_queue_pair(&mut self, domain: &Arc<Self::Domain>, setup: &QueuePairSetup) -> io::Result<u32>;
+
+    /// Starts connecting; the outcome is an event.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn connect(&mut self, request: &ConnectRequest) -> io::Result<()>;
+
+    /// The next event of the connection manager.
+    ///
+    /// # Errors
+    /// What the operating system says, other than that there is none.
+    fn next_event(&mut self) -> io::Result<Option<CmEvent>>;
+
+    /// Moves the queue pair to the error state, which flushes what is posted, and tells the peer that it is over.
+    ///
+    /// # Errors
+    /// When not even the state could be changed.
+    fn disconnect(&mut self) -> io::Result<()>;
+
+    /// Destroys the queue pair. Afterwards the device accesses no memory for it.
+    ///
+    /// # Errors
+    /// When that cannot be confirmed.
+    fn destroy_queue_pair(&mut self) -> io::Result<()>;
+
+    /// Posts sends, with one doorbell.
+    ///
+    /// # Errors
+    /// What the device says; none or some of them may be posted then.
+    fn post_send(&mut self, batch: &SendBatch) -> io::Result<()>;
+
+    /// Posts receives, with one doorbell.
+    ///
+    /// # Errors
+    /// As [`Endpoint::post_send`].
+    fn post_receive(&mut self, requests: &[ReceiveRequest]) -> io::Result<()>;
+
+    /// Takes completions, at most as many as there is room for and at most [`POLL_BATCH`]. No system call.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn poll_completions(&mut self, completions: &mut [WorkCompletion]) -> io::Result<usize>;
+
+    /// Asks for [`Endpoint::event_fd`] to become readable with the next completion. Completions that are there already
+    /// need not do that: poll again.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn request_notification(&self) -> io::Result<()>;
+
+    /// Takes the notifications back that made [`Endpoint::event_fd`] readable. Whether there was one.
+    fn take_notifications(&mut self) -> bool;
+
+    /// A descriptor that is readable when there is an event of the connection manager or a notification.
+    fn event_fd(&self) -> RawFd;
+}

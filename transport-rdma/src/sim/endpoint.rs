@@ -1,0 +1,254 @@
+//! The initiator's end of a simulated connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::peer::Pending;
+use super::wire::{Posted, Qp, Wire};
+use super::{Sim, SimDomain, SimFault, count};
+use crate::provider::{
+    CmEvent, ConnectRequest, Domain, Endpoint, QueuePairSetup, ReceiveRequest, SendBatch, WorkCompletion,
+};
+
+/// Reason of a rejection when nothing listens (InfiniBand: invalid service identifier).
+const NO_SUCH_SERVICE: i32 = 8;
+
+/// The initiator's end of a simulated connection.
+pub struct SimEndpoint {
+    wire: Arc<Wire>,
+    destination: Option<SocketAddr>,
+}
+
+impl SimEndpoint {
+    pub(super) fn new(sim: Sim) -> io::Result<Self> {
+        Ok(Self { wire: Arc::new(Wire::new(sim)?), destination: None })
+    }
+
+    fn sim(&self) -> &Sim {
+        &self.wire.sim
+    }
+
+    /// A scripted event, or the ordinary one.
+    fn answer(&self, scripted: Option<Option<CmEvent>>, ordinary: CmEvent) {
+        if let Some(event) = scripted.unwrap_or(Some(ordinary)) {
+            self.wire.event(&mut self.wire.lock(), event);
+        }
+    }
+}
+
+impl Endpoint for SimEndpoint {
+    type Domain = SimDomain;
+
+    fn set_type_of_service(&mut self, _tos: u8) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_ack_timeout(&mut self, _exponent: u8) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn resolve_address(
+        &mut self,
+        _source: Option<SocketAddr>,
+        destination: SocketAddr,
+        _timeout: Duration,
+    ) -> io::Result<()> {
+        self.destination = Some(destination);
+        let scripted = self.sim().0.fault(|fault| match fault {
+            SimFault::Address(event) => Some(event.clone()),
+            _ => None,
+        });
+        self.answer(scripted, CmEvent::AddressResolved);
+        Ok(())
+    }
+
+    fn resolve_route(&mut self, _timeout: Duration) -> io::Result<()> {
+        let scripted = self.sim().0.fault(|fault| match fault {
+            SimFault::Route(event) => Some(event.clone()),
+            _ => None,
+        });
+        self.answer(scripted, CmEvent::RouteResolved);
+        Ok(())
+    }
+
+    fn domain(&mut self) -> io::Result<Arc<SimDomain>> {
+        let mut net = self.wire.sim.0.net();
+        if let Some(domain) = net.domain.upgrade().filter(|domain| !domain.is_lost()) {
+            return Ok(domain);
+        }
+        let domain = Arc::new(SimDomain::new(self.wire.sim.clone()));
+        net.domain = Arc::downgrade(&domain);
+        Ok(domain)
+    }
+
+    fn create_queue_pair(&mut self, domain: &Arc<SimDomain>, setup: &QueuePairSetup) -> io::Result<u32> {
+        let errno = self.sim().0.fault(|fault| match fault {
+            SimFault::CreateQueuePair(errno) => Some(*errno),
+            _ => None,
+        });
+        if let Some(errno) = errno {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        let limits = self.sim().0.limits;
+        if setup.sends.max(setup.receives) > limits.max_work_requests
+            || setup.send_elements > limits.max_elements
+            || setup.sends + setup.receives > limits.max_completions
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut state = self.wire.lock();
+        state.qp = Qp::Idle;
+        state.domain = Some(Arc::clone(domain));
+        state.room = (setup.sends, setup.receives);
+        Ok(setup.inline)
+    }
+
+    fn connect(&mut self, request: &ConnectRequest) -> io::Result<()> {
+        count(&self.sim().0.counters.connects, 1);
+        {
+            let mut state = self.wire.lock();
+            state.private_data = request.private_data;
+            state.rnr_retry_count = request.rnr_retry_count;
+        }
+        let scripted = self.sim().0.fault(|fault| match fault {
+            SimFault::Connect(event) => Some(event.clone()),
+            _ => None,
+        });
+        let mut net = self.wire.sim.0.net();
+        net.connections.push(Arc::downgrade(&self.wire));
+        let listener = match (&scripted, self.destination) {
+            (None, Some(destination)) => net.listeners.get_mut(&destination),
+            _ => None,
+        };
+        let Some(listener) = listener else {
+            drop(net);
+            let rejected = CmEvent::Rejected { reason: NO_SUCH_SERVICE, private_data: Vec::new() };
+            self.answer(scripted, rejected);
+            return Ok(());
+        };
+        let wire: Weak<Wire> = Arc::downgrade(&self.wire);
+        listener.requests.push_back(Pending { wire, private_data: request.private_data });
+        let notify = Arc::clone(&listener.notify);
+        drop(net);
+        notify();
+        Ok(())
+    }
+
+    fn next_event(&mut self) -> io::Result<Option<CmEvent>> {
+        let mut state = self.wire.lock();
+        let event = state.events.pop_front();
+        self.wire.settle(&state);
+        Ok(event)
+    }
+
+    fn disconnect(&mut self) -> io::Result<()> {
+        self.wire.fail(&mut self.wire.lock(), None);
+        Ok(())
+    }
+
+    fn destroy_queue_pair(&mut self) -> io::Result<()> {
+        let mut state = self.wire.lock();
+        if state.tampering.keep_alive {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        self.wire.fail(&mut state, None);
+        state.qp = Qp::Destroyed;
+        state.sends.clear();
+        state.receives.clear();
+        state.completions.clear();
+        state.domain = None;
+        Ok(())
+    }
+
+    fn post_send(&mut self, batch: &SendBatch) -> io::Result<()> {
+        let counters = &self.wire.sim.0.counters;
+        count(&counters.doorbells, 1);
+        let mut state = self.wire.lock();
+        for request in &batch.requests {
+            if state.sends.len() as u32 >= state.room.0 {
+                return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+            }
+            count(&counters.sends, 1);
+            count(&counters.unsignalled, u64::from(!request.signalled));
+            let elements = batch.elements_of(request).to_vec();
+            let inline = match (&state.domain, request.inline) {
+                (Some(domain), true) => {
+                    let mut bytes = Vec::new();
+                    for element in &elements {
+                        domain.gather(element, &mut bytes)?;
+                    }
+                    Some(bytes)
+                }
+                _ => None,
+            };
+            state.sends.push_back(Posted { id: request.id, signalled: request.signalled, inline, elements });
+        }
+        match state.qp {
+            Qp::Error => self.wire.flush(&mut state),
+            Qp::Connected => {}
+            Qp::None | Qp::Idle | Qp::Destroyed => return Err(io::ErrorKind::NotConnected.into()),
+        }
+        let notify = state.notify.clone();
+        drop(state);
+        if let Some(notify) = notify {
+            notify();
+        }
+        Ok(())
+    }
+
+    fn post_receive(&mut self, requests: &[ReceiveRequest]) -> io::Result<()> {
+        let mut state = self.wire.lock();
+        if matches!(state.qp, Qp::None | Qp::Destroyed) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        if state.receives.len() + requests.len() > state.room.1 as usize {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        state.receives.extend(requests);
+        if state.qp == Qp::Error {
+            self.wire.flush(&mut state);
+        }
+        Ok(())
+    }
+
+    fn poll_completions(&mut self, completions: &mut [WorkCompletion]) -> io::Result<usize> {
+        let mut state = self.wire.lock();
+        let count = completions.len().min(state.completions.len());
+        for (to, from) in completions.iter_mut().zip(state.completions.drain(..count)) {
+            *to = from;
+        }
+        Ok(count)
+    }
+
+    fn request_notification(&self) -> io::Result<()> {
+        count(&self.sim().0.counters.armed, 1);
+        self.wire.lock().armed = true;
+        Ok(())
+    }
+
+    fn take_notifications(&mut self) -> bool {
+        let mut state = self.wire.lock();
+        let notified = std::mem::take(&mut state.notified);
+        self.wire.settle(&state);
+        notified
+    }
+
+    fn event_fd(&self) -> RawFd {
+        self.wire.fd()
+    }
+}
+
+impl Drop for SimEndpoint {
+    fn drop(&mut self) {
+        let mut state = self.wire.lock();
+        self.wire.fail(&mut state, None);
+        state.qp = Qp::Destroyed;
+        state.domain = None;
+        if let Some(notify) = state.notify.take() {
+            notify();
+        }
+    }
+}

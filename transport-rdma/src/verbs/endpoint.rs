@@ -1,0 +1,508 @@
+// UNSAFETY: calls into libibverbs and librdmacm. Every pointer given to them comes from them, or points to a structure that lives
+// for the call; each object is destroyed once, by the owner of its handle, after everything made of it. The functions of the data
+// path are those of the context's table, as in the inline functions of verbs.h. See docs/safety.md, R1 and R2.
+
+//! One end of a connection: identifier, event channels, completion queue and queue pair.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr::{self, NonNull};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use rustix::event::epoll;
+
+use super::domain::{CmHandle, VerbsDomain};
+use super::{Domains, by_errno, by_value, sockaddr};
+use crate::provider::{
+    CmEvent, ConnectRequest, Domain, Element, Endpoint, POLL_BATCH, QueuePairSetup, ReceiveRequest,
+    SendBatch, WorkCompletion, WorkStatus,
+};
+use crate::sys::{self, Api};
+
+/// Completion queue events acknowledged together: each call takes a lock.
+const ACK_BATCH: u32 = 64;
+/// Private data of an event that is worth keeping, bytes.
+const MAX_PRIVATE_DATA: usize = 256;
+
+/// The queue pair and what belongs to it.
+struct Queues {
+    domain: Arc<VerbsDomain>,
+    channel: NonNull<sys::CompChannel>,
+    cq: NonNull<sys::Cq>,
+    qp: NonNull<sys::Qp>,
+    /// Events of the completion queue that were taken and not acknowledged yet.
+    unacknowledged: u32,
+    poll_cq: unsafe extern "C" fn(*mut sys::Cq, libc::c_int, *mut sys::Wc) -> libc::c_int,
+    req_notify_cq: unsafe extern "C" fn(*mut sys::Cq, libc::c_int) -> libc::c_int,
+    post_send: unsafe extern "C" fn(*mut sys::Qp, *mut sys::SendWr, *mut *mut sys::SendWr) -> libc::c_int,
+    post_recv: unsafe extern "C" fn(*mut sys::Qp, *mut sys::RecvWr, *mut *mut sys::RecvWr) -> libc::c_int,
+}
+
+/// One end of a connection.
+pub struct VerbsEndpoint {
+    /// Dropped, and thus destroyed, before the identifier.
+    queues: Option<Queues>,
+    handle: CmHandle,
+    domains: Arc<Domains>,
+    /// Watches both event channels.
+    epoll: OwnedFd,
+    elements: Vec<sys::Sge>,
+    sends: Vec<sys::SendWr>,
+    receives: Vec<sys::RecvWr>,
+    completions: [sys::Wc; POLL_BATCH],
+}
+
+// SAFETY: both libraries may be called from any thread, and the endpoint owns its objects. The vectors hold pointers only within
+// calls.
+unsafe impl Send for VerbsEndpoint {}
+
+impl VerbsEndpoint {
+    pub(super) fn new(api: Arc<Api>, domains: Arc<Domains>) -> io::Result<Self> {
+        let handle = CmHandle::new(api)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        // SAFETY: the channel lives.
+        let fd = unsafe { (*handle.channel.as_ptr()).fd };
+        watch(&epoll, fd)?;
+        Ok(Self {
+            queues: None,
+            handle,
+            domains,
+            epoll,
+            elements: Vec::new(),
+            sends: Vec::new(),
+            receives: Vec::new(),
+            completions: [sys::Wc::default(); POLL_BATCH],
+        })
+    }
+
+    fn api(&self) -> &Api {
+        &self.handle.api
+    }
+
+    fn set_option(&self, option: libc::c_int, mut value: u8) -> io::Result<()> {
+        let id = self.handle.id.as_ptr();
+        // SAFETY: the option's value is one byte, which lives for the call.
+        by_errno(unsafe {
+            (self.api().rdma_set_option)(id, sys::OPTION_ID, option, (&raw mut value).cast(), 1)
+        })
+    }
+
+    fn queues(&self) -> io::Result<&Queues> {
+        self.queues.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+/// Makes a library's descriptor non-blocking and watches it.
+fn watch(epoll: &OwnedFd, fd: RawFd) -> io::Result<()> {
+    // SAFETY: the descriptor belongs to an event channel that the caller holds.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+    epoll::add(epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+    Ok(())
+}
+
+/// Milliseconds for the library; at least one.
+fn millis(timeout: Duration) -> libc::c_int {
+    libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX).max(1)
+}
+
+impl Queues {
+    fn new(
+        handle: &CmHandle,
+        epoll: &OwnedFd,
+        domain: &Arc<VerbsDomain>,
+        setup: &QueuePairSetup,
+    ) -> io::Result<(Self, u32)> {
+        let api = &*handle.api;
+        let gone = || io::Error::from_raw_os_error(libc::ENODEV);
+        let context = domain.context().ok_or_else(gone)?.as_ptr();
+        // SAFETY: the context is open as long as the domain lives; its table does not change.
+        let ops = unsafe { &(*context).ops };
+        let (Some(poll_cq), Some(req_notify_cq), Some(post_send), Some(post_recv)) =
+            (ops.poll_cq, ops.req_notify_cq, ops.post_send, ops.post_recv)
+        else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        // SAFETY: the context is open.
+        let channel = unsafe { (api.ibv_create_comp_channel)(context) };
+        let channel = NonNull::new(channel).ok_or_else(io::Error::last_os_error)?;
+        let entries = setup.sends.saturating_add(setup.receives);
+        let entries = libc::c_int::try_from(entries).unwrap_or(libc::c_int::MAX);
+        // SAFETY: context and channel are open; vector 0 always exists.
+        let cq = unsafe { (api.ibv_create_cq)(context, entries, ptr::null_mut(), channel.as_ptr(), 0) };
+        let made = match NonNull::new(cq) {
+            Some(cq) => Self::create_qp(handle, domain, cq, setup).map(|made| (cq, made)).inspect_err(|_| {
+                // SAFETY: made above, used by nothing.
+                let _ = unsafe { (api.ibv_destroy_cq)(cq.as_ptr()) };
+            }),
+            None => Err(io::Error::last_os_error()),
+        };
+        // SAFETY: the channel lives.
+        let fd = unsafe { (*channel.as_ptr()).fd };
+        match made {
+            Ok((cq, (qp, inline))) => {
+                let domain = Arc::clone(domain);
+                let queues = Self {
+                    domain,
+                    channel,
+                    cq,
+                    qp,
+                    unacknowledged: 0,
+                    poll_cq,
+                    req_notify_cq,
+                    post_send,
+                    post_recv,
+                };
+                match watch(epoll, fd) {
+                    Ok(()) => Ok((queues, inline)),
+                    Err(error) => queues.destroy(handle).and(Err(error)),
+                }
+            }
+            Err(error) => {
+                // SAFETY: made above, used by nothing any more.
+                let _ = unsafe { (api.ibv_destroy_comp_channel)(channel.as_ptr()) };
+                Err(error)
+            }
+        }
+    }
+
+    fn create_qp(
+        handle: &CmHandle,
+        domain: &VerbsDomain,
+        cq: NonNull<sys::Cq>,
+        setup: &QueuePairSetup,
+    ) -> io::Result<(NonNull<sys::Qp>, u32)> {
+        let mut inline = setup.inline;
+        loop {
+            let mut attr = sys::QpInitAttr {
+                qp_context: ptr::null_mut(),
+                send_cq: cq.as_ptr(),
+                recv_cq: cq.as_ptr(),
+                srq: ptr::null_mut(),
+                cap: sys::QpCap {
+                    max_send_wr: setup.sends,
+                    max_recv_wr: setup.receives,
+                    max_send_sge: setup.send_elements,
+                    max_recv_sge: 1,
+                    max_inline_data: inline,
+                },
+                qp_type: sys::QPT_RC,
+                sq_sig_all: 0,
+            };
+            // SAFETY: identifier, domain and completion queue are of one device; the structure lives for the call.
+            let returned = unsafe {
+                (handle.api.rdma_create_qp)(handle.id.as_ptr(), domain.pd().as_ptr(), &raw mut attr)
+            };
+            match by_errno(returned) {
+                Ok(()) => {
+                    // SAFETY: the identifier lives; the call has set the field.
+                    let qp = NonNull::new(unsafe { (*handle.id.as_ptr()).qp })
+                        .ok_or_else(|| io::Error::other("rdma_create_qp made nothing"))?;
+                    return Ok((qp, attr.cap.max_inline_data));
+                }
+                // A device that takes no inline data, or not as much.
+                Err(_) if inline > 0 => inline = 0,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Destroys the queue pair, then what is left. After an error the device may still be using it all, and it is kept.
+    fn destroy(self, handle: &CmHandle) -> io::Result<()> {
+        let api = &*handle.api;
+        // SAFETY: made by rdma_create_qp on this identifier, destroyed only here.
+        if let Err(error) = by_value(unsafe { (api.ibv_destroy_qp)(self.qp.as_ptr()) }) {
+            // The domain must outlive the queue pair.
+            std::mem::forget(self.domain);
+            return Err(error);
+        }
+        // SAFETY: the identifier lives; it must not name the queue pair any more.
+        unsafe { (*handle.id.as_ptr()).qp = ptr::null_mut() };
+        if self.unacknowledged > 0 {
+            // SAFETY: as many events as were taken and not acknowledged; destroying waits for that.
+            unsafe { (api.ibv_ack_cq_events)(self.cq.as_ptr(), self.unacknowledged) };
+        }
+        // SAFETY: its only queue pair is gone.
+        let cq = by_value(unsafe { (api.ibv_destroy_cq)(self.cq.as_ptr()) });
+        // SAFETY: its only completion queue is gone.
+        let channel = by_value(unsafe { (api.ibv_destroy_comp_channel)(self.channel.as_ptr()) });
+        if let Err(error) = cq.and(channel) {
+            tracing::warn!(%error, "a completion queue could not be destroyed");
+        }
+        Ok(())
+    }
+}
+
+impl Endpoint for VerbsEndpoint {
+    type Domain = VerbsDomain;
+
+    fn set_type_of_service(&mut self, tos: u8) -> io::Result<()> {
+        self.set_option(sys::OPTION_ID_TOS, tos)
+    }
+
+    fn set_ack_timeout(&mut self, exponent: u8) -> io::Result<()> {
+        self.set_option(sys::OPTION_ID_ACK_TIMEOUT, exponent.min(31))
+    }
+
+    fn resolve_address(
+        &mut self,
+        source: Option<SocketAddr>,
+        destination: SocketAddr,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        let mut source = source.map(sockaddr);
+        let mut destination = sockaddr(destination);
+        let source = source.as_mut().map_or(ptr::null_mut(), |address| address.as_mut_ptr().cast());
+        let id = self.handle.id.as_ptr();
+        // SAFETY: the addresses live for the call, which copies them.
+        by_errno(unsafe {
+            (self.api().rdma_resolve_addr)(id, source, destination.as_mut_ptr().cast(), millis(timeout))
+        })
+    }
+
+    fn resolve_route(&mut self, timeout: Duration) -> io::Result<()> {
+        // SAFETY: the identifier lives.
+        by_errno(unsafe { (self.api().rdma_resolve_route)(self.handle.id.as_ptr(), millis(timeout)) })
+    }
+
+    fn domain(&mut self) -> io::Result<Arc<VerbsDomain>> {
+        let context = self.handle.context().ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+        let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
+        domains.retain(|_, domain| domain.strong_count() > 0);
+        let key = context.as_ptr().addr();
+        match domains.get(&key).and_then(std::sync::Weak::upgrade) {
+            Some(domain) if !domain.is_lost() => Ok(domain),
+            _ => {
+                let domain = Arc::new(VerbsDomain::new(&self.handle)?);
+                domains.insert(key, Arc::downgrade(&domain));
+                Ok(domain)
+            }
+        }
+    }
+
+    fn create_queue_pair(&mut self, domain: &Arc<VerbsDomain>, setup: &QueuePairSetup) -> io::Result<u32> {
+        if self.queues.is_some() || self.handle.context() != domain.context() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (queues, inline) = Queues::new(&self.handle, &self.epoll, domain, setup)?;
+        self.queues = Some(queues);
+        self.sends.reserve(setup.sends as usize);
+        self.receives.reserve(setup.receives as usize);
+        Ok(inline)
+    }
+
+    fn connect(&mut self, request: &ConnectRequest) -> io::Result<()> {
+        let mut param = sys::ConnParam {
+            private_data: request.private_data.as_ptr().cast(),
+            private_data_len: request.private_data.len() as u8,
+            responder_resources: request.responder_resources,
+            initiator_depth: 0,
+            flow_control: 1,
+            retry_count: request.retry_count,
+            rnr_retry_count: request.rnr_retry_count,
+            srq: 0,
+            qp_num: 0,
+        };
+        // SAFETY: the structure and the private data live for the call, which copies them.
+        by_errno(unsafe { (self.api().rdma_connect)(self.handle.id.as_ptr(), &raw mut param) })
+    }
+
+    fn next_event(&mut self) -> io::Result<Option<CmEvent>> {
+        let mut event = ptr::null_mut();
+        // SAFETY: the channel lives; the pointer is written within the call.
+        let returned =
+            unsafe { (self.api().rdma_get_cm_event)(self.handle.channel.as_ptr(), &raw mut event) };
+        if let Err(error) = by_errno(returned) {
+            let none = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+            return if none { Ok(None) } else { Err(error) };
+        }
+        let Some(event) = NonNull::new(event) else { return Ok(None) };
+        // SAFETY: the event is ours until it is acknowledged below.
+        let translated = translate(unsafe { event.as_ref() });
+        // SAFETY: taken above, acknowledged once; nothing points into it any more.
+        by_errno(unsafe { (self.api().rdma_ack_cm_event)(event.as_ptr()) })?;
+        Ok(Some(translated))
+    }
+
+    fn disconnect(&mut self) -> io::Result<()> {
+        // SAFETY: the identifier lives. The call moves the queue pair to the error state, then tells the peer.
+        let told = by_errno(unsafe { (self.api().rdma_disconnect)(self.handle.id.as_ptr()) });
+        let Some(queues) = &self.queues else { return told };
+        // Without a connection the call may have failed before it came to that; twice does no harm.
+        let mut attr = sys::QpAttr { qp_state: sys::QPS_ERR, rest: [0; 35] };
+        // SAFETY: the queue pair lives; the structure lives for the call.
+        by_value(unsafe { (self.api().ibv_modify_qp)(queues.qp.as_ptr(), &raw mut attr, sys::QP_STATE) })
+    }
+
+    fn destroy_queue_pair(&mut self) -> io::Result<()> {
+        match self.queues.take() {
+            Some(queues) => queues.destroy(&self.handle),
+            None => Ok(()),
+        }
+    }
+
+    fn post_send(&mut self, batch: &SendBatch) -> io::Result<()> {
+        let Some(queues) = &self.queues else { return Err(io::ErrorKind::NotConnected.into()) };
+        self.elements.clear();
+        self.elements.extend(batch.elements.iter().map(sge));
+        self.sends.clear();
+        for request in &batch.requests {
+            let (first, count) = (request.first as usize, request.count as usize);
+            let Some(elements) = self.elements.get_mut(first..first + count) else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
+            self.sends.push(sys::SendWr {
+                wr_id: request.id,
+                next: ptr::null_mut(),
+                sg_list: elements.as_mut_ptr(),
+                num_sge: request.count as libc::c_int,
+                opcode: sys::WR_SEND,
+                send_flags: if request.signalled { sys::SEND_SIGNALED } else { 0 }
+                    | if request.inline { sys::SEND_INLINE } else { 0 },
+                invalidate_rkey: 0,
+                remote: [0; 4],
+                xrc: 0,
+                bind: sys::BindMw {
+                    mw: ptr::null_mut(),
+                    rkey: 0,
+                    mr: ptr::null_mut(),
+                    addr: 0,
+                    length: 0,
+                    access: 0,
+                },
+            });
+        }
+        if self.sends.is_empty() {
+            return Ok(());
+        }
+        let first = self.sends.as_mut_ptr();
+        for index in 1..self.sends.len() {
+            self.sends[index - 1].next = first.wrapping_add(index);
+        }
+        let mut bad = ptr::null_mut();
+        // SAFETY: a list of requests and elements in vectors that do not move during the call, which copies them. The memory the
+        // elements name is checked by the device against its registrations.
+        by_value(unsafe { (queues.post_send)(queues.qp.as_ptr(), first, &raw mut bad) })
+    }
+
+    fn post_receive(&mut self, requests: &[ReceiveRequest]) -> io::Result<()> {
+        let Some(queues) = &self.queues else { return Err(io::ErrorKind::NotConnected.into()) };
+        if requests.is_empty() {
+            return Ok(());
+        }
+        self.elements.clear();
+        self.elements.extend(requests.iter().map(|request| sge(&request.element)));
+        let elements = self.elements.as_mut_ptr();
+        self.receives.clear();
+        for (index, request) in requests.iter().enumerate() {
+            self.receives.push(sys::RecvWr {
+                wr_id: request.id,
+                next: ptr::null_mut(),
+                sg_list: elements.wrapping_add(index),
+                num_sge: 1,
+            });
+        }
+        let first = self.receives.as_mut_ptr();
+        for index in 1..self.receives.len() {
+            self.receives[index - 1].next = first.wrapping_add(index);
+        }
+        let mut bad = ptr::null_mut();
+        // SAFETY: as in `post_send`.
+        by_value(unsafe { (queues.post_recv)(queues.qp.as_ptr(), first, &raw mut bad) })
+    }
+
+    fn poll_completions(&mut self, completions: &mut [WorkCompletion]) -> io::Result<usize> {
+        let Some(queues) = &self.queues else { return Err(io::ErrorKind::NotConnected.into()) };
+        let room = completions.len().min(POLL_BATCH);
+        // SAFETY: the completion queue lives; there is room for that many completions.
+        let found = unsafe {
+            (queues.poll_cq)(queues.cq.as_ptr(), room as libc::c_int, self.completions.as_mut_ptr())
+        };
+        let found =
+            usize::try_from(found).map_err(|_| io::Error::other("the completion queue failed"))?.min(room);
+        for (to, wc) in completions.iter_mut().zip(&self.completions[..found]) {
+            *to = WorkCompletion {
+                id: wc.wr_id,
+                status: WorkStatus(wc.status),
+                vendor: wc.vendor_err,
+                is_receive: wc.opcode & sys::WC_RECV != 0,
+                length: wc.byte_len,
+                invalidated: (wc.wc_flags & sys::WC_WITH_INV != 0).then_some(wc.invalidated_rkey),
+            };
+        }
+        Ok(found)
+    }
+
+    fn request_notification(&self) -> io::Result<()> {
+        let queues = self.queues()?;
+        // SAFETY: the completion queue lives.
+        by_value(unsafe { (queues.req_notify_cq)(queues.cq.as_ptr(), 0) })
+    }
+
+    fn take_notifications(&mut self) -> bool {
+        let api = &*self.handle.api;
+        let Some(queues) = &mut self.queues else { return false };
+        let mut taken = false;
+        loop {
+            let (mut cq, mut context) = (ptr::null_mut(), ptr::null_mut());
+            let channel = queues.channel.as_ptr();
+            // SAFETY: the channel lives and does not block; the pointers are written within the call.
+            if unsafe { (api.ibv_get_cq_event)(channel, &raw mut cq, &raw mut context) } != 0 {
+                return taken;
+            }
+            taken = true;
+            queues.unacknowledged += 1;
+            if queues.unacknowledged == ACK_BATCH {
+                queues.unacknowledged = 0;
+                // SAFETY: as many events as were taken; the channel has one completion queue.
+                unsafe { (api.ibv_ack_cq_events)(queues.cq.as_ptr(), ACK_BATCH) };
+            }
+        }
+    }
+
+    fn event_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}
+
+fn sge(element: &Element) -> sys::Sge {
+    sys::Sge { addr: element.address, length: element.length, lkey: element.key }
+}
+
+fn translate(event: &sys::CmEvent) -> CmEvent {
+    let private_data = || {
+        let len = usize::from(event.conn.private_data_len).min(MAX_PRIVATE_DATA);
+        if event.conn.private_data.is_null() || len == 0 {
+            return Vec::new();
+        }
+        // SAFETY: the library says that so many bytes are there, in memory that belongs to the event.
+        unsafe { std::slice::from_raw_parts(event.conn.private_data.cast::<u8>(), len) }.to_vec()
+    };
+    // `enum rdma_cm_event_type`.
+    match event.event {
+        0 => CmEvent::AddressResolved,
+        1 => CmEvent::AddressError(event.status),
+        2 => CmEvent::RouteResolved,
+        3 => CmEvent::RouteError(event.status),
+        6 => CmEvent::ConnectError(event.status),
+        7 => CmEvent::Unreachable(event.status),
+        8 => CmEvent::Rejected { reason: event.status, private_data: private_data() },
+        9 => CmEvent::Established { private_data: private_data() },
+        10 => CmEvent::Disconnected,
+        11 => CmEvent::DeviceRemoved,
+        14 => CmEvent::AddressChanged,
+        15 => CmEvent::TimeWaitExit,
+        other => CmEvent::Other(other),
+    }
+}
+
+impl Drop for VerbsEndpoint {
+    fn drop(&mut self) {
+        if let Err(error) = self.destroy_queue_pair() {
+            tracing::error!(%error, "an RDMA queue pair could not be destroyed");
+        }
+    }
+}
