@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use crate::dma::{DmaBuf, IoBuf};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
+use crate::protection::Protection;
 use crate::qpair::{CommandError, CommandId, Completion, IoCommand, IoQpair};
 use crate::spec::status::CommandKind;
 use crate::transport::TransportQpair;
@@ -85,6 +86,37 @@ impl<Q: TransportQpair> AsyncQpair<Q> {
         one(self.submit(IoCommand::write(ns, slba, buf)).await?)
     }
 
+    /// Reads data, and metadata into `md` where the namespace has it apart from the data; see [`IoCommand::read_with_md`].
+    /// Gives both buffers back.
+    ///
+    /// # Errors
+    /// When the command fails or the queue pair is lost.
+    pub async fn read_with_md(
+        &self,
+        ns: &Namespace,
+        slba: u64,
+        buf: DmaBuf,
+        md: Option<DmaBuf>,
+        protection: Protection,
+    ) -> Result<(DmaBuf, Option<DmaBuf>)> {
+        two(self.submit(IoCommand::read_with_md(ns, slba, buf, md, protection)).await?)
+    }
+
+    /// Writes data and metadata; see [`AsyncQpair::read_with_md`].
+    ///
+    /// # Errors
+    /// When the command fails or the queue pair is lost.
+    pub async fn write_with_md(
+        &self,
+        ns: &Namespace,
+        slba: u64,
+        buf: DmaBuf,
+        md: Option<DmaBuf>,
+        protection: Protection,
+    ) -> Result<(DmaBuf, Option<DmaBuf>)> {
+        two(self.submit(IoCommand::write_with_md(ns, slba, buf, md, protection)).await?)
+    }
+
     /// Makes completed writes durable.
     ///
     /// # Errors
@@ -141,6 +173,11 @@ impl<Q: TransportQpair> State<Q> {
 
 fn one(buf: IoBuf) -> Result<DmaBuf> {
     buf.into_one().ok_or_else(|| Error::disconnected("the buffer was given up"))
+}
+
+fn two(buf: IoBuf) -> Result<(DmaBuf, Option<DmaBuf>)> {
+    let (data, metadata) = buf.into_parts();
+    Ok((one(data)?, metadata))
 }
 
 impl<Q: TransportQpair> Clone for AsyncQpair<Q> {

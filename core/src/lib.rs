@@ -27,6 +27,7 @@ pub mod namespace;
 pub mod nqn;
 pub mod options;
 pub mod poll_group;
+pub mod protection;
 pub mod proto;
 pub mod qpair;
 pub mod spec;
@@ -45,6 +46,7 @@ pub use namespace::Namespace;
 pub use nqn::{HostId, Nqn};
 pub use options::{ControllerOptions, IoQpairOptions};
 pub use poll_group::{GroupKey, PollGroup};
+pub use protection::{Protection, ProtectionError, ProtectionFormat};
 pub use qpair::{CommandError, CommandId, Completion, IoCommand, IoQpair, QpairStats, SubmitError};
 pub use spec::log_page::AsyncEvent;
 pub use transport::{

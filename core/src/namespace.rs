@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::protection::{Guard, Protection, ProtectionFormat, ProtectionType};
 use crate::proto::controller_init::NamespaceInfo;
 use crate::proto::split::Span;
 use crate::spec::identify::{IdentifyNamespace, IdentifyNamespaceNvm};
@@ -18,6 +19,9 @@ struct Inner {
     block_size: u32,
     metadata_size: u16,
     extended: bool,
+    /// Bytes per block of a command that says nothing of metadata; 0 when there is none, since metadata needs a buffer.
+    plain_block: u32,
+    protection: Option<ProtectionFormat>,
     max_transfer: u32,
     /// Limits of commands without data, in blocks.
     max_zeroes_blocks: u32,
@@ -42,10 +46,18 @@ impl Namespace {
         let blocks = |limit: Option<u64>| {
             limit.map_or(65_536, |bytes| (bytes / u64::from(block_size)).clamp(1, 65_536) as u32)
         };
+        let (metadata_size, extended) = (format.ms.get(), info.identify.is_extended_lba());
+        let plain_block = match (metadata_size, extended) {
+            (0, _) => block_size,
+            (_, true) => block_size.checked_add(metadata_size.into())?,
+            (_, false) => 0,
+        };
         let inner = Inner {
             block_size,
-            metadata_size: format.ms.get(),
-            extended: info.identify.is_extended_lba(),
+            metadata_size,
+            extended,
+            plain_block,
+            protection: protection_of(&info, block_size, metadata_size),
             max_transfer: limits.max_transfer,
             max_zeroes_blocks: blocks(limits.write_zeroes),
             max_verify_blocks: blocks(limits.verify),
@@ -71,6 +83,35 @@ impl Namespace {
     #[must_use]
     pub fn metadata_size(&self) -> u16 {
         self.0.metadata_size
+    }
+
+    /// Whether the metadata of a block is at the end of its data, in the same buffer (FLBAS bit 4). Otherwise, if there is
+    /// any, it is in a buffer of its own.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        self.0.extended
+    }
+
+    /// How blocks are protected end to end (DPS, and the extended LBA format); `None` when they are not, or in a way that is
+    /// not known here.
+    #[must_use]
+    pub fn protection(&self) -> Option<&ProtectionFormat> {
+        self.0.protection.as_ref()
+    }
+
+    /// Bytes of the data buffer for `blocks` blocks: with metadata where that is part of the block and `protection` does not
+    /// have the controller strip it.
+    #[must_use]
+    pub fn data_len(&self, blocks: u64, protection: &Protection) -> u64 {
+        let (block, _) = self.transferred(protection);
+        blocks.saturating_mul(block.into())
+    }
+
+    /// Bytes of the metadata buffer for `blocks` blocks; 0 when there has to be none.
+    #[must_use]
+    pub fn metadata_len(&self, blocks: u64, protection: &Protection) -> u64 {
+        let (_, metadata) = self.transferred(protection);
+        blocks.saturating_mul(metadata.into())
     }
 
     /// Bytes a logical block occupies in a data buffer: with metadata where that is part of the block.
@@ -154,14 +195,100 @@ impl Namespace {
     /// The span of an I/O of `len` bytes at `slba`; `Err` names why there is none.
     #[inline]
     pub(crate) fn data_span(&self, slba: u64, len: usize) -> Result<Span, String> {
-        let block = self.extended_block_size();
+        let block = self.0.plain_block;
+        // Nothing but 0 is a multiple of 0.
         if len == 0 || !(len as u64).is_multiple_of(u64::from(block)) {
-            return Err(format!(
-                "{len} bytes are not a whole number of {block}-byte logical blocks, at least one"
-            ));
+            if block == 0 {
+                return Err(format!(
+                    "the {} bytes of metadata of each block of namespace {} need a buffer of their own: use read_with_md, \
+                     write_with_md or compare_with_md",
+                    self.0.metadata_size,
+                    self.nsid()
+                ));
+            }
+            return Err(wrong_length(len, block));
         }
         let max_blocks = (self.0.max_transfer / block).max(1);
         self.span(slba, len as u64 / u64::from(block), block, max_blocks)
+    }
+
+    /// The span of an I/O of `len` bytes of data and `metadata` bytes of metadata apart from it; `Err` names why there is
+    /// none.
+    pub(crate) fn md_span(
+        &self,
+        slba: u64,
+        len: usize,
+        metadata: usize,
+        protection: &Protection,
+    ) -> Result<Span, String> {
+        self.check_protection(protection)?;
+        let (block, per_block) = self.transferred(protection);
+        if len == 0 || !(len as u64).is_multiple_of(u64::from(block)) {
+            return Err(wrong_length(len, block));
+        }
+        let blocks = len as u64 / u64::from(block);
+        let wanted = blocks * u64::from(per_block);
+        if metadata as u64 != wanted {
+            let why = match (self.0.metadata_size, self.0.extended) {
+                (0, _) => "it has no metadata".to_owned(),
+                (_, true) => "its metadata is part of each block, in the data buffer".to_owned(),
+                _ if per_block == 0 => "with PRACT its metadata is not transferred".to_owned(),
+                (bytes, false) => format!("it has {bytes} bytes per block"),
+            };
+            return Err(format!(
+                "{metadata} bytes of metadata for {blocks} blocks of namespace {}, which take {wanted}: {why}",
+                self.nsid()
+            ));
+        }
+        let max_blocks = (self.0.max_transfer / block).max(1);
+        let span = self.span(slba, blocks, block, max_blocks)?;
+        Ok(Span { metadata_bytes: per_block, ref_tag_bits: self.counted_bits(), ..span })
+    }
+
+    /// As [`Self::block_span`], for a command with protection fields.
+    pub(crate) fn protected_block_span(
+        &self,
+        slba: u64,
+        blocks: u64,
+        verify: bool,
+        protection: &Protection,
+    ) -> Result<Span, String> {
+        self.check_protection(protection)?;
+        if verify && protection.has_pract() {
+            return Err("Verify has no protection information action: leave PRACT out".to_owned());
+        }
+        Ok(Span { ref_tag_bits: self.counted_bits(), ..self.block_span(slba, blocks, verify)? })
+    }
+
+    fn counted_bits(&self) -> u8 {
+        self.0.protection.map_or(0, |format| format.counted_bits())
+    }
+
+    fn check_protection(&self, protection: &Protection) -> Result<(), String> {
+        match &self.0.protection {
+            None if protection.asks() => {
+                Err(format!("namespace {} is not formatted with protection information", self.nsid()))
+            }
+            Some(format) if format.kind() == ProtectionType::Type3 && protection.checks_ref_tag() => {
+                Err(format!(
+                    "namespace {} has protection information type 3, whose reference tag cannot be checked",
+                    self.nsid()
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes per block in the data buffer and in a metadata buffer. With PRACT, metadata that is all protection information is
+    /// inserted and stripped by the controller and not transferred (NVM Command Set 1.1 §5.3.2).
+    fn transferred(&self, protection: &Protection) -> (u32, u16) {
+        let all = self.0.protection.is_some_and(|format| format.is_all_metadata());
+        let metadata = if protection.has_pract() && all { 0 } else { self.0.metadata_size };
+        match self.0.extended {
+            // What is less than what the constructor has checked.
+            true => (self.0.block_size + u32::from(metadata), 0),
+            false => (self.0.block_size, metadata),
+        }
     }
 
     /// The span of a command that names `blocks` blocks and carries no data.
@@ -176,9 +303,31 @@ impl Namespace {
             return Err(format!("no range of blocks starts at {slba} and has {blocks} blocks"));
         }
         let boundary = if block_bytes == 0 { 0 } else { u32::from(self.noiob()) };
-        Ok(Span { slba, blocks, block_bytes, max_blocks: max_blocks.min(65_536), boundary })
+        let max_blocks = max_blocks.min(65_536);
+        Ok(Span { slba, blocks, block_bytes, max_blocks, boundary, metadata_bytes: 0, ref_tag_bits: 0 })
     }
 }
+
+fn wrong_length(len: usize, block: u32) -> String {
+    format!("{len} bytes are not a whole number of {block}-byte logical blocks, at least one")
+}
+
+/// How the blocks of a namespace are protected, as far as Identify makes sense.
+fn protection_of(info: &NamespaceInfo, block_size: u32, metadata_size: u16) -> Option<ProtectionFormat> {
+    let id = &info.identify;
+    let kind = ProtectionType::new(id.protection_type())?;
+    let extended = info.nvm.as_ref().and_then(|nvm| nvm.extended_format(id.lba_format_index()));
+    let (guard, storage_tag_bits) = match extended {
+        None => (Guard::Crc16, 0),
+        Some(extended) => (Guard::of_format(extended.guard_format())?, extended.storage_tag_bits()),
+    };
+    let format = ProtectionFormat::new(kind, guard, block_size, metadata_size)?;
+    let format = if id.protection_is_first() { format.at_start() } else { format };
+    format.with_storage_tag_bits(storage_tag_bits)
+}
+
+#[cfg(test)]
+mod tests;
 
 impl fmt::Debug for Namespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -189,6 +189,9 @@ pub struct Capabilities {
     pub max_segments: u16,
     /// Fewest entries an admin queue may have.
     pub min_admin_entries: u16,
+    /// Whether a command's metadata may be in a buffer apart from its data ([`Tracker::metadata_segment`]). NVMe over Fabrics
+    /// has no place for it: there it is always at the end of each logical block (Base 2.1 §2.2, Figure 92 MPTR).
+    pub separate_metadata: bool,
     /// Pauses that initialising this controller takes.
     pub delays: InitDelays,
 }
@@ -212,13 +215,14 @@ impl Capabilities {
             max_segments: u16::MAX,
             min_admin_entries: 2,
             delays: InitDelays::default(),
+            separate_metadata: false,
         }
     }
 
     /// Capabilities of a transport with registers and queues in memory.
     #[must_use]
     pub fn memory_based() -> Self {
-        Self { fabrics: false, ..Self::fabrics() }
+        Self { fabrics: false, separate_metadata: true, ..Self::fabrics() }
     }
 
     /// Sets the largest transfer, bytes.
@@ -302,7 +306,7 @@ pub trait TransportQpair: Send {
     }
 
     /// Takes a command. `sqe` has its command identifier set; the transport sets data pointer and flags from what the
-    /// tracker says about `slot`. Nothing needs to be sent before [`TransportQpair::flush`]. There is always room:
+    /// tracker says about `slot`, and the metadata pointer where there is metadata apart from the data. Nothing needs to be sent before [`TransportQpair::flush`]. There is always room:
     /// never more commands are outstanding than the set-up's slots.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Smallest chunk, bytes; a multiple of every block size.
+/// Smallest chunk, bytes, for units that divide it; a multiple of every block size without metadata.
 const MIN_CHUNK: u64 = 64 * 1024;
 /// Most chunks of a memory backing: the table costs tens of bytes each.
 const MAX_CHUNKS: u64 = 65_536;
@@ -42,6 +42,7 @@ type Chunk = RwLock<Option<Box<[u8]>>>;
 #[derive(Debug)]
 pub(crate) struct Striped {
     file: File,
+    chunk: u64,
     locks: Vec<RwLock<()>>,
 }
 
@@ -75,9 +76,15 @@ fn pieces(chunk: u64, offset: u64, len: u64) -> impl Iterator<Item = (usize, usi
     })
 }
 
+/// The smallest chunk of whole units, at most [`MIN_CHUNK`], which is the longest unit there may be.
+fn min_chunk(unit: u64) -> u64 {
+    MIN_CHUNK - MIN_CHUNK % unit
+}
+
 impl Backing {
-    pub(crate) fn memory(len: u64) -> Self {
-        let mut chunk = MIN_CHUNK;
+    /// Memory whose units (blocks with their metadata) of `unit` bytes are read and written as a whole.
+    pub(crate) fn memory(len: u64, unit: u64) -> Self {
+        let mut chunk = min_chunk(unit);
         while len.div_ceil(chunk) > MAX_CHUNKS {
             chunk *= 2;
         }
@@ -87,8 +94,8 @@ impl Backing {
     }
 
     /// Opens or creates a file. A shorter file is extended with a hole to `len`; zero takes the file's own length.
-    /// Returns the length as well.
-    pub(crate) fn file(path: &Path, len: u64) -> io::Result<(Self, u64)> {
+    /// Returns the length as well. `unit` as in [`Self::memory`].
+    pub(crate) fn file(path: &Path, len: u64, unit: u64) -> io::Result<(Self, u64)> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let now = file.metadata()?.len();
         let len = if len == 0 { now } else { len };
@@ -96,7 +103,7 @@ impl Backing {
             file.set_len(len)?;
         }
         let locks = (0..STRIPES).map(|_| RwLock::new(())).collect();
-        Ok((Self::File(Striped { file, locks }), len))
+        Ok((Self::File(Striped { file, chunk: min_chunk(unit), locks }), len))
     }
 
     pub(crate) fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
@@ -113,7 +120,7 @@ impl Backing {
                 Ok(())
             }
             Self::File(striped) => {
-                for (index, _, at, n) in pieces(MIN_CHUNK, offset, to.len() as u64) {
+                for (index, _, at, n) in pieces(striped.chunk, offset, to.len() as u64) {
                     let _guard = read_lock(&striped.locks[index % STRIPES]);
                     striped.file.read_exact_at(&mut to[at..at + n], offset + at as u64)?;
                 }
@@ -135,7 +142,7 @@ impl Backing {
                 Ok(())
             }
             Self::File(striped) => {
-                for (index, _, at, n) in pieces(MIN_CHUNK, offset, from.len() as u64) {
+                for (index, _, at, n) in pieces(striped.chunk, offset, from.len() as u64) {
                     let _guard = write_lock(&striped.locks[index % STRIPES]);
                     striped.file.write_all_at(&from[at..at + n], offset + at as u64)?;
                 }
@@ -163,7 +170,7 @@ impl Backing {
             Self::File(striped) => {
                 let zeroes = [0u8; PIECE];
                 let mut found = [0u8; PIECE];
-                for (index, _, at, n) in pieces(MIN_CHUNK, offset, len) {
+                for (index, _, at, n) in pieces(striped.chunk, offset, len) {
                     let _guard = write_lock(&striped.locks[index % STRIPES]);
                     let at = offset + at as u64;
                     // Zeroes are not written over zeroes: holes of the file stay holes.
@@ -259,23 +266,23 @@ mod tests {
 
     #[test]
     fn memory_keeps_bytes() {
-        exercise(&Backing::memory(2 * MIN_CHUNK));
+        exercise(&Backing::memory(2 * MIN_CHUNK, 512));
     }
 
     #[test]
     fn a_file_keeps_bytes_and_grows_to_its_size() {
         let path = std::env::temp_dir().join(format!("nvmf-loopback-backing-{}", std::process::id()));
-        let (backing, len) = Backing::file(&path, 2 * MIN_CHUNK).unwrap();
+        let (backing, len) = Backing::file(&path, 2 * MIN_CHUNK, 512).unwrap();
         assert_eq!(len, 2 * MIN_CHUNK);
         exercise(&backing);
-        let (_, len) = Backing::file(&path, 0).unwrap();
+        let (_, len) = Backing::file(&path, 0, 512).unwrap();
         assert_eq!(len, 2 * MIN_CHUNK);
         std::fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn huge_memory_costs_nothing_until_written() {
-        let backing = Backing::memory(1 << 44);
+        let backing = Backing::memory(1 << 44, 512);
         backing.zero(1 << 43, 1 << 20).unwrap();
         let mut buf = [7; 512];
         backing.read((1 << 44) - 512, &mut buf).unwrap();
@@ -283,8 +290,16 @@ mod tests {
     }
 
     #[test]
+    fn units_of_any_size_lie_in_one_chunk() {
+        for unit in [512, 520, 4104, 4096 + 64, 65_536, 32_768 + 8] {
+            let chunk = min_chunk(unit);
+            assert!(chunk > 0 && chunk <= PIECE as u64 && chunk.is_multiple_of(unit), "{unit}");
+        }
+    }
+
+    #[test]
     fn a_block_is_never_seen_half_written() {
-        let backing = Backing::memory(MIN_CHUNK);
+        let backing = Backing::memory(MIN_CHUNK, 4096);
         std::thread::scope(|scope| {
             for value in 1..=2u8 {
                 let backing = &backing;

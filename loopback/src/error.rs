@@ -59,6 +59,9 @@ pub enum LoopbackError {
         /// Its block size.
         block_size: u32,
     },
+    /// Metadata that the namespace cannot have.
+    #[error("this metadata is not possible: {0}")]
+    Metadata(String),
     /// The subsystem has as many controllers as it may have.
     #[error("{0} has as many controllers as it may have; allow more with Builder::max_controllers")]
     TooManyControllers(String),

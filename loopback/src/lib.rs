@@ -32,6 +32,7 @@
 //!   referrals, and events when the log changes; lists of hosts that may connect.
 //! * Dynamic controllers with Connect, properties, Identify, Get Log Page, features, asynchronous events, Abort, keep alive;
 //!   Read, Write, Compare, Write Zeroes, Dataset Management, Verify, Write Uncorrectable, Flush.
+//! * Metadata, apart from the data or part of the blocks, and protection information with guards of 16, 32 and 64 bits.
 //! * PCI functions emulated in process: registers, doorbells, rings, PRPs and SGLs, MSI-X.
 //! * NVMe/TCP with digests, in-capsule data, R2T, any alignment, without TLS; and an in-process transport, `trtype:loop`.
 //! * NVMe/RDMA over a simulated fabric (`nvmf_transport_rdma::sim`): keyed SGLs, lists of them, in-capsule data.
@@ -39,7 +40,7 @@
 //!
 //! # What it does not
 //!
-//! * Metadata and protection information, fused commands, Copy, reservations, zones, Format, sanitize, namespace management by
+//! * Fused commands, Copy, reservations, zones, Format, sanitize, namespace management by
 //!   hosts, firmware updates; NVM subsystem reset over fabrics. Controller memory buffers, shadow doorbells.
 //! * Authentication and TLS. Whoever can reach a listener can say to be any host: do not listen where that matters.
 //! * Static controllers, persistent discovery registrations, priorities of queues.
@@ -69,7 +70,8 @@ pub use config::{RdmaFrontOptions, TcpOptions};
 pub use error::LoopbackError;
 pub use fault::{Fault, Faults, Rule};
 pub use loopback::{Builder, DEFAULT_NQN, Loopback, LoopbackStats};
-pub use namespace::Namespace;
+pub use namespace::{MetadataPlace, Namespace};
+pub use nvmf_core::protection::{Guard, ProtectionType};
 pub use pci::{EmulatedDevice, EmulatedFunction, PciOptions, VfioUserServer, VfioUserServerOptions};
 pub use subsystem::SubsystemBuilder;
 pub use transport::LoopbackTransport;

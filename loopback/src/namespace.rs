@@ -7,15 +7,21 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nvmf_core::nqn::Uuid;
+use nvmf_core::protection::{Guard, ProtectionType};
 use nvmf_core::spec::command::DsmRange;
-use nvmf_core::spec::identify::{IdentifyNamespace, LbaFormat};
+use nvmf_core::spec::identify::{IdentifyNamespace, IdentifyNamespaceNvm, LbaFormat};
 use nvmf_core::spec::{NvmOpcode, Sqe, Status};
-use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, FromZeros};
 
 use crate::backing::Backing;
 use crate::data::Data;
 use crate::error::LoopbackError;
+use crate::target::Front;
+
+mod metadata;
+
+pub use metadata::MetadataPlace;
 
 /// Most blocks Write Uncorrectable may mark in one namespace.
 const MAX_UNCORRECTABLE: usize = 1 << 20;
@@ -34,6 +40,7 @@ pub struct Namespace {
     nguid: [u8; 16],
     eui64: [u8; 8],
     read_only: bool,
+    metadata: metadata::Wanted,
 }
 
 #[derive(Clone, Debug)]
@@ -53,17 +60,19 @@ impl Namespace {
             nguid: [0; 16],
             eui64: [0; 8],
             read_only: false,
+            metadata: metadata::Wanted::default(),
         }
     }
 
-    /// `len` bytes of memory, allocated as they are written.
+    /// `len` bytes of memory, metadata not counted, allocated as they are written.
     #[must_use]
     pub fn memory(len: u64) -> Self {
         Self::new(Source::Memory(len))
     }
 
-    /// The file at `path`, made if it is missing and extended with a hole if it is shorter than `len` bytes. Zero takes the
-    /// file's own length.
+    /// The file at `path`, made if it is missing and extended with a hole if it is shorter than `len` bytes, metadata not
+    /// counted. Zero takes the file's own length. Where there is metadata, the file has it after the data of each block, with
+    /// its protection information inverted: a hole is a block without protection.
     #[must_use]
     pub fn file(path: impl AsRef<Path>, len: u64) -> Self {
         Self::new(Source::File(path.as_ref().to_owned(), len))
@@ -119,20 +128,56 @@ impl Namespace {
         self
     }
 
+    /// Gives each block `bytes` of metadata. It is kept beside the block.
+    #[must_use]
+    pub fn metadata(mut self, bytes: u16, place: MetadataPlace) -> Self {
+        (self.metadata.size, self.metadata.separate) = (bytes, place == MetadataPlace::Separate);
+        self
+    }
+
+    /// Protects blocks end to end, in the last bytes of the metadata, with a 16-bit guard unless [`Self::guard`] says otherwise:
+    /// the controller checks, inserts and strips protection information as commands ask for it.
+    #[must_use]
+    pub fn protection(mut self, kind: ProtectionType) -> Self {
+        self.metadata.kind = Some(kind);
+        self
+    }
+
+    /// Puts protection information into the first bytes of the metadata.
+    #[must_use]
+    pub fn protection_first(mut self) -> Self {
+        self.metadata.first = true;
+        self
+    }
+
+    /// The guard, and with it the format, of protection information. With [`Guard::Crc32c`] the storage tag has 16 bits, else
+    /// there is none.
+    #[must_use]
+    pub fn guard(mut self, guard: Guard) -> Self {
+        self.metadata.guard = Some(guard);
+        self
+    }
+
     /// Opens the backing.
     pub(crate) fn open(self, nsid: u32) -> Result<ActiveNamespace, LoopbackError> {
         if !self.block_size.is_power_of_two() || !(512..=65_536).contains(&self.block_size) {
             return Err(LoopbackError::BlockSize(self.block_size));
         }
-        let (backing, len) = match self.source {
-            Source::Memory(len) => (Backing::memory(len), len),
-            Source::Null(len) => (Backing::Null, len),
-            Source::File(path, len) => {
-                Backing::file(&path, len).map_err(|source| LoopbackError::File { path, source })?
-            }
-        };
+        let metadata = self.metadata.check(self.block_size, matches!(self.source, Source::Null(_)))?;
         let block_shift = self.block_size.trailing_zeros();
-        let blocks = len >> block_shift;
+        let stride = u64::from(self.block_size) + metadata.map_or(0, |metadata| u64::from(metadata.size));
+        // Lengths are those of the data; whatever fills no block is left as it is.
+        let kept = |len: u64| match metadata {
+            Some(_) => (len >> block_shift).saturating_mul(stride),
+            None => len,
+        };
+        let (backing, len) = match self.source {
+            Source::Memory(len) => (Backing::memory(kept(len), stride), kept(len)),
+            Source::Null(len) => (Backing::Null, len),
+            Source::File(path, len) => Backing::file(&path, kept(len), stride)
+                .map_err(|source| LoopbackError::File { path, source })?,
+        };
+        let blocks = len / stride;
         if blocks == 0 {
             return Err(LoopbackError::TooSmall { bytes: len, block_size: self.block_size });
         }
@@ -143,6 +188,8 @@ impl Namespace {
         Ok(ActiveNamespace {
             nsid,
             block_shift,
+            stride,
+            metadata,
             blocks: AtomicU64::new(blocks),
             backing,
             uuid,
@@ -160,6 +207,9 @@ impl Namespace {
 pub(crate) struct ActiveNamespace {
     pub(crate) nsid: u32,
     block_shift: u32,
+    /// Bytes of a block in the backing, with its metadata.
+    stride: u64,
+    metadata: Option<metadata::Metadata>,
     blocks: AtomicU64,
     backing: Backing,
     pub(crate) uuid: [u8; 16],
@@ -195,13 +245,14 @@ impl ActiveNamespace {
         }
         // Commands in between must find every block they are allowed to touch.
         self.blocks.fetch_min(blocks, Ordering::AcqRel);
+        let len = if self.metadata.is_some() { blocks * self.stride } else { len };
         self.backing.resize(len).map_err(LoopbackError::Resize)?;
         self.blocks.store(blocks, Ordering::Release);
         Ok(())
     }
 
-    /// Identify Namespace, CNS 00h.
-    pub(crate) fn identify(&self, mdts_bytes: u64) -> IdentifyNamespace {
+    /// Identify Namespace, CNS 00h, as a host at `front` sees it.
+    pub(crate) fn identify(&self, mdts_bytes: u64, front: Front) -> IdentifyNamespace {
         let blocks = U64::new(self.blocks());
         let mut data = IdentifyNamespace {
             nsze: blocks,
@@ -218,17 +269,65 @@ impl ActiveNamespace {
             ..IdentifyNamespace::default()
         };
         data.lbaf[0] = LbaFormat { ms: U16::ZERO, lbads: self.block_shift as u8, rp: 0 };
+        if let Some(metadata) = &self.metadata {
+            data.lbaf[0].ms = U16::new(metadata.size);
+            let extended = metadata.place(front) == MetadataPlace::Extended;
+            // MC: bit 0 extended, bit 1 separate; there is no Format to choose between them.
+            (data.flbas, data.mc) = if extended { (1 << 4, 1 << 0) } else { (0, 1 << 1) };
+            if let Some(format) = metadata.protection {
+                let (kind, first) = (format.kind().number(), format.is_first());
+                // DPC: bits 2:0 by type, bit 3 first bytes, bit 4 last bytes; DPS: the type, and bit 3 first bytes.
+                data.dpc = 1 << (kind - 1) | if first { 1 << 3 } else { 1 << 4 };
+                data.dps = kind | u8::from(first) << 3;
+            }
+        }
         // NSFEAT bit 4: the optimal sizes are valid. Nothing is gained by alignment here, so they are one block.
         data.nsfeat = 1 << 4;
         data.nows_z = U16::new(((mdts_bytes >> self.block_shift).clamp(1, 65_536) - 1) as u16);
         data
     }
 
-    /// Executes a command of the NVM command set. `max_transfer` is MDTS in bytes.
-    pub(crate) fn execute(&self, sqe: &Sqe, data: Data<'_>, max_transfer: u64) -> Result<(), Status> {
+    /// Identify Namespace for the NVM command set, CNS 05h.
+    pub(crate) fn identify_nvm(&self) -> IdentifyNamespaceNvm {
+        let mut data = IdentifyNamespaceNvm::new_zeroed();
+        if let Some(format) = self.metadata.and_then(|metadata| metadata.protection) {
+            // ELBAF: storage tag size, and PIF (8:7).
+            let pif = u32::from(format.guard().format());
+            data.elbaf[0] = U32::new(u32::from(format.storage_tag_bits()) | pif << 7);
+        }
+        data
+    }
+
+    /// Whether blocks have one of the formats that only hosts know which know extended LBA formats.
+    pub(crate) fn has_extended_format(&self) -> bool {
+        let format = self.metadata.and_then(|metadata| metadata.protection);
+        format.is_some_and(|format| format.guard() != Guard::Crc16)
+    }
+
+    /// Executes a command of the NVM command set from a host at `front`. `max_transfer` is MDTS in bytes. Metadata apart from
+    /// the data follows it in `data`.
+    pub(crate) fn execute(
+        &self,
+        sqe: &Sqe,
+        data: Data<'_>,
+        max_transfer: u64,
+        front: Front,
+    ) -> Result<(), Status> {
         // Fused operations are not supported (FUSES is 0).
         if sqe.flags & 3 != 0 {
             return Err(Status::INVALID_FIELD.with_dnr());
+        }
+        if let Some(metadata) = &self.metadata
+            && matches!(
+                NvmOpcode(sqe.opcode),
+                NvmOpcode::READ
+                    | NvmOpcode::WRITE
+                    | NvmOpcode::COMPARE
+                    | NvmOpcode::VERIFY
+                    | NvmOpcode::WRITE_ZEROES
+            )
+        {
+            return self.execute_with_metadata(metadata, sqe, data, max_transfer, front);
         }
         match NvmOpcode(sqe.opcode) {
             NvmOpcode::READ => {
@@ -286,12 +385,18 @@ impl ActiveNamespace {
         }
     }
 
-    /// Bytes of data the command moves.
-    pub(crate) fn data_len(&self, sqe: &Sqe) -> u64 {
+    /// Bytes the command moves in its data buffer and in its metadata buffer.
+    pub(crate) fn lengths(&self, sqe: &Sqe, front: Front) -> (u64, u64) {
         match NvmOpcode(sqe.opcode) {
-            NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => blocks_of(sqe) << self.block_shift,
-            NvmOpcode::DATASET_MANAGEMENT => ranges_of(sqe) as u64 * size_of::<DsmRange>() as u64,
-            _ => 0,
+            NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => match &self.metadata {
+                None => (blocks_of(sqe) << self.block_shift, 0),
+                Some(metadata) => {
+                    let (data, apart) = metadata.buffers(sqe, front);
+                    (blocks_of(sqe) * data, blocks_of(sqe) * apart)
+                }
+            },
+            NvmOpcode::DATASET_MANAGEMENT => (ranges_of(sqe) as u64 * size_of::<DsmRange>() as u64, 0),
+            _ => (0, 0),
         }
     }
 
@@ -323,7 +428,7 @@ impl ActiveNamespace {
     }
 
     fn zero(&self, range: Range) -> Result<(), Status> {
-        let len = range.blocks << self.block_shift;
+        let len = range.blocks * self.stride;
         self.backing.zero(self.offset(range), len).map_err(|e| self.media(&e, Status::WRITE_FAULT))?;
         self.make_readable(range);
         Ok(())
@@ -354,7 +459,7 @@ impl ActiveNamespace {
     }
 
     fn offset(&self, range: Range) -> u64 {
-        range.slba << self.block_shift
+        range.slba * self.stride
     }
 
     fn media(&self, error: &io::Error, status: Status) -> Status {

@@ -288,19 +288,20 @@ impl Queue {
         }
     }
 
-    /// Bytes of data a command moves, where nothing but the command says so (PRPs). A command that cannot be executed
-    /// moves none.
+    /// Bytes of data a command moves, and of metadata apart from it, where nothing but the command says so (PRPs). A command
+    /// that cannot be executed moves none.
     ///
     /// # Errors
-    /// Invalid Field, when that is more than MDTS allows.
-    pub(crate) fn data_len(&mut self, sqe: &Sqe) -> Result<usize, Status> {
-        let Some(link) = &mut self.link else { return Ok(0) };
-        let len = match link.qid {
-            0 => controller::data_len(sqe),
-            _ => link.find(sqe.nsid.get()).map_or(0, |namespace| namespace.data_len(sqe)),
+    /// Invalid Field, when the data is more than MDTS allows.
+    pub(crate) fn lengths(&mut self, sqe: &Sqe) -> Result<(usize, usize), Status> {
+        let front = self.front;
+        let Some(link) = &mut self.link else { return Ok((0, 0)) };
+        let (len, metadata) = match link.qid {
+            0 => (controller::data_len(sqe), 0),
+            _ => link.find(sqe.nsid.get()).map_or((0, 0), |namespace| namespace.lengths(sqe, front)),
         };
-        match usize::try_from(len) {
-            Ok(bytes) if len <= self.target.config.max_transfer() => Ok(bytes),
+        match (usize::try_from(len), usize::try_from(metadata)) {
+            (Ok(bytes), Ok(metadata)) if len <= self.target.config.max_transfer() => Ok((bytes, metadata)),
             _ => Err(Status::INVALID_FIELD.with_dnr()),
         }
     }
@@ -441,13 +442,14 @@ impl Link {
             AnaState::CHANGE => return Err(Status::ANA_TRANSITION),
             _ => {}
         }
+        let front = self.controller.front;
         let nsid = sqe.nsid.get();
         if nsid == u32::MAX && sqe.opcode == NvmOpcode::FLUSH.0 {
             data.none()?;
             return subsystem.namespaces().iter().try_for_each(|namespace| namespace.flush());
         }
         let namespace = self.find(nsid).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())?;
-        namespace.execute(sqe, data, max_transfer)
+        namespace.execute(sqe, data, max_transfer, front)
     }
 
     fn find(&mut self, nsid: u32) -> Option<&ActiveNamespace> {

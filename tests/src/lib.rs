@@ -4,6 +4,7 @@
 pub mod conformance;
 pub mod fuzz;
 pub mod history;
+pub mod metadata;
 pub mod program;
 pub mod proxy;
 pub mod rng;

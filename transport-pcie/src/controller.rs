@@ -16,7 +16,7 @@ use crate::device::PciDevice;
 use crate::qpair::PcieQpair;
 use crate::quirks::Quirks;
 use crate::shadow::{self, ShadowDoorbells};
-use crate::shared::{SglSupport, Shared};
+use crate::shared::{MetadataSupport, SglSupport, Shared};
 
 /// Offset of the command register in configuration space.
 const PCI_COMMAND: u32 = 0x04;
@@ -133,6 +133,10 @@ impl TransportController for PcieController {
             1 => SglSupport::Yes,
             2 => SglSupport::Dwords,
             _ => SglSupport::No,
+        });
+        self.registers.0.set_metadata_support(MetadataSupport {
+            any_byte: identify.takes_metadata_at_any_byte(),
+            sgl: identify.supports_metadata_sgl(),
         });
         Ok(())
     }

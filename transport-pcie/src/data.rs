@@ -1,18 +1,23 @@
-//! How a command's data is described to a controller: PRP entries or SGL descriptors. NVMe Base 2.1 §4.3.
+//! How a command's data, and metadata apart from it, is described to a controller: PRP entries or SGL descriptors. NVMe Base
+//! 2.1 §4.3, Figure 92 (PSDT, MPTR, DPTR).
 
 use nvmf_core::dma::{DMA_PAGE, SharedMemory};
 use nvmf_core::spec::Sqe;
+use nvmf_core::spec::command::{FLAGS_PSDT_MASK, FLAGS_PSDT_SGL_METADATA_SGL};
 use nvmf_core::spec::data_ptr::{DataPointer, SglDescriptor, SglSubtype};
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::U64;
 
-use crate::shared::SglSupport;
+use crate::shared::{MetadataSupport, SglSupport};
 
 /// Bytes of a slot's list: the smallest memory page, so that none crosses the end of one.
 pub(crate) const LIST_BYTES: usize = DMA_PAGE;
 /// Entries of a PRP list that fits into it.
 pub(crate) const LIST_ENTRIES: usize = LIST_BYTES / 8;
-/// Descriptors of an SGL segment that fits into it.
-pub(crate) const SGL_ENTRIES: usize = LIST_BYTES / 16;
+/// Descriptors of an SGL segment that fits into it. The last place is for the descriptor of the metadata.
+pub(crate) const SGL_ENTRIES: usize = LIST_BYTES / 16 - 1;
+/// Where in a slot's list the descriptor of the metadata is, bytes.
+const METADATA_DESCRIPTOR: usize = SGL_ENTRIES * 16;
 
 /// Largest transfer of one command with memory pages (CC.MPS) of `page` bytes: whatever its offset in the first page, PRP entry 1
 /// and one list cover it.
@@ -66,6 +71,31 @@ pub(crate) fn describe(sqe: &mut Sqe, pieces: &[Piece], list: List<'_>, sgl: Sgl
         _ => SglDescriptor::segment(list.iova, len, true, SglSubtype::ADDRESS),
     });
     true
+}
+
+/// Describes metadata, one contiguous piece, in `sqe`'s metadata pointer, after [`describe`] has described the data. `false` when
+/// that is not possible where it is: then it has to be copied to a dword boundary.
+pub(crate) fn describe_metadata(
+    sqe: &mut Sqe,
+    piece: Piece,
+    list: List<'_>,
+    support: MetadataSupport,
+) -> bool {
+    let by_sgl = sqe.flags & FLAGS_PSDT_MASK != 0;
+    let dwords = piece.iova.is_multiple_of(4);
+    if by_sgl && support.sgl && dwords && piece.len.is_multiple_of(4) {
+        let descriptor = SglDescriptor::data_block(piece.iova, piece.len);
+        list.memory.write_bytes(list.offset + METADATA_DESCRIPTOR, descriptor.as_bytes());
+        sqe.flags = sqe.flags & !FLAGS_PSDT_MASK | FLAGS_PSDT_SGL_METADATA_SGL;
+        sqe.mptr = U64::new(list.iova + METADATA_DESCRIPTOR as u64);
+        return true;
+    }
+    // With PRPs it has to start at a dword; with an SGL the controller may take any byte.
+    let possible = dwords || by_sgl && support.any_byte;
+    if possible {
+        sqe.mptr = U64::new(piece.iova);
+    }
+    possible
 }
 
 /// Whether PRPs can describe the pieces: only the first may start, and only the last may end, inside of a page; the offset of the

@@ -11,9 +11,11 @@
 //! be driven ([`Obstacle`]). Functions bound to vfio-pci are driven through the kernel's VFIO; [`PcieTransport::bind`] binds them.
 //! Other [`PciDevice`]s are brought in with [`PcieTransport::with_devices`].
 //!
+//! Metadata in a buffer of its own is pointed to where it is; it is copied if it starts at no dword and the controller wants that.
+//!
 //! # What it does not do
-//! Metadata pointers are not used, and of controller memory buffers only the room for submission queues. Two functions of one IOMMU
-//! group cannot be driven at the same time.
+//! Of controller memory buffers only the room for submission queues is used. Two functions of one IOMMU group cannot be driven at the
+//! same time.
 
 #![deny(unsafe_code)]
 

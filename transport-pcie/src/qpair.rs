@@ -69,6 +69,13 @@ struct Life {
     stuck: bool,
 }
 
+/// Copies of a command's data and metadata, which the controller is told instead.
+#[derive(Debug, Default)]
+struct Copies {
+    data: Option<DmaBuf>,
+    metadata: Option<DmaBuf>,
+}
+
 /// A queue pair of a PCIe controller.
 pub struct PcieQpair {
     shared: Arc<Shared>,
@@ -100,8 +107,8 @@ pub struct PcieQpair {
     cq_rung: u16,
     /// Phase tag of entries the controller has written in this round.
     phase: bool,
-    /// Copies of data that could not be described, by slot.
-    bounce: Vec<Option<DmaBuf>>,
+    /// Copies of what could not be described where it is, by slot.
+    bounce: Vec<Option<Box<Copies>>>,
     pieces: Vec<Piece>,
     /// Bus addresses of regions, by region.
     regions: Vec<(RegionId, u64)>,
@@ -344,23 +351,54 @@ impl PcieQpair {
                 done += chunk.len();
             }
         }
-        let extent = copy.extent().ok_or_else(|| Error::exhausted("a buffer without memory"))?;
-        let (region, start) = (extent.region().clone(), extent.offset() as u64);
-        let iova = self.address(&region)? + start;
+        let piece = self.place(&copy)?;
         self.pieces.clear();
-        self.pieces.push(Piece { iova, len });
+        self.pieces.push(piece);
         if !self.describe_pieces(slot, sqe, SglSupport::No)? {
             return Err(Error::api_misuse(format!("{len} bytes do not fit into one command")));
         }
-        self.bounce[usize::from(slot)] = Some(copy);
+        self.bounce[usize::from(slot)].get_or_insert_default().data = Some(copy);
         Ok(())
     }
 
-    fn describe_pieces(&self, slot: u16, sqe: &mut Sqe, sgl: SglSupport) -> Result<bool> {
+    /// Where a copy is.
+    fn place(&mut self, copy: &DmaBuf) -> Result<Piece> {
+        let extent = copy.extent().ok_or_else(|| Error::exhausted("a buffer without memory"))?;
+        let (region, start) = (extent.region().clone(), extent.offset() as u64);
+        Ok(Piece { iova: self.address(&region)? + start, len: copy.len() as u32 })
+    }
+
+    fn list(&self, slot: u16) -> Result<List<'_>> {
         let offset = self.lists_offset + usize::from(slot) * LIST_BYTES;
-        let list =
-            List { memory: self.memory()?, offset, iova: self.iova + offset as u64, page: self.shared.page };
-        Ok(data::describe(sqe, &self.pieces, list, sgl))
+        Ok(List { memory: self.memory()?, offset, iova: self.iova + offset as u64, page: self.shared.page })
+    }
+
+    fn describe_pieces(&self, slot: u16, sqe: &mut Sqe, sgl: SglSupport) -> Result<bool> {
+        Ok(data::describe(sqe, &self.pieces, self.list(slot)?, sgl))
+    }
+
+    /// Fills the metadata pointer for the metadata of `slot`, which is apart from its data.
+    fn describe_metadata(&mut self, slot: u16, sqe: &mut Sqe, tracker: &Tracker) -> Result<()> {
+        let len = tracker.metadata_len(slot);
+        let segment = tracker.metadata_segment(slot).filter(|segment| segment.len == len as usize);
+        let Some(segment) = segment else {
+            return Err(Error::api_misuse("the command's metadata buffer is shorter than its metadata"));
+        };
+        let piece = Piece { iova: self.address(segment.region)? + segment.offset as u64, len };
+        let support = self.shared.metadata_support();
+        if data::describe_metadata(sqe, piece, self.list(slot)?, support) {
+            return Ok(());
+        }
+        let mut copy = self.shared.bounce.alloc(len as usize)?;
+        if sqe.direction() == DataDirection::HostToController {
+            copy.copy_from_slice(tracker.metadata(slot));
+        }
+        let piece = self.place(&copy)?;
+        if !data::describe_metadata(sqe, piece, self.list(slot)?, support) {
+            return Err(Error::exhausted("metadata memory that starts at no dword"));
+        }
+        self.bounce[usize::from(slot)].get_or_insert_default().metadata = Some(copy);
+        Ok(())
     }
 
     fn ring_sq(&mut self) -> Result<()> {
@@ -443,11 +481,16 @@ impl PcieQpair {
                 self.stats.bytes_received += len
             }
         }
-        if let Some(copy) = self.bounce.get_mut(usize::from(slot)).and_then(Option::take)
+        if let Some(copies) = self.bounce.get_mut(usize::from(slot)).and_then(Option::take)
             && tracker.direction(slot) == DataDirection::ControllerToHost
-            && !tracker.write(slot, 0, &copy)
         {
-            return Err(Error::api_misuse("the command's buffers are shorter than its data"));
+            if copies.data.is_some_and(|copy| !tracker.write(slot, 0, &copy)) {
+                return Err(Error::api_misuse("the command's buffers are shorter than its data"));
+            }
+            if let Some(copy) = &copies.metadata {
+                // As long as the copy: it was told from this.
+                tracker.metadata_mut(slot).copy_from_slice(copy);
+            }
         }
         tracker.complete(slot, *cqe);
         Ok(())
@@ -493,7 +536,12 @@ impl TransportQpair for PcieQpair {
 
     fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
         let mut sqe = *sqe;
-        if let Err(error) = self.describe(slot, &mut sqe, tracker) {
+        let mut described = self.describe(slot, &mut sqe, tracker);
+        if described.is_ok() && tracker.metadata_len(slot) > 0 {
+            described = self.describe_metadata(slot, &mut sqe, tracker);
+        }
+        if let Err(error) = described {
+            self.bounce[usize::from(slot)] = None;
             if let Some(failure) = self.shared.failure() {
                 return Err(failure);
             }
@@ -652,7 +700,8 @@ impl Drop for PcieQpair {
         if let Some(part) = self.cmb.take() {
             part.give_up();
         }
-        self.bounce.iter_mut().filter_map(Option::take).for_each(DmaBuf::leak);
+        let copies = self.bounce.iter_mut().filter_map(Option::take);
+        copies.flat_map(|copies| [copies.data, copies.metadata]).flatten().for_each(DmaBuf::leak);
     }
 }
 

@@ -44,6 +44,15 @@ pub(crate) enum SglSupport {
     Dwords = 2,
 }
 
+/// How metadata apart from the data may be described when the data is described by an SGL.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct MetadataSupport {
+    /// A contiguous buffer that starts at any byte, not just any dword.
+    pub(crate) any_byte: bool,
+    /// An SGL segment of one descriptor.
+    pub(crate) sgl: bool,
+}
+
 /// Behind an `Arc`, in the controller and in every queue pair; the function is given up with the last of them.
 pub(crate) struct Shared {
     pub(crate) bar: Bar0,
@@ -62,6 +71,8 @@ pub(crate) struct Shared {
     /// Wakes every I/O queue pair when the function is lost or stopped.
     bell: Option<Bell>,
     sgl: AtomicU8,
+    /// [`MetadataSupport`]: bit 0 any byte, bit 1 SGL.
+    metadata: AtomicU8,
     /// Reads return all ones, or the function says that it is gone.
     lost: AtomicBool,
     /// The controller is being stopped, or was.
@@ -138,6 +149,7 @@ impl Shared {
             admin_waker,
             bell,
             sgl: AtomicU8::new(SglSupport::No as u8),
+            metadata: AtomicU8::new(0),
             lost: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             shadow: Mutex::default(),
@@ -161,6 +173,16 @@ impl Shared {
             2 => SglSupport::Dwords,
             _ => SglSupport::No,
         }
+    }
+
+    pub(crate) fn set_metadata_support(&self, support: MetadataSupport) {
+        let bits = u8::from(support.any_byte) | u8::from(support.sgl) << 1;
+        self.metadata.store(bits, Ordering::Relaxed);
+    }
+
+    pub(crate) fn metadata_support(&self) -> MetadataSupport {
+        let bits = self.metadata.load(Ordering::Relaxed);
+        MetadataSupport { any_byte: bits & 1 != 0, sgl: bits & 2 != 0 }
     }
 
     // --- interrupts --------------------------------------------------------------------------------------------------

@@ -384,7 +384,8 @@ pub trait Endpoint: Send + 'static {
     /// What the device says.
     fn request_notification(&self) -> io::Result<()>;
 
-    /// Takes the notifications back that made [`Endpoint::event_fd`] readable. Whether there was one.
+    /// Takes the notification back that made [`Endpoint::event_fd`] readable; there is at most one for each time one was asked
+    /// for. Whether there was one.
     fn take_notifications(&mut self) -> bool;
 
     /// A descriptor that is readable when there is an event of the connection manager or a notification.

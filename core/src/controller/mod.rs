@@ -493,6 +493,7 @@ impl Controller {
             let timeout = inner.options.connect_timeout;
             let mut engine = Engine::new(transport, slots, ops, generations, connect, timeout, now);
             engine.set_max_segments(capabilities.max_segments);
+            engine.set_separate_metadata(capabilities.separate_metadata);
             engine.set_max_transfer(capabilities.max_transfer);
             Ok(engine)
         });

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -190,6 +190,14 @@ impl SharedMemory {
     #[must_use]
     pub fn extent(&self) -> &Extent {
         &self.extent
+    }
+
+    /// The file of memory that is a region of its own, for another process to map, read and write: nobody has references to this
+    /// memory anyway. `None` where others have parts of the region, and where there is no file.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        let region = self.extent.region();
+        if self.extent.len() == region.len() { region.file() } else { None }
     }
 
     /// Reads a number.

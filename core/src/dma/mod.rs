@@ -12,7 +12,7 @@ mod pool;
 mod region;
 
 pub use access::{DeviceMemory, DmaFault, SharedMemory, device_write_barrier};
-pub use pool::{DmaBuf, DmaPool, DmaSegment, IoBuf, PoolStats};
+pub use pool::{DataAndMetadata, DmaBuf, DmaPool, DmaSegment, IoBuf, PoolStats};
 pub use region::{DmaGrant, DmaRegion, Extent, RegionId};
 
 /// Granularity of DMA memory, bytes: every buffer starts on such a boundary.

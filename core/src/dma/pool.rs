@@ -240,7 +240,8 @@ pub struct DmaSegment<'a> {
     pub len: usize,
 }
 
-/// The data of one I/O: nothing, one buffer, or several in order (vectored I/O).
+/// The data of one I/O: nothing, one buffer, or several in order (vectored I/O); and, where it is not part of the data, its
+/// metadata.
 #[derive(Debug, Default)]
 pub enum IoBuf {
     /// No data.
@@ -250,50 +251,105 @@ pub enum IoBuf {
     One(DmaBuf),
     /// Several buffers, transferred in order as if they were one.
     Many(Vec<DmaBuf>),
+    /// Data, and metadata in a buffer of its own. Made by [`IoBuf::with_metadata`].
+    WithMetadata(Box<DataAndMetadata>),
+}
+
+/// Data, and the metadata of its blocks in a buffer of its own. Submitting the same one again allocates nothing.
+#[derive(Debug)]
+pub struct DataAndMetadata {
+    /// Never has metadata itself.
+    data: IoBuf,
+    metadata: DmaBuf,
 }
 
 impl IoBuf {
-    /// Total length, bytes.
+    /// `data` and the metadata of its blocks. Metadata that came with `data` goes back to its pool.
+    #[must_use]
+    pub fn with_metadata(data: impl Into<Self>, metadata: DmaBuf) -> Self {
+        let (data, _) = data.into().into_parts();
+        Self::WithMetadata(Box::new(DataAndMetadata { data, metadata }))
+    }
+
+    /// Total length of the data, bytes. Metadata does not count.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
             Self::None => 0,
             Self::One(buf) => buf.len(),
-            Self::Many(bufs) => bufs.iter().map(DmaBuf::len).sum(),
+            Self::Many(_) | Self::WithMetadata(_) => self.bufs().iter().map(DmaBuf::len).sum(),
         }
     }
 
-    /// Whether there are no bytes.
+    /// Whether there are no bytes of data.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The single buffer, if it is one.
+    /// The metadata, where it has a buffer of its own.
+    #[must_use]
+    pub fn metadata(&self) -> Option<&DmaBuf> {
+        match self {
+            Self::WithMetadata(both) => Some(&both.metadata),
+            Self::None | Self::One(_) | Self::Many(_) => None,
+        }
+    }
+
+    /// As [`IoBuf::metadata`], writable.
+    #[must_use]
+    pub fn metadata_mut(&mut self) -> Option<&mut DmaBuf> {
+        match self {
+            Self::WithMetadata(both) => Some(&mut both.metadata),
+            Self::None | Self::One(_) | Self::Many(_) => None,
+        }
+    }
+
+    /// Data and metadata apart.
+    #[must_use]
+    pub fn into_parts(self) -> (Self, Option<DmaBuf>) {
+        match self {
+            Self::WithMetadata(both) => (both.data, Some(both.metadata)),
+            data => (data, None),
+        }
+    }
+
+    /// The single buffer of data, if it is one. Metadata goes back to its pool.
     #[must_use]
     pub fn into_one(self) -> Option<DmaBuf> {
-        match self {
+        match self.into_parts().0 {
             Self::One(buf) => Some(buf),
-            Self::None | Self::Many(_) => None,
+            _ => None,
         }
     }
 
-    /// The buffers, in order.
+    /// The buffers of data, in order. Metadata goes back to its pool.
     #[must_use]
     pub fn into_vec(self) -> Vec<DmaBuf> {
-        match self {
-            Self::None => Vec::new(),
+        match self.into_parts().0 {
             Self::One(buf) => vec![buf],
             Self::Many(bufs) => bufs,
+            Self::None | Self::WithMetadata(_) => Vec::new(),
         }
     }
 
-    /// The buffers, in order.
+    /// The buffers of data, in order.
+    #[must_use]
     pub fn bufs(&self) -> &[DmaBuf] {
         match self {
             Self::None => &[],
             Self::One(buf) => std::slice::from_ref(buf),
             Self::Many(bufs) => bufs,
+            Self::WithMetadata(both) => both.data.bufs(),
+        }
+    }
+
+    fn bufs_mut(&mut self) -> &mut [DmaBuf] {
+        match self {
+            Self::None => &mut [],
+            Self::One(buf) => std::slice::from_mut(buf),
+            Self::Many(bufs) => bufs,
+            Self::WithMetadata(both) => both.data.bufs_mut(),
         }
     }
 
@@ -345,12 +401,7 @@ impl IoBuf {
     /// The writable bytes from `offset` to the end of the buffer that holds them; empty at or past the end.
     #[must_use]
     pub fn chunk_mut(&mut self, mut offset: usize) -> &mut [u8] {
-        let bufs: &mut [DmaBuf] = match self {
-            Self::None => &mut [],
-            Self::One(buf) => std::slice::from_mut(buf),
-            Self::Many(bufs) => bufs,
-        };
-        for buf in bufs {
+        for buf in self.bufs_mut() {
             if offset < buf.len() {
                 return &mut buf[offset..];
             }
@@ -361,9 +412,8 @@ impl IoBuf {
 
     /// Gives all memory up for good; see [`DmaBuf::leak`].
     pub fn leak(self) {
-        for buf in self.into_vec() {
-            buf.leak();
-        }
+        let (data, metadata) = self.into_parts();
+        data.into_vec().into_iter().chain(metadata).for_each(DmaBuf::leak);
     }
 }
 
@@ -426,6 +476,24 @@ mod tests {
         assert_eq!(pool.stats().mapped_bytes, 0);
         drop(a);
         assert_eq!(pool.stats().outstanding, 0);
+    }
+
+    #[test]
+    fn metadata_is_kept_apart_from_data() {
+        let pool = DmaPool::new();
+        let data = vec![pool.copy_from(b"abc").unwrap(), pool.copy_from(b"de").unwrap()];
+        let first = IoBuf::with_metadata(data, pool.copy_from(b"lost").unwrap());
+        let mut io = IoBuf::with_metadata(first, pool.copy_from(b"12345678").unwrap());
+        assert_eq!(pool.stats().outstanding, 3, "metadata that was replaced is back");
+        assert_eq!((io.len(), io.bufs().len(), io.chunk(3)), (5, 2, &b"de"[..]));
+        io.chunk_mut(3)[0] = b'D';
+        io.metadata_mut().unwrap()[0] = b'0';
+        let (data, metadata) = io.into_parts();
+        assert_eq!(data.chunk(3), b"De");
+        assert_eq!(metadata.unwrap()[..], *b"02345678");
+        assert!(data.metadata().is_none());
+        let both = IoBuf::with_metadata(pool.alloc(8192).unwrap(), pool.alloc(16).unwrap());
+        assert_eq!(both.into_one().unwrap().len(), 8192);
     }
 
     #[test]

@@ -35,6 +35,9 @@ struct Slot {
     /// Byte range of the operation's data.
     offset: usize,
     len: u32,
+    /// Byte range of the operation's metadata; a length of 0 is none.
+    metadata_offset: usize,
+    metadata_len: u32,
 }
 
 /// Table of the commands in flight on one queue pair.
@@ -64,6 +67,8 @@ impl Tracker {
                     op: 0,
                     offset: 0,
                     len: 0,
+                    metadata_offset: 0,
+                    metadata_len: 0,
                 })
                 .collect(),
             free: (0..slots).rev().collect(),
@@ -129,6 +134,13 @@ impl Tracker {
         Some((index, slot.cid))
     }
 
+    /// Gives the command in `slot`, taken with [`Tracker::begin`], bytes `offset .. offset + len` of its operation's metadata
+    /// ([`IoBuf::metadata`]).
+    pub fn set_metadata(&mut self, slot: u16, offset: usize, len: u32) {
+        let entry = &mut self.slots[usize::from(slot)];
+        (entry.metadata_offset, entry.metadata_len) = (offset, len);
+    }
+
     /// Frees a slot whose command never reached the transport, or that the transport can no longer serve because the
     /// queue is quiesced. Its operation's buffer stays with the operation.
     pub fn release(&mut self, slot: u16) {
@@ -136,7 +148,7 @@ impl Tracker {
         let entry = &mut self.slots[usize::from(slot)];
         debug_assert!(entry.state != SlotState::Free, "slot {slot} released twice");
         entry.state = SlotState::Free;
-        entry.len = 0;
+        (entry.len, entry.metadata_len) = (0, 0);
         // Next generation; FFFFh is skipped, it means "all commands" in Cancel and "none" in error logs.
         let step = if mask == u16::MAX { 0 } else { mask + 1 };
         entry.cid = entry.cid.wrapping_add(step);
@@ -207,6 +219,47 @@ impl Tracker {
         let mut segment = self.bufs[entry.op as usize].segment(entry.offset + offset as usize)?;
         segment.len = segment.len.min(left as usize);
         Some(segment)
+    }
+
+    /// Bytes of metadata the command in `slot` transfers apart from its data.
+    #[must_use]
+    pub fn metadata_len(&self, slot: u16) -> u32 {
+        self.slots[usize::from(slot)].metadata_len
+    }
+
+    /// Where in DMA memory the command's metadata is, one piece; `None` when it has none apart from its data. Shorter than
+    /// [`Tracker::metadata_len`] when the operation's buffer is. For transports whose hardware moves it.
+    #[must_use]
+    pub fn metadata_segment(&self, slot: u16) -> Option<DmaSegment<'_>> {
+        let entry = &self.slots[usize::from(slot)];
+        if entry.metadata_len == 0 {
+            return None;
+        }
+        let metadata = self.bufs[entry.op as usize].metadata()?;
+        let left = metadata.len().checked_sub(entry.metadata_offset).filter(|&left| left > 0)?;
+        let extent = metadata.extent()?;
+        let (region, offset) = (extent.region(), extent.offset() + entry.metadata_offset);
+        Some(DmaSegment { region, offset, len: left.min(entry.metadata_len as usize) })
+    }
+
+    /// The command's metadata, where it is apart from its data; else empty.
+    #[must_use]
+    pub fn metadata(&self, slot: u16) -> &[u8] {
+        let entry = &self.slots[usize::from(slot)];
+        let range = entry.metadata_offset..entry.metadata_offset + entry.metadata_len as usize;
+        self.bufs[entry.op as usize].metadata().and_then(|metadata| metadata.get(range)).unwrap_or(&[])
+    }
+
+    /// As [`Tracker::metadata`], writable: where metadata from the controller goes. Empty when the slot is not in flight.
+    #[must_use]
+    pub fn metadata_mut(&mut self, slot: u16) -> &mut [u8] {
+        let entry = &self.slots[usize::from(slot)];
+        if entry.state != SlotState::InFlight {
+            return &mut [];
+        }
+        let range = entry.metadata_offset..entry.metadata_offset + entry.metadata_len as usize;
+        let metadata = self.bufs[entry.op as usize].metadata_mut();
+        metadata.and_then(|metadata| metadata.get_mut(range)).unwrap_or(&mut [])
     }
 
     /// The command's data from `offset` on, as far as it is contiguous; empty at or past its end.
@@ -324,6 +377,34 @@ mod tests {
         let all: Vec<u8> = t.take_buf(0).bufs().iter().flat_map(|b| b.to_vec()).collect();
         assert_eq!(&all[..5], &[0; 5]);
         assert_eq!(&all[15..], &[0; 5]);
+    }
+
+    #[test]
+    fn metadata_is_reached_only_within_the_slots_range() {
+        let pool = DmaPool::new();
+        let mut t = Tracker::new(2, 2, true);
+        t.put_buf(0, IoBuf::with_metadata(pool.alloc(64).unwrap(), pool.alloc(24).unwrap()));
+        let (plain, _) = t.begin(0, 0, 8, DataDirection::ControllerToHost).unwrap();
+        assert!(t.metadata_segment(plain).is_none() && t.metadata_mut(plain).is_empty());
+        let (slot, _) = t.begin(0, 8, 8, DataDirection::ControllerToHost).unwrap();
+        t.set_metadata(slot, 8, 8);
+        let start = t.buf(0).metadata().unwrap().extent().unwrap().offset();
+        assert_eq!(t.metadata_segment(slot).map(|s| (s.offset, s.len)), Some((start + 8, 8)));
+        t.metadata_mut(slot).fill(7);
+        t.complete(slot, Cqe::default());
+        assert!(t.metadata_mut(slot).is_empty(), "nothing may be written after completion");
+        t.complete(plain, Cqe::default());
+        finish(&mut t);
+        let (_, metadata) = t.take_buf(0).into_parts();
+        assert_eq!(metadata.unwrap()[..], [[0; 8], [7; 8], [0; 8]].concat());
+        // The next command of the slot has none of it; a range beyond the buffer is no metadata.
+        t.put_buf(1, IoBuf::with_metadata(pool.alloc(64).unwrap(), pool.alloc(24).unwrap()));
+        let (slot, _) = t.begin(1, 0, 8, DataDirection::ControllerToHost).unwrap();
+        assert_eq!((t.metadata_len(slot), t.metadata(slot).len()), (0, 0));
+        t.set_metadata(slot, 20, 8);
+        assert!(t.metadata(slot).is_empty() && t.metadata_segment(slot).is_some_and(|s| s.len == 4));
+        t.set_metadata(slot, 24, 8);
+        assert!(t.metadata_segment(slot).is_none());
     }
 
     proptest! {

@@ -3,9 +3,10 @@
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
-use crate::dma::{DmaPool, IoBuf};
+use crate::dma::{DmaBuf, DmaPool, IoBuf};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
+use crate::protection::Protection;
 use crate::proto::split::Span;
 use crate::spec::Sqe;
 use crate::spec::command::{DsmRange, NvmOpcode};
@@ -39,6 +40,57 @@ impl IoCommand {
     #[must_use]
     pub fn compare(ns: &Namespace, slba: u64, buf: impl Into<IoBuf>) -> Self {
         Self::with_data(NvmOpcode::COMPARE, ns, slba, buf.into())
+    }
+
+    /// Read with metadata and protection information. `md` takes the metadata of a namespace that has it apart from the data
+    /// ([`Namespace::is_extended`]); its length is [`Namespace::metadata_len`], that of the data [`Namespace::data_len`]. It
+    /// comes back with the data ([`IoBuf::into_parts`]).
+    #[must_use]
+    pub fn read_with_md(
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        md: Option<DmaBuf>,
+        protection: Protection,
+    ) -> Self {
+        Self::with_md(NvmOpcode::READ, ns, slba, buf.into(), md, &protection)
+    }
+
+    /// Write with metadata and protection information; see [`IoCommand::read_with_md`].
+    #[must_use]
+    pub fn write_with_md(
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        md: Option<DmaBuf>,
+        protection: Protection,
+    ) -> Self {
+        Self::with_md(NvmOpcode::WRITE, ns, slba, buf.into(), md, &protection)
+    }
+
+    /// Compare with metadata, but for its protection information, which is checked as `protection` says; see
+    /// [`IoCommand::read_with_md`].
+    #[must_use]
+    pub fn compare_with_md(
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        md: Option<DmaBuf>,
+        protection: Protection,
+    ) -> Self {
+        Self::with_md(NvmOpcode::COMPARE, ns, slba, buf.into(), md, &protection)
+    }
+
+    /// Verify that checks the protection information of the blocks.
+    #[must_use]
+    pub fn verify_with_md(ns: &Namespace, slba: u64, blocks: u64, protection: Protection) -> Self {
+        Self::of_blocks_with_md(NvmOpcode::VERIFY, ns, slba, blocks, &protection)
+    }
+
+    /// Write Zeroes with protection information: with PRACT that of zeroes, else all zeroes.
+    #[must_use]
+    pub fn write_zeroes_with_md(ns: &Namespace, slba: u64, blocks: u64, protection: Protection) -> Self {
+        Self::of_blocks_with_md(NvmOpcode::WRITE_ZEROES, ns, slba, blocks, &protection)
     }
 
     /// Write Zeroes (§3.3.8).
@@ -130,11 +182,48 @@ impl IoCommand {
         Self { sqe: Sqe::nvm(opcode, ns.nsid()), span, buf }
     }
 
+    fn with_md(
+        opcode: NvmOpcode,
+        ns: &Namespace,
+        slba: u64,
+        buf: IoBuf,
+        md: Option<DmaBuf>,
+        protection: &Protection,
+    ) -> Self {
+        let buf = match md {
+            Some(md) => IoBuf::with_metadata(buf, md),
+            None => buf,
+        };
+        let metadata = buf.metadata().map_or(0, DmaBuf::len);
+        let span = ns.md_span(slba, buf.len(), metadata, protection).map(Some);
+        Self { sqe: protected(opcode, ns, slba, protection), span, buf }
+    }
+
+    fn of_blocks_with_md(
+        opcode: NvmOpcode,
+        ns: &Namespace,
+        slba: u64,
+        blocks: u64,
+        protection: &Protection,
+    ) -> Self {
+        let span = ns.protected_block_span(slba, blocks, opcode == NvmOpcode::VERIFY, protection);
+        Self { sqe: protected(opcode, ns, slba, protection), span: span.map(Some), buf: IoBuf::None }
+    }
+
     fn of_blocks(opcode: NvmOpcode, ns: &Namespace, slba: u64, blocks: u64, verify: bool) -> Self {
         Self {
             sqe: Sqe::nvm(opcode, ns.nsid()),
             span: ns.block_span(slba, blocks, verify).map(Some),
             buf: IoBuf::None,
         }
+    }
+}
+
+/// A command with its protection fields, where the namespace has protection information.
+fn protected(opcode: NvmOpcode, ns: &Namespace, slba: u64, protection: &Protection) -> Sqe {
+    let sqe = Sqe::nvm(opcode, ns.nsid());
+    match ns.protection() {
+        Some(format) => format.apply(sqe, slba, protection),
+        None => sqe,
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::U16;
 
 #[cfg(test)]
 mod tests;
@@ -120,6 +120,8 @@ pub(crate) struct Engine<Q: TransportQpair> {
     unflushed: bool,
     delay_submit: bool,
     max_segments: u16,
+    /// Whether the transport takes metadata in a buffer apart from the data.
+    separate_metadata: bool,
     /// Most bytes of a command that is not cut.
     max_transfer: u32,
     /// The transport said that it is quiesced.
@@ -173,6 +175,7 @@ impl<Q: TransportQpair> Engine<Q> {
             unflushed: false,
             delay_submit: false,
             max_segments: u16::MAX,
+            separate_metadata: false,
             max_transfer: u32::MAX,
             quiesced: false,
             polls_since_clock: 0,
@@ -184,6 +187,11 @@ impl<Q: TransportQpair> Engine<Q> {
     /// Most buffers one command's data may be made of.
     pub(crate) fn set_max_segments(&mut self, segments: u16) {
         self.max_segments = segments.max(1);
+    }
+
+    /// Whether commands may have metadata in a buffer apart from the data.
+    pub(crate) fn set_separate_metadata(&mut self, possible: bool) {
+        self.separate_metadata = possible;
     }
 
     /// Most bytes of a command that is sent as it is.
@@ -332,6 +340,11 @@ impl<Q: TransportQpair> Engine<Q> {
         {
             return Err((error, request.buf));
         }
+        if let Some(metadata) = request.buf.metadata()
+            && let Err(error) = self.check_metadata(&request, metadata.len())
+        {
+            return Err((error, request.buf));
+        }
         let Some(op) = self.free_ops.pop() else {
             let error = Error::exhausted(format!(
                 "the queue is full: {} operations are outstanding; process completions first",
@@ -378,6 +391,25 @@ impl<Q: TransportQpair> Engine<Q> {
         )))
     }
 
+    /// Whether `len` bytes of metadata apart from the data can go with a command.
+    fn check_metadata(&self, request: &Request, len: usize) -> Result<()> {
+        if !self.separate_metadata {
+            return Err(Error::unsupported("metadata in a buffer of its own over this transport").hint(
+                "NVMe over Fabrics carries metadata at the end of each logical block, in the data buffer",
+            ));
+        }
+        let wanted = match &request.span {
+            None => return Ok(()),
+            Some(span) => span.blocks.saturating_mul(u64::from(span.metadata_bytes)),
+        };
+        if wanted == len as u64 {
+            return Ok(());
+        }
+        Err(Error::api_misuse(format!(
+            "{len} bytes of metadata for a command that transfers {wanted} apart from its data"
+        )))
+    }
+
     #[inline(always)]
     fn activate(
         &mut self,
@@ -403,8 +435,13 @@ impl<Q: TransportQpair> Engine<Q> {
                 return Ok(());
             }
             let direction = op.sqe.direction();
+            let mut metadata = None;
             let (offset, len, blocks, range) = match op.span {
-                None => (0, self.tracker.buf(index).len() as u32, 1, None),
+                None => {
+                    let buf = self.tracker.buf(index);
+                    metadata = buf.metadata().map(|metadata| (0, metadata.len() as u32));
+                    (0, buf.len() as u32, 1, None)
+                }
                 Some(span) => match span.piece(op.issued) {
                     Some(mut piece) => {
                         let buf = self.tracker.buf(index);
@@ -412,6 +449,9 @@ impl<Q: TransportQpair> Engine<Q> {
                             let reach =
                                 buf.reach(piece.offset, self.max_segments) / span.block_bytes as usize;
                             piece = piece.shortened(u32::try_from(reach).unwrap_or(u32::MAX));
+                        }
+                        if span.metadata_bytes > 0 {
+                            metadata = span.metadata(op.issued, piece.blocks);
                         }
                         let blocks_z = (piece.blocks - 1) as u16;
                         (piece.offset, piece.len, u64::from(piece.blocks), Some((piece.slba, blocks_z)))
@@ -423,10 +463,14 @@ impl<Q: TransportQpair> Engine<Q> {
                 },
             };
             let Some((slot, cid)) = self.tracker.begin(index, offset, len, direction) else { return Ok(()) };
+            if let Some((offset, len)) = metadata {
+                self.tracker.set_metadata(slot, offset, len);
+            }
             let mut sqe = op.sqe.issued(cid, range);
-            if range.is_some() && op.sqe.cdw12.get() & PRCHK_REFTAG != 0 {
-                // The initial reference tag follows the LBA (NVM Command Set 1.1 §5.3).
-                sqe.cdw14 = U32::new(sqe.cdw14.get().wrapping_add(op.issued as u32));
+            if let Some(span) = op.span
+                && span.ref_tag_bits > 0
+            {
+                span.advance_ref_tag(&mut sqe, op.issued);
             }
             op.issued += blocks;
             op.in_flight += 1;
@@ -781,9 +825,6 @@ impl<Q: TransportQpair> Engine<Q> {
         self.failure.clone().unwrap_or_else(|| Error::disconnected("the queue pair is closed"))
     }
 }
-
-/// PRINFO.PRCHK bit 0 in CDW12 (bit 26): check the reference tag.
-const PRCHK_REFTAG: u32 = 1 << 26;
 
 impl<Q: TransportQpair> Drop for Engine<Q> {
     fn drop(&mut self) {

@@ -14,6 +14,7 @@ use crate::controller::{AdminPending, Controller};
 use crate::dma::{DmaBuf, IoBuf};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
+use crate::protection::Protection;
 use crate::spec::command::DsmRange;
 use crate::spec::status::CommandKind;
 use crate::spec::{Cqe, Status};
@@ -54,7 +55,7 @@ pub struct Completion {
     pub user_data: u64,
     /// DW1:DW0 of the completion, or why it failed.
     pub result: Result<u64, CommandError>,
-    /// The data, back with its owner.
+    /// The data, and metadata that went along, back with its owner.
     pub buf: IoBuf,
 }
 
@@ -63,7 +64,7 @@ pub struct Completion {
 pub struct SubmitError {
     /// Why.
     pub error: Error,
-    /// The data.
+    /// The data, and metadata that went along.
     pub buf: IoBuf,
 }
 
@@ -307,6 +308,56 @@ impl<Q: TransportQpair> IoQpair<Q> {
         user_data: u64,
     ) -> Result<CommandId, SubmitError> {
         self.submit(IoCommand::compare(ns, slba, buf), user_data)
+    }
+
+    /// Reads data, and metadata into `md` where the namespace has it apart from the data, with protection information as
+    /// `protection` says. Lengths are [`Namespace::data_len`] and [`Namespace::metadata_len`]; both buffers come back with the
+    /// completion ([`IoBuf::into_parts`]).
+    ///
+    /// # Errors
+    /// As [`IoQpair::submit`]; also when the lengths do not match the namespace's format.
+    pub fn read_with_md(
+        &mut self,
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        md: Option<DmaBuf>,
+        protection: Protection,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::read_with_md(ns, slba, buf, md, protection), user_data)
+    }
+
+    /// Writes data and metadata; see [`IoQpair::read_with_md`].
+    ///
+    /// # Errors
+    /// As [`IoQpair::read_with_md`].
+    pub fn write_with_md(
+        &mut self,
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        md: Option<DmaBuf>,
+        protection: Protection,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::write_with_md(ns, slba, buf, md, protection), user_data)
+    }
+
+    /// Compares data and metadata; see [`IoQpair::read_with_md`].
+    ///
+    /// # Errors
+    /// As [`IoQpair::read_with_md`].
+    pub fn compare_with_md(
+        &mut self,
+        ns: &Namespace,
+        slba: u64,
+        buf: impl Into<IoBuf>,
+        md: Option<DmaBuf>,
+        protection: Protection,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        self.submit(IoCommand::compare_with_md(ns, slba, buf, md, protection), user_data)
     }
 
     /// Sets `blocks` blocks from `slba` on to zero.

@@ -185,6 +185,10 @@ const _: () = assert!(offset_of!(Sqe, cdw15) == 60);
 
 /// PSDT 01b: DPTR is an SGL, metadata (if any) is one contiguous buffer. Required by fabrics.
 pub const FLAGS_PSDT_SGL: u8 = 0x40;
+/// PSDT 10b: DPTR is an SGL, and MPTR the address of an SGL segment of exactly one descriptor.
+pub const FLAGS_PSDT_SGL_METADATA_SGL: u8 = 0x80;
+/// PSDT itself, bits 7:6.
+pub const FLAGS_PSDT_MASK: u8 = 0xc0;
 
 impl Sqe {
     /// A command with this opcode and namespace identifier, all else zero.

@@ -97,7 +97,7 @@ fn list_attaches_everything() {
     assert_eq!(lines.len(), 6, "{text}");
     assert_eq!(lines[1], format!("{NQN} 1 tcp {} test target CLI0001", target.address));
     assert_eq!(lines[4], format!("{NQN} 1 8 MiB 512 B + 0 B 11111111-1111-1111-1111-111111111111"));
-    assert_eq!(lines[5], format!("{NQN} 2 1 MiB 4096 B + 0 B 22222222-2222-2222-2222-222222222222"));
+    assert_eq!(lines[5], format!("{NQN} 2 1 MiB 4 KiB + 0 B 22222222-2222-2222-2222-222222222222"));
 
     let json = nvmf(&[&"list", &target.trid, &"-o", &"json"]).json();
     let subsystem = &json["subsystems"][0];

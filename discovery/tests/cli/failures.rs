@@ -166,6 +166,14 @@ fn command_lines() {
         (&["read", "nvme+tcp://[::1]/nqn.a", "--length", "1kB"], "kB may mean 1000s or 1024s"),
         (&["target"], "--namespace <SIZE|FILE[:SIZE]>"),
         (&["target", "--namespace", "1M", "--listen", "nowhere"], "\"nowhere\" is no address to listen on"),
+        (
+            &["target", "--namespace", "1M,ms=8,pi=9"],
+            "pi=9: there is no such type; options are lba=SIZE, ms=BYTES",
+        ),
+        (
+            &["target", "--namespace", "1M,ms=8,pi=1,guard=64"],
+            "protection information takes 16 bytes of metadata",
+        ),
         (&["target", "--namespace", "1M", "--block-size", "1000"], "choose a power of two from 512 to 65536"),
     ];
     for (words, expected) in cases {

@@ -3,4 +3,5 @@
 mod commands;
 mod data;
 mod failures;
+mod metadata;
 mod support;

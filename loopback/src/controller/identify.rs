@@ -3,7 +3,7 @@
 use nvmf_core::spec::features::AsyncEventConfig;
 use nvmf_core::spec::identify::{
     Cns, ControllerType, Csi, DiscoveryControllerType, IDENTIFY_SIZE, IdentifyController,
-    IdentifyControllerNvm, IdentifyNamespaceNvm, NSID_MAX, cmic, ctratt, lpa, oacs, oncs,
+    IdentifyControllerNvm, NSID_MAX, cmic, ctratt, lpa, oacs, oncs,
 };
 use nvmf_core::spec::registers::Version;
 use nvmf_core::spec::{Sqe, Status};
@@ -49,11 +49,10 @@ impl Controller {
             return Err(INVALID_FIELD);
         }
         match cns {
-            Cns::NAMESPACE => self
-                .of_namespace(nsid, |ns| ns.identify(self.target.config.max_transfer()).as_bytes().to_vec()),
-            Cns::CSI_NAMESPACE => {
-                self.of_namespace(nsid, |_| IdentifyNamespaceNvm::new_zeroed().as_bytes().to_vec())
-            }
+            Cns::NAMESPACE => self.of_namespace(nsid, |ns| {
+                ns.identify(self.target.config.max_transfer(), self.front).as_bytes().to_vec()
+            }),
+            Cns::CSI_NAMESPACE => self.of_namespace(nsid, |ns| ns.identify_nvm().as_bytes().to_vec()),
             // Base 2.1 Figure 319: NMIC at byte 1, ANAGRPID at 8, NSTAT.NRDY at 14.
             Cns::INDEPENDENT_NAMESPACE => self.of_namespace(nsid, |_| {
                 let mut page = vec![0; 16];
@@ -162,7 +161,7 @@ impl Controller {
         }
         if self.front == Front::Pci {
             // The fields of fabrics are reserved elsewhere (Base 2.1 Figure 312), and SGLs may be whatever memory can hold:
-            // without alignment (1:0 = 01b), bit buckets (16).
+            // without alignment (1:0 = 01b), bit buckets (16), metadata at any byte (17) or by an SGL of its own (19).
             (data.vid, data.ssvid) = (U16::new(self.local.vendor), U16::new(self.local.vendor));
             // MDTS is in units of the smallest memory page.
             data.mdts = data.mdts.saturating_sub(self.local.pages.0);
@@ -170,7 +169,7 @@ impl Controller {
             if self.local.shadow_doorbells {
                 data.oacs = U16::new(oacs::DOORBELL_BUFFER);
             }
-            data.sgls = U32::new(1 | 1 << 16);
+            data.sgls = U32::new(1 | 1 << 16 | 1 << 17 | 1 << 19);
             (data.ioccsz, data.iorcsz) = (U32::ZERO, U32::ZERO);
             (data.msdbd, data.ofcs, data.maxcmd) = (0, U16::ZERO, U16::ZERO);
         }
@@ -180,6 +179,9 @@ impl Controller {
             data.oaes = U32::new(AsyncEventConfig::DISCOVERY_LOG.0);
             data.lpa = lpa::EXTENDED_DATA;
             return data;
+        }
+        if subsystem.namespaces().iter().any(|ns| ns.has_extended_format()) {
+            data.ctratt = U32::new(data.ctratt.get() | ctratt::EXTENDED_LBA_FORMATS);
         }
         data.cntrltype = ControllerType::IO;
         data.cmic = cmic::MULTIPLE_PORTS | cmic::MULTIPLE_CONTROLLERS | cmic::ANA_REPORTING;

@@ -4,8 +4,9 @@
 //! PRPs and by [`MAX_DESCRIPTORS`] for SGLs, whatever the host wrote.
 
 use nvmf_core::dma::DeviceMemory;
-use nvmf_core::spec::Status;
+use nvmf_core::spec::command::{FLAGS_PSDT_MASK, FLAGS_PSDT_SGL_METADATA_SGL};
 use nvmf_core::spec::data_ptr::{DataPointer, SglDescriptor, SglSubtype, SglType};
+use nvmf_core::spec::{Sqe, Status};
 use zerocopy::little_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -19,6 +20,7 @@ const SEGMENT: Status = Status::INVALID_SGL_SEGMENT_DESCRIPTOR.with_dnr();
 const COUNT: Status = Status::INVALID_SGL_DESCRIPTOR_COUNT.with_dnr();
 const TYPE: Status = Status::INVALID_SGL_DESCRIPTOR_TYPE.with_dnr();
 const LENGTH: Status = Status::INVALID_DATA_SGL_LENGTH.with_dnr();
+const METADATA_LENGTH: Status = Status::INVALID_METADATA_SGL_LENGTH.with_dnr();
 /// Memory that is not mapped for the device.
 pub(super) const TRANSFER: Status = Status::DATA_TRANSFER_ERROR.with_dnr();
 
@@ -169,6 +171,41 @@ impl Pieces {
             }
         }
         if left == 0 { Ok(()) } else { Err(LENGTH) }
+    }
+
+    /// Finds metadata apart from the data, `len` bytes: one contiguous buffer, or with PSDT 10b what the one descriptor says that
+    /// the metadata pointer points to (Base 2.1 Figure 92, MPTR).
+    pub(super) fn metadata(
+        &mut self,
+        memory: &DeviceMemory,
+        sqe: &Sqe,
+        len: usize,
+        to_host: bool,
+    ) -> Result<(), Status> {
+        self.0.clear();
+        if len == 0 {
+            return Ok(());
+        }
+        let address = sqe.mptr.get();
+        match sqe.flags & FLAGS_PSDT_MASK {
+            FLAGS_PSDT_SGL_METADATA_SGL => {
+                if !address.is_multiple_of(8) {
+                    return Err(SEGMENT);
+                }
+                let mut descriptor = SglDescriptor::new_zeroed();
+                memory.read(address, descriptor.as_mut_bytes()).map_err(|_| TRANSFER)?;
+                self.sgl(memory, descriptor, len, to_host).map_err(|status| match status {
+                    LENGTH => METADATA_LENGTH,
+                    other => other,
+                })
+            }
+            // PRPs: at a dword.
+            0 if !address.is_multiple_of(4) => Err(Status::INVALID_FIELD.with_dnr()),
+            _ => {
+                self.push(address, len);
+                Ok(())
+            }
+        }
     }
 
     /// Takes a descriptor in; `Some` when it points to more of them.

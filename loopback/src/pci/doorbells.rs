@@ -34,8 +34,7 @@ impl MappedDoorbells {
     /// # Errors
     /// When there are no descriptors left.
     pub(super) fn file(&self) -> io::Result<OwnedFd> {
-        let file = self.memory.extent().region().file();
-        file.ok_or(io::ErrorKind::Unsupported)?.try_clone_to_owned()
+        self.memory.file().ok_or(io::ErrorKind::Unsupported)?.try_clone_to_owned()
     }
 
     fn at(&self, index: usize) -> usize {
@@ -66,14 +65,13 @@ impl MappedDoorbells {
 mod tests {
     use std::os::fd::AsFd;
 
-    use nvmf_core::dma::DeviceMemory;
-
+    use super::super::grant::device_memory;
     use super::*;
 
     #[test]
     fn what_a_client_writes_is_news_once() {
         let mut doorbells = MappedDoorbells::new(0x4000, 8, 4).unwrap();
-        let mut client = DeviceMemory::new();
+        let mut client = device_memory();
         client.map_file(0, doorbells.file().unwrap(), 0, 0x4000, true).unwrap();
         assert_eq!(doorbells.news(3), None);
         client.store_release_u32(0x1000 + 3 * 8, 7).unwrap();

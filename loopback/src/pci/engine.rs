@@ -64,6 +64,8 @@ pub(super) enum Pass {
 #[derive(Default)]
 struct Mover {
     pieces: Pieces,
+    /// Metadata apart from the data; in `scratch` it follows it.
+    metadata: Pieces,
     scratch: Vec<u8>,
 }
 
@@ -577,11 +579,13 @@ impl Mover {
         let moves = queue.moves_data(sqe);
         let outcome = match self.prepare(queue, sqe, memory, page) {
             Err(status) => Outcome::Answer(queue.fail(sqe, status)),
-            Ok(0) => queue.execute(sqe, Data::None),
-            Ok(len) => {
-                let buffer = &mut self.scratch[..len];
+            Ok((0, _)) => queue.execute(sqe, Data::None),
+            Ok((len, metadata_len)) => {
+                let buffer = &mut self.scratch[..len + metadata_len];
                 if sqe.direction() == DataDirection::HostToController {
-                    match if moves { self.pieces.gather(memory, buffer) } else { Ok(()) } {
+                    let (data, metadata) = buffer.split_at_mut(len);
+                    let gathered = if moves { self.pieces.gather(memory, data) } else { Ok(()) };
+                    match gathered.and_then(|()| self.metadata.gather(memory, metadata)) {
                         Ok(()) => queue.execute(sqe, Data::Out(buffer)),
                         Err(status) => Outcome::Answer(queue.fail(sqe, status)),
                     }
@@ -594,7 +598,10 @@ impl Mover {
                         if fault == Some(&Fault::CorruptData) {
                             buffer[len / 2] ^= 0xff;
                         }
-                        if let Err(status) = self.pieces.scatter(memory, buffer) {
+                        let (data, metadata) = buffer.split_at(len);
+                        let scattered = self.pieces.scatter(memory, data);
+                        if let Err(status) = scattered.and_then(|()| self.metadata.scatter(memory, metadata))
+                        {
                             *cqe = queue.fail(sqe, status);
                         }
                     }
@@ -611,33 +618,32 @@ impl Mover {
         }
     }
 
-    /// Finds the command's memory and makes room for its data. The length of the data.
+    /// Finds the command's memory and makes room for its data and metadata. The lengths of both.
     fn prepare(
         &mut self,
         queue: &mut Queue,
         sqe: &Sqe,
         memory: &DeviceMemory,
         page: u64,
-    ) -> Result<usize, Status> {
-        let len = queue.data_len(sqe)?;
+    ) -> Result<(usize, usize), Status> {
+        let (len, metadata_len) = queue.lengths(sqe)?;
         let direction = sqe.direction();
         if len == 0 || !matches!(direction, DataDirection::HostToController | DataDirection::ControllerToHost)
         {
-            return Ok(0);
+            return Ok((0, 0));
         }
+        let to_host = direction == DataDirection::ControllerToHost;
         match sqe.flags >> PSDT_SHIFT {
             0 => self.pieces.prp(memory, sqe.dptr, len, page)?,
-            1 => {
-                let to_host = direction == DataDirection::ControllerToHost;
-                self.pieces.sgl(memory, sqe.dptr.as_sgl(), len, to_host)?;
-            }
-            // There is no metadata that could have an SGL of its own (SGLS bit 19).
+            1 | 2 => self.pieces.sgl(memory, sqe.dptr.as_sgl(), len, to_host)?,
             _ => return Err(Status::INVALID_FIELD.with_dnr()),
         }
-        if self.scratch.len() < len {
-            self.scratch.resize(len, 0);
+        self.metadata.metadata(memory, sqe, metadata_len, to_host)?;
+        let both = len + metadata_len;
+        if self.scratch.len() < both {
+            self.scratch.resize(both, 0);
         }
-        Ok(len)
+        Ok((len, metadata_len))
     }
 }
 

@@ -765,7 +765,7 @@ impl EmulatedFunction {
             Some(mapped) => mapped,
             None => {
                 let count = 2 * (usize::from(shared.target.config.max_io_queues) + 1);
-                let made = MappedDoorbells::new(shared.bar0_len, shared.stride, count)
+                let made = MappedDoorbells::new(shared.layout.bar0_len, shared.stride, count)
                     .map_err(|error| Error::from(error).doing("making doorbells that can be mapped"))?;
                 engine.mapped.insert(made)
             }

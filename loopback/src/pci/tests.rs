@@ -20,7 +20,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::grant::to_function;
 use super::{EmulatedDevice, EmulatedFunction, PciOptions};
-use crate::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
+use crate::{Fault, Loopback, MetadataPlace, Namespace, Rule, SubsystemBuilder};
 
 mod commands;
 mod hostile;

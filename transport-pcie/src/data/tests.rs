@@ -120,3 +120,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn metadata_is_described_as_the_data_is() {
+    let memory = SharedMemory::allocate(LIST_BYTES).unwrap();
+    let prp = described(&[Piece { iova: 0x1000, len: 4096 }], SglSupport::Yes, &memory).unwrap();
+    let sgl = described(&[Piece { iova: 0x1001, len: 3 }], SglSupport::Yes, &memory).unwrap();
+    let metadata = |mut sqe: Sqe, iova, any_byte, sgl| {
+        let piece = Piece { iova, len: 64 };
+        describe_metadata(&mut sqe, piece, list(&memory), MetadataSupport { any_byte, sgl }).then_some(sqe)
+    };
+    // PRPs: an address at a dword, whatever the controller can do with SGLs.
+    for support in [false, true] {
+        let sqe = metadata(prp, 0x2004, support, support).unwrap();
+        assert_eq!((sqe.flags, sqe.mptr.get(), sqe.dptr), (0, 0x2004, prp.dptr));
+        assert_eq!(metadata(prp, 0x2002, support, support), None);
+    }
+    // An SGL: an address, at any byte only if the controller takes that.
+    let sqe = metadata(sgl, 0x2004, false, false).unwrap();
+    assert_eq!((sqe.flags, sqe.mptr.get()), (0x40, 0x2004));
+    assert_eq!(metadata(sgl, 0x2002, false, false), None);
+    assert_eq!(metadata(sgl, 0x2002, true, false).unwrap().mptr.get(), 0x2002);
+    // Or an SGL of its own, of one descriptor at a qword, behind all of the data's.
+    let sqe = metadata(sgl, 0x2004, false, true).unwrap();
+    assert_eq!((sqe.flags, sqe.mptr.get(), sqe.dptr), (0x80, LIST_IOVA + 4080, sgl.dptr));
+    assert_eq!((memory.read_u64(4080), memory.read_u64(4088)), (0x2004, 64));
+    assert_eq!(metadata(sgl, 0x2002, false, true), None);
+}

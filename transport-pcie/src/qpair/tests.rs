@@ -18,6 +18,8 @@ pub(crate) struct Bench {
     pub(crate) qpair: PcieQpair,
     pub(crate) tracker: Tracker,
     pub(crate) pool: DmaPool,
+    /// Where the metadata of the next commands starts in its buffer.
+    pub(crate) metadata_offset: usize,
 }
 
 impl Bench {
@@ -31,7 +33,7 @@ impl Bench {
     pub(crate) fn on(fake: Fake, mut controller: PcieController, entries: u16) -> Self {
         let qpair = controller.pcie_qpair(&setup(1, entries)).unwrap();
         let tracker = Tracker::new(entries - 1, u32::from(entries), true);
-        Self { fake, controller, qpair, tracker, pool: DmaPool::new() }
+        Self { fake, controller, qpair, tracker, pool: DmaPool::new(), metadata_offset: 0 }
     }
 
     pub(crate) fn created(entries: u16) -> Self {
@@ -54,6 +56,11 @@ impl Bench {
         let len = buf.len() as u32;
         self.tracker.put_buf(op, buf);
         let (slot, cid) = self.tracker.begin(op, 0, len, sqe.direction()).unwrap();
+        // What is submitted is a piece: its metadata starts where the caller says.
+        let metadata = self.tracker.buf(op).metadata().map(|metadata| metadata.len());
+        if let Some(len) = metadata {
+            self.tracker.set_metadata(slot, self.metadata_offset, (len - self.metadata_offset) as u32);
+        }
         sqe.cid = U16::new(cid);
         self.qpair.submit(slot, &sqe, &self.tracker).unwrap();
         cid
@@ -259,6 +266,42 @@ fn buffers_of_odd_lengths_are_copied_both_ways() {
     assert_eq!(bench.poll().len(), 2);
     let all: Vec<u8> = bench.tracker.take_buf(1).bufs().iter().flat_map(|b| b.to_vec()).collect();
     assert_eq!(all, data);
+}
+
+#[test]
+fn metadata_is_pointed_to_in_place_or_copied_to_a_dword() {
+    let mut bench = Bench::created(8);
+    let (sq, cq) = bench.qpair.ring_addresses();
+    let both = |pool: &DmaPool, byte: u8| {
+        let mut metadata = pool.alloc(18).unwrap();
+        metadata.fill(byte);
+        IoBuf::with_metadata(pool.alloc(1024).unwrap(), metadata)
+    };
+    for (round, offset) in [(0, 4), (2, 2)] {
+        bench.metadata_offset = offset;
+        let (write, read) = (both(&bench.pool, 7), both(&bench.pool, 9));
+        let w = bench.submit(0, NvmOpcode::WRITE, write);
+        let r = bench.submit(1, NvmOpcode::READ, read);
+        let (w_sqe, r_sqe) = (bench.fake.command(sq, round), bench.fake.command(sq, round + 1));
+        assert!(w_sqe.flags == 0 && r_sqe.flags == 0, "PRPs");
+        assert!(w_sqe.mptr.get().is_multiple_of(4) && r_sqe.mptr.get().is_multiple_of(4));
+        let copied = bench.qpair.bounce.iter().flatten().count();
+        assert_eq!(copied, if offset == 2 { 2 } else { 0 });
+        let mut seen = vec![0; 18 - offset];
+        {
+            let state = bench.fake.state();
+            state.memory.read(w_sqe.mptr.get(), &mut seen).unwrap();
+            state.memory.write(r_sqe.mptr.get(), &vec![5; 18 - offset]).unwrap();
+        }
+        assert_eq!(seen, vec![7; 18 - offset]);
+        bench.fake.post(cq, round, 1, w, Status::SUCCESS, true);
+        bench.fake.post(cq, round + 1, 1, r, Status::SUCCESS, true);
+        assert_eq!(bench.poll().len(), 2);
+        let metadata = bench.tracker.take_buf(1).into_parts().1.unwrap();
+        assert_eq!(metadata[..], [vec![9; offset], vec![5; 18 - offset]].concat());
+        drop(bench.tracker.take_buf(0));
+    }
+    assert_eq!(bench.pool.stats().outstanding, 0);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nvmf_core::DmaRegion;
 use nvmf_core::dma::{DeviceMemory, RegionId};
 
+use super::grant::{device_memory, to_device};
 use super::{Sim, SimFault, count};
 use crate::provider::{Access, DeviceLimits, Domain, Element, Registration};
 
@@ -18,13 +19,18 @@ struct Entry {
     region: RegionId,
 }
 
-#[derive(Default)]
 struct Table {
     memory: DeviceMemory,
     /// Registrations of each region, and where it is mapped.
     regions: HashMap<RegionId, (u64, usize)>,
     entries: HashMap<u32, Entry>,
     next: u32,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { memory: device_memory(), regions: HashMap::new(), entries: HashMap::new(), next: 0 }
+    }
 }
 
 /// The protection domain of the simulated device.
@@ -140,7 +146,7 @@ impl Domain for SimDomain {
         let mut table = self.table();
         let base = region.address() as u64;
         if !table.regions.contains_key(&region.id()) {
-            table.memory.map_region(base, region)?;
+            table.memory.map_region(base, &to_device(region))?;
         }
         table.regions.entry(region.id()).or_insert((base, 0)).1 += 1;
         table.next += 2;

@@ -320,12 +320,82 @@ fn the_first_error_by_offset_wins_and_ends_issuing() {
 fn the_reference_tag_follows_the_pieces() {
     let mut bench = Bench::new(4, 2);
     let mut request = bench.request(NvmOpcode::WRITE, 100, 24, 8, 0);
-    request.sqe = request.sqe.with_cdw12(PRCHK_REFTAG | 1 << 30).with_cdw14(u32::MAX - 10);
+    request.span = request.span.map(|span| Span { ref_tag_bits: 32, ..span });
+    request.sqe = request.sqe.with_cdw12(1 << 26 | 1 << 30).with_cdw14(u32::MAX - 10);
     bench.submit(request);
     let wire = bench.fake.wire();
     let tags: Vec<u32> = wire.held.iter().map(|(_, sqe)| sqe.cdw14.get()).collect();
     assert_eq!(tags, [u32::MAX - 10, u32::MAX - 2, 5]);
-    assert!(wire.held.iter().all(|(_, sqe)| sqe.cdw12.get() >> 16 == (PRCHK_REFTAG | 1 << 30) >> 16));
+    assert!(wire.held.iter().all(|(_, sqe)| sqe.cdw12.get() >> 16 == (1 << 26 | 1 << 30) >> 16));
+    assert!(wire.held.iter().all(|(_, sqe)| sqe.cdw3.get() == 0), "no carry beyond the tag");
+}
+
+#[test]
+fn metadata_is_cut_with_its_data_and_comes_back() {
+    let mut bench = Bench::new(4, 2);
+    bench.engine.set_separate_metadata(true);
+    let mut request = bench.request(NvmOpcode::WRITE, 100, 24, 8, 0);
+    request.span = request.span.map(|span| Span { metadata_bytes: 16, ..span });
+    let metadata = bench.pool.alloc(24 * 16).unwrap();
+    request.buf = IoBuf::with_metadata(request.buf, metadata);
+    bench.submit(request);
+    let slots: Vec<u16> = bench.fake.wire().held.iter().map(|&(slot, _)| slot).collect();
+    let tracker = &bench.engine.tracker;
+    let start = tracker.metadata_segment(slots[0]).unwrap().offset;
+    let pieces: Vec<_> = slots
+        .iter()
+        .map(|&slot| tracker.metadata_segment(slot).map(|s| (s.offset - start, s.len)).unwrap())
+        .collect();
+    assert_eq!(pieces, [(0, 128), (128, 128), (256, 128)]);
+    bench.answer_all();
+    let done = bench.poll().pop().unwrap();
+    let (data, metadata) = done.buf.into_parts();
+    assert_eq!((data.len(), metadata.unwrap().len()), (24 * 512, 24 * 16));
+    drop(data);
+    // A raw command takes all of it.
+    let raw = |bench: &Bench| {
+        let request = bench.request(NvmOpcode::WRITE, 100, 1, 8, 0);
+        let metadata = bench.pool.alloc(16).unwrap();
+        Request { span: None, buf: IoBuf::with_metadata(request.buf, metadata), ..request }
+    };
+    let request = raw(&bench);
+    bench.submit(request);
+    let slot = bench.fake.wire().held[0].0;
+    assert_eq!(bench.engine.tracker.metadata_len(slot), 16);
+    // While it is in flight nothing of it is free, and given up it is given up as a whole.
+    assert_eq!(bench.pool.stats().outstanding, 2);
+    bench.fake.wire().quiesce = Quiesce::Unconfirmed;
+    bench.engine.shut_down();
+    let (done, _) = bench.drain();
+    assert!(matches!(done[0].buf, IoBuf::None), "it leaks");
+    assert_eq!(bench.pool.stats().outstanding, 0);
+}
+
+#[test]
+fn metadata_that_has_no_place_is_refused_and_handed_back() {
+    let mut bench = Bench::new(4, 2);
+    let with_metadata = |bench: &Bench, per_block, len| {
+        let request = bench.request(NvmOpcode::WRITE, 0, 2, 8, 0);
+        let span = request.span.map(|span| Span { metadata_bytes: per_block, ..span });
+        let metadata = bench.pool.alloc(len).unwrap();
+        Request { span, buf: IoBuf::with_metadata(request.buf, metadata), ..request }
+    };
+    let request = with_metadata(&bench, 8, 16);
+    let (error, buf) = bench.engine.submit(request).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
+    assert!(
+        error.to_string().contains("NVMe over Fabrics carries metadata at the end of each logical block"),
+        "{error}"
+    );
+    assert_eq!((buf.len(), buf.metadata().unwrap().len()), (1024, 16));
+    bench.engine.set_separate_metadata(true);
+    for (per_block, len) in [(8, 15), (8, 24), (0, 16)] {
+        let request = with_metadata(&bench, per_block, len);
+        let (error, buf) = bench.engine.submit(request).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::ApiMisuse(_)), "{error}");
+        assert_eq!((buf.len(), buf.metadata().unwrap().len()), (1024, len));
+    }
+    assert_eq!(bench.held(), 0);
 }
 
 #[test]

@@ -669,6 +669,18 @@ impl IdentifyController {
         self.sgls.get() & 1 << 16 != 0
     }
 
+    /// SGLS bit 17: a contiguous metadata buffer may start at any byte when the data is described by an SGL.
+    #[must_use]
+    pub const fn takes_metadata_at_any_byte(&self) -> bool {
+        self.sgls.get() & 1 << 17 != 0
+    }
+
+    /// SGLS bit 19: the metadata pointer may be the address of an SGL segment of one descriptor (PSDT 10b).
+    #[must_use]
+    pub const fn supports_metadata_sgl(&self) -> bool {
+        self.sgls.get() & 1 << 19 != 0
+    }
+
     /// SGLS bit 20: an SGL address may be an offset, as in-capsule data needs.
     #[must_use]
     pub const fn supports_sgl_offset(&self) -> bool {

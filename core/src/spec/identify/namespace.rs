@@ -317,6 +317,15 @@ impl ExtendedLbaFormat {
         (self.0 >> 7) as u8 & 3
     }
 
+    /// The format that counts: PIF, or QPIF where PIF says so (11b).
+    #[must_use]
+    pub const fn guard_format(self) -> u8 {
+        match self.protection_format() {
+            3 => self.qualified_protection_format(),
+            pif => pif,
+        }
+    }
+
     /// QPIF: qualified protection information format.
     #[must_use]
     pub const fn qualified_protection_format(self) -> u8 {

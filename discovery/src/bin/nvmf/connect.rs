@@ -275,8 +275,8 @@ pub(crate) fn namespace(controller: &Controller, nsid: u32) -> Result<Namespace,
     })
 }
 
-/// A namespace whose blocks are nothing but data, or an error that says why not.
-pub(crate) fn plain_namespace(controller: &Controller, nsid: u32) -> Result<Namespace, Failure> {
+/// A namespace of the NVM command set, or an error that says why not.
+pub(crate) fn nvm_namespace(controller: &Controller, nsid: u32) -> Result<Namespace, Failure> {
     let ns = namespace(controller, nsid)?;
     if ns.csi() != 0 {
         return Err(Failure::usage(format!(
@@ -284,9 +284,16 @@ pub(crate) fn plain_namespace(controller: &Controller, nsid: u32) -> Result<Name
             ns.csi()
         )));
     }
+    Ok(ns)
+}
+
+/// A namespace whose blocks are nothing but data, or an error that says why not.
+pub(crate) fn plain_namespace(controller: &Controller, nsid: u32) -> Result<Namespace, Failure> {
+    let ns = nvm_namespace(controller, nsid)?;
     if ns.metadata_size() != 0 {
         return Err(Failure::usage(format!(
-            "--nsid {nsid}: its blocks carry {} of metadata, which this command does not handle",
+            "--nsid {nsid}: its blocks carry {} of metadata, which this command does not handle; `nvmf read` and \
+             `nvmf write` do",
             units::bytes(ns.metadata_size().into())
         )));
     }

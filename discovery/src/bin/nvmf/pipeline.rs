@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use nvmf_core::spec::status::CommandKind;
-use nvmf_core::{CommandError, DmaBuf, IoQpair, Namespace};
+use nvmf_core::{CommandError, DmaBuf, IoCommand, IoQpair, Namespace, Protection};
 
 use crate::failure::Failure;
 use crate::units;
@@ -33,6 +33,16 @@ pub(crate) trait Job {
 
     /// An I/O has succeeded.
     fn done(&mut self, io: Io, data: &[u8]) -> Result<(), Failure>;
+
+    /// The metadata that goes with a write, after [`Job::next`]; only where it is transferred.
+    fn next_metadata(&mut self, _io: Io, _metadata: &mut [u8]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// The metadata that came with a read, after [`Job::done`]; only where it is transferred.
+    fn done_metadata(&mut self, _io: Io, _metadata: &[u8]) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 /// How a job is run.
@@ -47,13 +57,16 @@ pub(crate) struct Plan {
     pub(crate) in_order: bool,
     /// Look again at once instead of sleeping until something arrives.
     pub(crate) poll: bool,
+    /// For namespaces with metadata: what the I/Os say of its protection, where the first byte of the job is, from the start of
+    /// the namespace.
+    pub(crate) metadata: Option<(Protection, u64)>,
 }
 
 /// An I/O that was begun.
 struct Slot {
     io: Io,
-    /// Its data, once it is finished.
-    buf: Option<DmaBuf>,
+    /// Its data and metadata, once it is finished.
+    buf: Option<(DmaBuf, Vec<u8>)>,
 }
 
 /// Longest sleep before deadlines are looked at again.
@@ -66,6 +79,8 @@ pub(crate) fn run(
     plan: Plan,
     job: &mut impl Job,
 ) -> Result<(), Failure> {
+    let layout = plan.metadata.map(|(protection, start)| Layout::new(ns, protection, start));
+    let capacity = layout.map_or(plan.io_size, |layout| layout.capacity(plan.io_size));
     let mut spare: Vec<DmaBuf> = Vec::new();
     let mut allocated = 0;
     // Begun I/Os, oldest first; `base` is the number of the oldest.
@@ -79,7 +94,7 @@ pub(crate) fn run(
                 Some(buf) => buf,
                 None => {
                     allocated += 1;
-                    qpair.alloc(plan.io_size)?
+                    qpair.alloc(capacity)?
                 }
             };
             buf.set_len(plan.io_size);
@@ -91,11 +106,12 @@ pub(crate) fn run(
             let slba = io.offset / u64::from(ns.block_size());
             let number = base + slots.len() as u64;
             slots.push_back(Some(Slot { io, buf: None }));
-            match plan.direction {
-                Direction::Read => qpair.read(ns, slba, buf, number),
-                Direction::Write => qpair.write(ns, slba, buf, number),
-            }
-            .map_err(|error| Failure::from(error.error))?;
+            let command = match (&layout, plan.direction) {
+                (None, Direction::Read) => IoCommand::read(ns, slba, buf),
+                (None, Direction::Write) => IoCommand::write(ns, slba, buf),
+                (Some(layout), direction) => layout.command(qpair, ns, direction, io, buf, job)?,
+            };
+            qpair.submit(command, number).map_err(|error| Failure::from(error.error))?;
         }
         if slots.is_empty() {
             return Ok(());
@@ -112,11 +128,18 @@ pub(crate) fn run(
             if let Err(error) = completion.result {
                 return Err(io_failure(qpair, plan.direction, ns, slot.io, error));
             }
-            let Some(buf) = completion.buf.into_one() else { continue };
+            let (data, metadata) = completion.buf.into_parts();
+            let Some(mut buf) = data.into_one() else { continue };
+            let metadata = match &layout {
+                Some(layout) if plan.direction == Direction::Read => {
+                    layout.unpack(slot.io, &mut buf, metadata.as_deref())
+                }
+                _ => Vec::new(),
+            };
             if plan.in_order {
-                slot.buf = Some(buf);
+                slot.buf = Some((buf, metadata));
             } else {
-                job.done(slot.io, &buf)?;
+                finish(job, slot.io, &buf, &metadata)?;
                 spare.push(buf);
                 slots[index] = None;
             }
@@ -125,8 +148,8 @@ pub(crate) fn run(
         loop {
             match slots.front_mut() {
                 Some(Some(Slot { io, buf: done @ Some(_) })) => {
-                    if let Some(buf) = done.take() {
-                        job.done(*io, &buf)?;
+                    if let Some((buf, metadata)) = done.take() {
+                        finish(job, *io, &buf, &metadata)?;
                         spare.push(buf);
                     }
                 }
@@ -136,6 +159,92 @@ pub(crate) fn run(
             slots.pop_front();
             base += 1;
         }
+    }
+}
+
+fn finish(job: &mut impl Job, io: Io, data: &[u8], metadata: &[u8]) -> Result<(), Failure> {
+    job.done(io, data)?;
+    if metadata.is_empty() { Ok(()) } else { job.done_metadata(io, metadata) }
+}
+
+/// How blocks with metadata are in the buffers of an I/O. Jobs see data and metadata apart.
+#[derive(Clone, Copy)]
+struct Layout {
+    block: usize,
+    /// Bytes of metadata per block that are transferred.
+    metadata: usize,
+    /// It follows each block in the data buffer.
+    extended: bool,
+    protection: Protection,
+    /// Where the job starts, bytes: there the stated reference tag is that of the block.
+    start: u64,
+}
+
+impl Layout {
+    fn new(ns: &Namespace, protection: Protection, start: u64) -> Self {
+        let block = ns.block_size() as usize;
+        let in_data = ns.data_len(1, &protection) as usize - block;
+        let apart = ns.metadata_len(1, &protection) as usize;
+        Self { block, metadata: in_data + apart, extended: ns.is_extended(), protection, start }
+    }
+
+    /// Bytes of the data buffer of an I/O with this much data.
+    fn capacity(&self, data: usize) -> usize {
+        if self.extended { data / self.block * (self.block + self.metadata) } else { data }
+    }
+
+    /// The command of an I/O, `buf` being as long as its data.
+    fn command(
+        &self,
+        qpair: &IoQpair,
+        ns: &Namespace,
+        direction: Direction,
+        io: Io,
+        mut buf: DmaBuf,
+        job: &mut impl Job,
+    ) -> Result<IoCommand, Failure> {
+        let (slba, blocks) = (io.offset / self.block as u64, io.len / self.block);
+        let mut metadata = vec![0; blocks * self.metadata];
+        if direction == Direction::Write && !metadata.is_empty() {
+            job.next_metadata(io, &mut metadata)?;
+        }
+        let apart = if self.extended || metadata.is_empty() {
+            buf.set_len(self.capacity(io.len));
+            // From the end, so that no block is overwritten before it is moved.
+            let stride = self.block + self.metadata;
+            for index in (0..blocks).rev().filter(|_| self.metadata > 0 && direction == Direction::Write) {
+                buf.copy_within(index * self.block..(index + 1) * self.block, index * stride);
+                let from = &metadata[index * self.metadata..(index + 1) * self.metadata];
+                buf[index * stride + self.block..(index + 1) * stride].copy_from_slice(from);
+            }
+            None
+        } else {
+            let mut apart = qpair.alloc(metadata.len())?;
+            apart.copy_from_slice(&metadata);
+            Some(apart)
+        };
+        let later = (io.offset - self.start) / self.block as u64;
+        let protection =
+            ns.protection().map_or(self.protection, |format| format.advance(later, &self.protection));
+        Ok(match direction {
+            Direction::Read => IoCommand::read_with_md(ns, slba, buf, apart, protection),
+            Direction::Write => IoCommand::write_with_md(ns, slba, buf, apart, protection),
+        })
+    }
+
+    /// Leaves the data in `buf`; returns the metadata.
+    fn unpack(&self, io: Io, buf: &mut DmaBuf, apart: Option<&[u8]>) -> Vec<u8> {
+        if let Some(apart) = apart {
+            return apart.to_vec();
+        }
+        let (blocks, stride) = (io.len / self.block, self.block + self.metadata);
+        let mut metadata = Vec::with_capacity(blocks * self.metadata);
+        for index in (0..blocks).filter(|_| self.metadata > 0) {
+            metadata.extend_from_slice(&buf[index * stride + self.block..(index + 1) * stride]);
+            buf.copy_within(index * stride..index * stride + self.block, index * self.block);
+        }
+        buf.set_len(io.len);
+        metadata
     }
 }
 

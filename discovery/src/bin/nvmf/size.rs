@@ -46,6 +46,33 @@ pub(crate) fn parse_length32(text: &str) -> Result<u32, String> {
     u32::try_from(parse_length(text)?).map_err(|_| "must be less than 4GiB".to_owned())
 }
 
+/// A number that is no size: decimal or `0x` hexadecimal, below 2^`BITS`.
+fn parse_number<const BITS: u32>(text: &str) -> Result<u64, String> {
+    if !text.starts_with("0x") && !text.starts_with("0X") && !text.bytes().all(|digit| digit.is_ascii_digit())
+    {
+        return Err("not a number; examples: 12, 0xffff".to_owned());
+    }
+    match parse_size(text)? {
+        number if number >> (BITS - 1) > 1 => Err(format!("more than {BITS} bits")),
+        number => Ok(number),
+    }
+}
+
+/// A number of 64 bits, e.g. `0xffff`.
+pub(crate) fn parse_u64(text: &str) -> Result<u64, String> {
+    parse_number::<64>(text)
+}
+
+/// A number of 16 bits, e.g. `0xffff`.
+pub(crate) fn parse_u16(text: &str) -> Result<u16, String> {
+    parse_number::<16>(text).map(|number| number as u16)
+}
+
+/// A number of 4 bits, e.g. `0xf`.
+pub(crate) fn parse_u4(text: &str) -> Result<u8, String> {
+    parse_number::<4>(text).map(|number| number as u8)
+}
+
 /// A time in seconds, with a fraction if need be; more than zero.
 pub(crate) fn parse_seconds(text: &str) -> Result<std::time::Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds; examples: 5, 0.5".to_owned())?;
@@ -66,6 +93,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn numbers_are_no_sizes() {
+        assert_eq!((parse_u64("0xffffffffffffffff"), parse_u64("12")), (Ok(u64::MAX), Ok(12)));
+        assert_eq!((parse_u16("65535"), parse_u4("0xf")), (Ok(u16::MAX), Ok(15)));
+        for wrong in ["", "x", "4K", "-1", "0x", "1 "] {
+            assert!(parse_u64(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_u16("65536"), Err("more than 16 bits".to_owned()));
+        assert_eq!(parse_u4("16"), Err("more than 4 bits".to_owned()));
+    }
 
     #[test]
     fn sizes() {

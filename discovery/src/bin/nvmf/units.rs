@@ -3,6 +3,17 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+/// The format of blocks, as `nvme list` puts it: `512   B +  8 B`.
+pub(crate) fn block_format(block: u32, metadata: u16) -> String {
+    let (number, unit) = match block {
+        0..1024 => (block, ""),
+        1024..0x10_0000 => (block >> 10, "Ki"),
+        0x10_0000..0x4000_0000 => (block >> 20, "Mi"),
+        _ => (block >> 30, "Gi"),
+    };
+    format!("{number:>3} {unit:>2}B + {metadata:>2} B")
+}
+
 /// A number of bytes: exact in the largest binary unit that divides it to fewer than five digits, else with two digits
 /// after the point.
 pub(crate) fn bytes(count: u64) -> String {
@@ -121,6 +132,13 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn block_formats_are_those_of_nvme_list() {
+        assert_eq!(block_format(512, 0), "512   B +  0 B");
+        assert_eq!(block_format(512, 8), "512   B +  8 B");
+        assert_eq!(block_format(4096, 64), "  4 KiB + 64 B");
+    }
 
     #[test]
     fn bytes_are_exact_or_rounded() {

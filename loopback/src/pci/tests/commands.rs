@@ -93,7 +93,7 @@ fn pointers_that_lead_nowhere() {
         (read(u64::MAX - 3, 0, 1), Status::DATA_TRANSFER_ERROR),
         (read(buffer.base, buffer.base + PAGE as u64, 2), Status::DATA_TRANSFER_ERROR),
         (read(buffer.base, 0x7000, 3), Status::DATA_TRANSFER_ERROR),
-        (Sqe { flags: 0x80, ..read(buffer.base, 0, 1) }, Status::INVALID_FIELD),
+        (Sqe { flags: 0x80, ..read(buffer.base, 0, 1) }, Status::INVALID_DATA_SGL_LENGTH),
         (Sqe { flags: 0xc0, ..read(buffer.base, 0, 1) }, Status::INVALID_FIELD),
     ];
     for (sqe, status) in cases {
@@ -110,6 +110,54 @@ fn pointers_that_lead_nowhere() {
     assert_eq!(host.io(&mut ring, read(buffer.base, 0, 1)), Status::SUCCESS);
     host.device.dma_unmap(buffer.memory.extent().region().id()).unwrap();
     assert_eq!(host.io(&mut ring, read(buffer.base, 0, 1)), Status::DATA_TRANSFER_ERROR.with_dnr());
+    assert!(host.csts().rdy(), "none of it is fatal");
+}
+
+#[test]
+fn metadata_pointers_in_every_form() {
+    let namespace = Namespace::memory(8 << 20).block_size(4096).metadata(8, MetadataPlace::Separate);
+    let subsystem = SubsystemBuilder::new(NQN).namespace(namespace);
+    let loopback = Loopback::builder().subsystem(subsystem).max_io_queues(4).build().unwrap();
+    let mut host = Host::with(loopback, &PciOptions::new().inline(true));
+    host.enable();
+    let mut ring = host.io_queue(1, 16);
+    let (data, metadata) = (host.buffer(2), host.buffer(1));
+    data.put(0, &[7u8; 2 * PAGE]);
+    metadata.put(0, &[1u8; 16]);
+    let command = |opcode, flags, mptr: u64| {
+        let mut sqe = rw(opcode, 1, 3, 2, DataPointer::prp(data.base, data.base + PAGE as u64));
+        if flags != 0 {
+            sqe.set_sgl(SglDescriptor::data_block(data.base, 2 * PAGE as u32));
+        }
+        (sqe.flags, sqe.mptr) = (flags, mptr.into());
+        sqe
+    };
+    assert_eq!(host.io(&mut ring, command(NvmOpcode::WRITE, 0, metadata.base)), Status::SUCCESS);
+    // A descriptor in the same page; one that is too short; one that leads to others.
+    metadata.put(64, &SglDescriptor::data_block(metadata.base + 1001, 16));
+    metadata.put(80, &SglDescriptor::data_block(metadata.base + 1001, 8));
+    metadata.put(96, &SglDescriptor::segment(metadata.base + 112, 32, true, SglSubtype::ADDRESS));
+    metadata.put(112, &SglDescriptor::data_block(metadata.base + 1200, 9));
+    metadata.put(128, &SglDescriptor::data_block(metadata.base + 1300, 7));
+    let reads = [
+        (0, 256, 256, Status::SUCCESS),
+        (0x40, 301, 301, Status::SUCCESS),
+        (0x80, 64, 1001, Status::SUCCESS),
+        (0x80, 96, 1200, Status::SUCCESS),
+        (0, 258, 0, Status::INVALID_FIELD.with_dnr()),
+        (0x80, 68, 0, Status::INVALID_SGL_SEGMENT_DESCRIPTOR.with_dnr()),
+        (0x80, 80, 0, Status::INVALID_METADATA_SGL_LENGTH.with_dnr()),
+        (0, 1 << 30, 0, Status::DATA_TRANSFER_ERROR.with_dnr()),
+    ];
+    for (flags, at, found, status) in reads {
+        let read = command(NvmOpcode::READ, flags, metadata.base + at);
+        assert_eq!(host.io(&mut ring, read), status, "{flags:#x} {at}");
+        if status.is_success() {
+            let len = if found == 1200 { 9 } else { 16 };
+            assert_eq!(metadata.bytes(found, len), vec![1; len], "{flags:#x} {at}");
+        }
+    }
+    assert_eq!(metadata.bytes(1300, 8), [1, 1, 1, 1, 1, 1, 1, 0]);
     assert!(host.csts().rdy(), "none of it is fatal");
 }
 

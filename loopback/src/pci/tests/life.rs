@@ -14,7 +14,7 @@ fn enable_identify_shutdown_disable() {
     let data = IdentifyController::read_from_bytes(&buffer.bytes(0, PAGE)).unwrap();
     assert_eq!((data.cntrltype, data.sqes, data.cqes), (ControllerType::IO, 0x66, 0x44));
     assert_eq!((data.ioccsz.get(), data.iorcsz.get(), data.maxcmd.get(), data.ofcs.get()), (0, 0, 0, 0));
-    assert_eq!(data.sgls.get(), 1 | 1 << 16);
+    assert_eq!(data.sgls.get(), 1 | 1 << 16 | 1 << 17 | 1 << 19);
     let mut id = [0; 2];
     host.device.read_config(0, &mut id).unwrap();
     assert_eq!(data.vid.get(), u16::from_le_bytes(id));

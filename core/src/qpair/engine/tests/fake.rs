@@ -194,7 +194,15 @@ impl Bench {
         max_blocks: u32,
         user_data: u64,
     ) -> Request {
-        let span = Span { slba, blocks, block_bytes: BLOCK, max_blocks, boundary: 0 };
+        let span = Span {
+            slba,
+            blocks,
+            block_bytes: BLOCK,
+            max_blocks,
+            boundary: 0,
+            metadata_bytes: 0,
+            ref_tag_bits: 0,
+        };
         let buf = self.pool.alloc(blocks as usize * BLOCK as usize).unwrap();
         Request { sqe: Sqe::nvm(opcode, 1), span: Some(span), buf: buf.into(), user_data, timeout: None }
     }

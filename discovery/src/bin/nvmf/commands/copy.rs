@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
-use nvmf_core::{IoQpairOptions, Namespace};
+use nvmf_core::{IoQpairOptions, Namespace, Protection};
 
-use crate::connect::{ConnectArgs, check_multiple, check_range, detach, plain_namespace};
+use super::metadata::{MetadataArgs, Sink, Source};
+use crate::connect::{ConnectArgs, check_multiple, check_range, detach, nvm_namespace};
 use crate::failure::Failure;
 use crate::pipeline::{self, Direction, Io, Job, Plan};
 use crate::size::{parse_length, parse_size};
@@ -22,6 +23,7 @@ Examples:
   nvmf read $TRID --length 4KiB | hexdump -C
   nvmf read $TRID --offset 1GiB --length 64MiB --output part.img
   nvmf read $TRID --nsid 2 --output disk.img                      the whole namespace
+  nvmf read $TRID --length 1MiB --output d --metadata m --prinfo 7    with its protection checked
 
 Sizes take the suffixes K M G T or KiB MiB GiB TiB, all powers of 1024.")]
 pub(crate) struct ReadArgs {
@@ -38,6 +40,9 @@ pub(crate) struct ReadArgs {
     /// File to write to; by default standard output
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    #[command(flatten)]
+    metadata: MetadataArgs,
 }
 
 /// Write a file or standard input to a range of a namespace
@@ -50,6 +55,7 @@ Examples:
   nvmf write $TRID --input disk.img
   zcat disk.img.gz | nvmf write $TRID --offset 1GiB
   echo hello | nvmf write $TRID --pad-zeroes
+  nvmf write $TRID --input disk.img --prinfo 8          the controller protects the blocks
 
 Sizes take the suffixes K M G T or KiB MiB GiB TiB, all powers of 1024.")]
 pub(crate) struct WriteArgs {
@@ -66,6 +72,9 @@ pub(crate) struct WriteArgs {
     /// If the input ends within a block, fill the rest of the block with zeroes
     #[arg(long)]
     pad_zeroes: bool,
+
+    #[command(flatten)]
+    metadata: MetadataArgs,
 }
 
 /// What `read` and `write` share.
@@ -90,13 +99,14 @@ struct RangeArgs {
 }
 
 impl RangeArgs {
-    fn plan(&self, ns: &Namespace, direction: Direction) -> Plan {
+    fn plan(&self, ns: &Namespace, direction: Direction, protection: Option<Protection>) -> Plan {
         Plan {
             direction,
             io_size: pipeline::bulk_io_size(ns),
             depth: self.queue_depth.into(),
             in_order: true,
             poll: false,
+            metadata: protection.map(|protection| (protection, self.offset)),
         }
     }
 }
@@ -115,7 +125,8 @@ fn summary(bar: &ProgressBar, verb: &str, bytes: u64, time: Duration) {
 
 pub(crate) fn read(args: &ReadArgs) -> Result<(), Failure> {
     let controller = args.connect.attach(1)?;
-    let ns = plain_namespace(&controller, args.range.nsid)?;
+    let ns = nvm_namespace(&controller, args.range.nsid)?;
+    let protection = args.metadata.check(&ns)?;
     let offset = args.range.offset;
     let length = match args.length {
         Some(length) => length,
@@ -132,12 +143,15 @@ pub(crate) fn read(args: &ReadArgs) -> Result<(), Failure> {
         Some(path) => Box::new(File::create(path).map_err(|error| Failure::file("creating", path, &error))?),
         None => Box::new(io::stdout().lock()),
     };
+    let metadata = args.metadata.sink(&ns, length)?;
     let bar = progress::bar("reading", Some(length), args.range.quiet);
-    let mut job = ReadJob { to, path: args.output.as_deref(), offset, end: offset + length, bar: &bar };
+    let path = args.output.as_deref();
+    let mut job = ReadJob { to, path, metadata, offset, end: offset + length, bar: &bar };
     let started = Instant::now();
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
-    pipeline::run(&mut qpair, &ns, args.range.plan(&ns, Direction::Read), &mut job)?;
+    pipeline::run(&mut qpair, &ns, args.range.plan(&ns, Direction::Read, protection), &mut job)?;
     job.to.flush().map_err(|error| job.failure(&error))?;
+    job.metadata.take().map_or(Ok(()), Sink::finish)?;
     summary(&bar, "read", length, started.elapsed());
     drop(qpair);
     detach(controller);
@@ -147,6 +161,7 @@ pub(crate) fn read(args: &ReadArgs) -> Result<(), Failure> {
 struct ReadJob<'a> {
     to: Box<dyn Write>,
     path: Option<&'a Path>,
+    metadata: Option<Sink<'a>>,
     offset: u64,
     end: u64,
     bar: &'a ProgressBar,
@@ -176,6 +191,10 @@ impl Job for ReadJob<'_> {
         self.bar.inc(io.len as u64);
         self.to.write_all(data).map_err(|error| self.failure(&error))
     }
+
+    fn done_metadata(&mut self, _: Io, metadata: &[u8]) -> Result<(), Failure> {
+        self.metadata.as_mut().map_or(Ok(()), |to| to.put(metadata))
+    }
 }
 
 pub(crate) fn write(args: &WriteArgs) -> Result<(), Failure> {
@@ -193,7 +212,8 @@ pub(crate) fn write(args: &WriteArgs) -> Result<(), Failure> {
         None => (Box::new(io::stdin().lock()), None),
     };
     let controller = args.connect.attach(1)?;
-    let ns = plain_namespace(&controller, args.range.nsid)?;
+    let ns = nvm_namespace(&controller, args.range.nsid)?;
+    let protection = args.metadata.check(&ns)?;
     let offset = args.range.offset;
     check_multiple(&ns, "--offset", offset)?;
     let bar = progress::bar("writing", known, args.range.quiet);
@@ -204,6 +224,7 @@ pub(crate) fn write(args: &WriteArgs) -> Result<(), Failure> {
         start: offset,
         offset,
         pad: args.pad_zeroes,
+        metadata: None,
         at_end: false,
         failure: None,
         bar: &bar,
@@ -211,9 +232,11 @@ pub(crate) fn write(args: &WriteArgs) -> Result<(), Failure> {
     if let Some(length) = known {
         job.check_end(length, true, false)?;
     }
+    let whole = known.map(|length| length.next_multiple_of(ns.block_size().into()));
+    job.metadata = args.metadata.source(&ns, whole)?;
     let started = Instant::now();
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
-    pipeline::run(&mut qpair, &ns, args.range.plan(&ns, Direction::Write), &mut job)?;
+    pipeline::run(&mut qpair, &ns, args.range.plan(&ns, Direction::Write, protection), &mut job)?;
     let written = job.offset - offset;
     if written > 0 {
         qpair.flush_blocking(&ns)?;
@@ -227,6 +250,7 @@ pub(crate) fn write(args: &WriteArgs) -> Result<(), Failure> {
             name(job.path, "standard input")
         )));
     }
+    job.metadata.map_or(Ok(()), Source::finish)?;
     summary(&bar, "wrote", written, started.elapsed());
     drop(qpair);
     detach(controller);
@@ -240,6 +264,7 @@ struct WriteJob<'a> {
     start: u64,
     offset: u64,
     pad: bool,
+    metadata: Option<Source<'a>>,
     at_end: bool,
     /// Why writing ended early.
     failure: Option<Failure>,
@@ -315,5 +340,9 @@ impl Job for WriteJob<'_> {
     fn done(&mut self, io: Io, _: &[u8]) -> Result<(), Failure> {
         self.bar.inc(io.len as u64);
         Ok(())
+    }
+
+    fn next_metadata(&mut self, _: Io, metadata: &mut [u8]) -> Result<(), Failure> {
+        self.metadata.as_mut().map_or(Ok(()), |from| from.take(metadata))
     }
 }

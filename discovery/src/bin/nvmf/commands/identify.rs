@@ -155,15 +155,25 @@ fn describe_namespace(sheet: &mut Sheet, ns: &Namespace) {
     let used = id.nuse.get().saturating_mul(u64::from(ns.block_size()));
     sheet.line("Allocated", units::bytes(used));
     sheet.line("Block size", format_args!("{} B", ns.block_size()));
+    sheet.line("Format", units::block_format(ns.block_size(), ns.metadata_size()).trim_start());
     let metadata = match (ns.metadata_size(), id.is_extended_lba()) {
         (0, _) => "none".to_owned(),
         (bytes, true) => format!("{bytes} B per block, at the end of its data"),
         (bytes, false) => format!("{bytes} B per block, in a buffer of its own"),
     };
     sheet.line("Metadata", metadata);
-    let protection = match id.protection_type() {
-        0 => "none".to_owned(),
-        kind => format!("type {kind}"),
+    let protection = match (id.protection_type(), ns.protection()) {
+        (0, _) => "none".to_owned(),
+        (kind, None) => format!("type {kind}, in a format that is not known"),
+        (kind, Some(format)) => {
+            let place = if format.is_first() { "first" } else { "last" };
+            let storage = match format.storage_tag_bits() {
+                0 => String::new(),
+                bits => format!(", {bits}-bit storage tag"),
+            };
+            let (bits, size) = (format.guard().bits(), format.size());
+            format!("type {kind}, {bits}-bit guard{storage}, in the {place} {size} B of the metadata")
+        }
     };
     sheet.line("Protection", protection);
     if let Some(uuid) = ns.uuid() {
@@ -280,5 +290,8 @@ fn namespace_json(ns: &Namespace) -> Value {
         ("size_bytes", json!(ns.size())),
         ("block_size", json!(ns.block_size())),
         ("metadata_size", json!(ns.metadata_size())),
+        ("metadata_extended", json!(ns.is_extended())),
+        ("protection_type", json!(id.protection_type())),
+        ("guard_bits", json!(ns.protection().map(|format| format.guard().bits()))),
     ])
 }

@@ -104,7 +104,7 @@ impl NamespaceLine {
 
     /// The block format, as nvme-cli's `nvme list` puts it.
     fn format(&self) -> String {
-        format!("{} B + {} B", self.block_size, self.metadata_size)
+        units::block_format(self.block_size, self.metadata_size)
     }
 
     /// The best name it has.
@@ -293,9 +293,9 @@ nqn.2024-01.com.example:a                   1  tcp 192.0.2.1:4420       nvmf loo
 nqn.2024-01.com.example:a                   2  tcp [fe80::1%eth0]:4420  nvmf loopback  S1
 nqn.2024-01.com.example:long-name           1  tcp 192.0.2.1:4420       nvmf loopback  S1
 
-Subsystem                  NSID    Size  Format       UUID
-nqn.2024-01.com.example:a     1  64 MiB  512 B + 0 B  00112233-4455-6677-8899-aabbccddeeff
-nqn.2024-01.com.example:a    12   3 TiB  512 B + 0 B  0011223344556677
+Subsystem                  NSID    Size  Format          UUID
+nqn.2024-01.com.example:a     1  64 MiB  512   B +  0 B  00112233-4455-6677-8899-aabbccddeeff
+nqn.2024-01.com.example:a    12   3 TiB  512   B +  0 B  0011223344556677
 ";
         assert_eq!(listing.text(), expected);
     }

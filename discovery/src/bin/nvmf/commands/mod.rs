@@ -10,6 +10,7 @@ pub(crate) mod identify;
 pub(crate) mod list;
 #[cfg(feature = "pcie")]
 mod local;
+mod metadata;
 pub(crate) mod perf;
 #[cfg(feature = "tcp")]
 pub(crate) mod target;

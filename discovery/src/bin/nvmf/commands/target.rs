@@ -5,13 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use nvmf_loopback::{
-    Loopback, LoopbackError, Namespace, SubsystemBuilder, VfioUserServer, VfioUserServerOptions,
+    Guard, Loopback, LoopbackError, MetadataPlace, Namespace, ProtectionType, SubsystemBuilder,
+    VfioUserServer, VfioUserServerOptions,
 };
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
 use super::print;
 use crate::failure::Failure;
-use crate::size::{parse_length32, parse_size};
+use crate::size::{parse_length32, parse_size, parse_u16};
 
 /// Where to listen unless told otherwise.
 const DEFAULT_LISTEN: &str = "127.0.0.1:4420";
@@ -32,11 +33,19 @@ Examples:
   nvmf target --listen 0.0.0.0:4420 --namespace disk.img --namespace 1GiB --block-size 4KiB
   nvmf target --listen [::1]:0 --namespace new.img:256MiB --nqn nqn.2024-01.com.example:disk
   nvmf target --vfio-user /tmp/nvme.sock --namespace 64MiB
+  nvmf target --vfio-user /tmp/nvme.sock --namespace 64MiB,lba=4096,ms=8,pi=1
   nvmf target --namespace null:1GiB                     to measure initiators
 
 FILE:SIZE makes the file, or makes it longer, as needed. A file whose name looks like a size is
 written ./64MiB. null:SIZE stores nothing: what is written is dropped, what is read is whatever was
-in the buffer.")]
+in the buffer. Options follow after commas, so that no file name may have one:
+  lba=SIZE       bytes per logical block, instead of --block-size
+  ms=BYTES       bytes of metadata per block
+  extended       the metadata is part of the blocks, also for vfio-user; over TCP it always is
+  pi=1|2|3       protection information of this type, in the last bytes of the metadata
+  pi-first       ... in the first bytes
+  guard=16|32|64 ... with a guard of this many bits (16)
+In a file the metadata follows the data of each block.")]
 pub(crate) struct Args {
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:4420]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -51,9 +60,9 @@ pub(crate) struct Args {
     #[arg(long, requires = "vfio_user")]
     map_unsealed: bool,
 
-    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE, or null:SIZE. May be repeated
+    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE, or null:SIZE, and options (see below). May be repeated
     #[arg(long, value_name = "SIZE|FILE[:SIZE]", required = true, value_parser = parse_namespace)]
-    namespace: Vec<Backing>,
+    namespace: Vec<Wanted>,
 
     /// NQN of the subsystem
     #[arg(long, value_name = "NQN", default_value = DEFAULT_NQN)]
@@ -73,7 +82,81 @@ enum Backing {
     Null(u64),
 }
 
-fn parse_namespace(text: &str) -> Result<Backing, String> {
+/// A namespace as the command line has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Wanted {
+    backing: Backing,
+    format: BlockFormat,
+}
+
+/// What its blocks are to be; zero and `None` as usual.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct BlockFormat {
+    block_size: Option<u32>,
+    metadata: u16,
+    extended: bool,
+    protection: Option<ProtectionType>,
+    first: bool,
+    guard: Option<Guard>,
+}
+
+const OPTIONS: &str = "options are lba=SIZE, ms=BYTES, extended, pi=1|2|3, pi-first, guard=16|32|64";
+
+fn parse_namespace(text: &str) -> Result<Wanted, String> {
+    let mut parts = text.split(',');
+    let backing = parse_backing(parts.next().unwrap_or_default())?;
+    let mut format = BlockFormat::default();
+    for option in parts {
+        let (key, value) = option.split_once('=').map_or((option, None), |(key, value)| (key, Some(value)));
+        let wrong = |why: &str| format!("{option}: {why}; {OPTIONS}");
+        match (key, value) {
+            ("lba", Some(size)) => format.block_size = Some(parse_length32(size).map_err(|why| wrong(&why))?),
+            ("ms", Some(bytes)) => format.metadata = parse_u16(bytes).map_err(|why| wrong(&why))?,
+            ("pi", Some("0")) => format.protection = None,
+            ("pi", Some(kind)) => {
+                let kind = kind.parse().ok().and_then(ProtectionType::new);
+                format.protection = Some(kind.ok_or_else(|| wrong("there is no such type"))?);
+            }
+            ("guard", Some(bits)) => {
+                format.guard = Some(match bits {
+                    "16" => Guard::Crc16,
+                    "32" => Guard::Crc32c,
+                    "64" => Guard::Crc64,
+                    _ => return Err(wrong("there is no such guard")),
+                });
+            }
+            ("extended", None) => format.extended = true,
+            ("pi-first", None) => format.first = true,
+            _ => return Err(wrong("there is no such option")),
+        }
+    }
+    if format.protection.is_none() && (format.first || format.guard.is_some()) {
+        return Err(format!(
+            "pi-first and guard say something about protection information, but there is none; {OPTIONS}"
+        ));
+    }
+    if format.extended && format.metadata == 0 {
+        return Err(format!("extended says something about metadata, but there is none; {OPTIONS}"));
+    }
+    Ok(Wanted { backing, format })
+}
+
+impl BlockFormat {
+    fn of(self, namespace: Namespace, block_size: u32) -> Namespace {
+        let place = if self.extended { MetadataPlace::Extended } else { MetadataPlace::Separate };
+        let mut namespace =
+            namespace.block_size(self.block_size.unwrap_or(block_size)).metadata(self.metadata, place);
+        if let Some(kind) = self.protection {
+            namespace = namespace.protection(kind);
+        }
+        if let Some(guard) = self.guard {
+            namespace = namespace.guard(guard);
+        }
+        if self.first { namespace.protection_first() } else { namespace }
+    }
+}
+
+fn parse_backing(text: &str) -> Result<Backing, String> {
     if text.is_empty() {
         return Err("neither a size nor a file".to_owned());
     }
@@ -110,7 +193,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             .map_err(|error| Failure::failed(format!("catching signals: {error}")))?;
     }
     let mut subsystem = SubsystemBuilder::new(&args.nqn);
-    for backing in &args.namespace {
+    for Wanted { backing, format } in &args.namespace {
         let namespace = match backing {
             Backing::Memory(size) => Namespace::memory(*size),
             Backing::Null(size) => Namespace::null(*size),
@@ -124,7 +207,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 Namespace::file(path, *size)
             }
         };
-        subsystem = subsystem.namespace(namespace.block_size(args.block_size));
+        subsystem = subsystem.namespace(format.of(namespace, args.block_size));
     }
     let mut target = Loopback::builder().subsystem(subsystem);
     let tcp = args.listen.as_deref().or(args.vfio_user.is_empty().then_some(DEFAULT_LISTEN));
@@ -143,7 +226,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         print(format!("listening on {}\n", server.path().display()))?;
     }
     for (nsid, backing) in (1..).zip(&args.namespace) {
-        if matches!(backing, Backing::Null(_)) {
+        if matches!(backing.backing, Backing::Null(_)) {
             print(format!("namespace {nsid} stores nothing\n"))?;
         }
     }
@@ -155,10 +238,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn failure(error: &LoopbackError) -> Failure {
-    use LoopbackError::{BlockSize, DiscoveryNqn, ListenAddress, Nqn, TooSmall};
+    use LoopbackError::{BlockSize, DiscoveryNqn, ListenAddress, Metadata, Nqn, TooSmall};
     let line = format!("starting the target: {error}");
     match error {
-        BlockSize(_) | DiscoveryNqn | ListenAddress { .. } | Nqn { .. } | TooSmall { .. } => {
+        BlockSize(_) | DiscoveryNqn | ListenAddress { .. } | Metadata(_) | Nqn { .. } | TooSmall { .. } => {
             Failure::usage(line)
         }
         _ => Failure::failed(line),
@@ -171,18 +254,51 @@ mod tests {
 
     #[test]
     fn namespaces() {
-        let file = |path: &str, size| Ok(Backing::File(path.into(), size));
-        assert_eq!(parse_namespace("64MiB"), Ok(Backing::Memory(64 << 20)));
+        let plain = |backing| Ok(Wanted { backing, format: BlockFormat::default() });
+        let file = |path: &str, size| plain(Backing::File(path.into(), size));
+        assert_eq!(parse_namespace("64MiB"), plain(Backing::Memory(64 << 20)));
         assert_eq!(parse_namespace("./64MiB"), file("./64MiB", 0));
         assert_eq!(parse_namespace("disk.img"), file("disk.img", 0));
         assert_eq!(parse_namespace("disk.img:1G"), file("disk.img", 1 << 30));
         assert_eq!(parse_namespace("/a:b"), file("/a:b", 0));
         assert_eq!(parse_namespace("2024.img:64MiB"), file("2024.img", 64 << 20));
-        assert_eq!(parse_namespace("null:1GiB"), Ok(Backing::Null(1 << 30)));
+        assert_eq!(parse_namespace("null:1GiB"), plain(Backing::Null(1 << 30)));
         assert_eq!(parse_namespace("./null:1GiB"), file("./null", 1 << 30));
         assert_eq!(parse_namespace("null"), file("null", 0));
         for wrong in ["", "0", "64MB", "64Q", "null:", "null:0", "null:x"] {
             assert!(parse_namespace(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn formats_of_blocks() {
+        let format = |text| parse_namespace(text).map(|wanted| wanted.format);
+        let pi = BlockFormat {
+            block_size: Some(4096),
+            metadata: 8,
+            protection: Some(ProtectionType::Type1),
+            ..BlockFormat::default()
+        };
+        assert_eq!(format("64MiB,lba=4096,ms=8,pi=1"), Ok(pi));
+        assert_eq!(format("a.img:1G,lba=4KiB,ms=8,pi=1,extended"), Ok(BlockFormat { extended: true, ..pi }));
+        let long = BlockFormat { metadata: 16, guard: Some(Guard::Crc64), first: true, ..pi };
+        assert_eq!(format("1G,guard=64,pi-first,ms=16,lba=4096,pi=1"), Ok(long));
+        assert_eq!(format("1G,pi=0"), Ok(BlockFormat::default()));
+        for (wrong, why) in [
+            ("1G,", "there is no such option"),
+            ("1G,m=8", "there is no such option"),
+            ("1G,ms", "there is no such option"),
+            ("1G,extended=1", "there is no such option"),
+            ("1G,ms=8K", "not a number"),
+            ("1G,ms=70000", "more than 16 bits"),
+            ("1G,lba=0", "at least 1"),
+            ("1G,ms=8,pi=4", "there is no such type"),
+            ("1G,ms=8,pi=1,guard=8", "there is no such guard"),
+            ("1G,ms=8,pi-first", "there is none"),
+            ("1G,extended", "there is none"),
+        ] {
+            let error = format(wrong).unwrap_err();
+            assert!(error.contains(why) && error.contains("options are lba=SIZE"), "{wrong}: {error}");
         }
     }
 }

@@ -128,7 +128,14 @@ impl Range {
     }
 
     fn plan(&self, direction: Direction) -> Plan {
-        Plan { direction, io_size: self.pattern.block, depth: self.depth, in_order: false, poll: self.poll }
+        Plan {
+            direction,
+            io_size: self.pattern.block,
+            depth: self.depth,
+            in_order: false,
+            poll: self.poll,
+            metadata: None,
+        }
     }
 }
 
