@@ -211,6 +211,7 @@ impl Namespace {
     }
 
     /// The span of an I/O of `len` bytes at `slba`; `Err` names why there is none.
+    #[inline]
     pub(crate) fn data_span(&self, slba: u64, len: usize) -> Result<Span, String> {
         let block = self.0.plain_block;
         // Nothing but 0 is a multiple of 0.
@@ -314,6 +315,7 @@ impl Namespace {
         self.span(slba, blocks, 0, max)
     }
 
+    #[inline]
     fn span(&self, slba: u64, blocks: u64, block_bytes: u32, max_blocks: u32) -> Result<Span, String> {
         if blocks == 0 || slba.checked_add(blocks).is_none() {
             return Err(format!("no range of blocks starts at {slba} and has {blocks} blocks"));

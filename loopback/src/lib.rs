@@ -72,6 +72,6 @@ pub use fault::{Fault, Faults, Rule};
 pub use loopback::{Builder, DEFAULT_NQN, Loopback, LoopbackStats};
 pub use namespace::{MetadataPlace, Namespace};
 pub use nvmf_core::protection::{Guard, ProtectionType};
-pub use pci::{EmulatedDevice, EmulatedFunction, PciOptions, VfioUserServer};
+pub use pci::{EmulatedDevice, EmulatedFunction, PciOptions, VfioUserServer, VfioUserServerOptions};
 pub use subsystem::SubsystemBuilder;
 pub use transport::LoopbackTransport;

@@ -400,6 +400,12 @@ impl ActiveNamespace {
         }
     }
 
+    /// Whether the command's data come from nowhere, or go nowhere.
+    pub(crate) fn drops_data(&self, sqe: &Sqe) -> bool {
+        matches!(self.backing, Backing::Null)
+            && matches!(NvmOpcode(sqe.opcode), NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE)
+    }
+
     pub(crate) fn flush(&self) -> Result<(), Status> {
         self.backing.flush().map_err(|e| self.media(&e, Status::WRITE_FAULT))
     }

@@ -310,6 +310,13 @@ impl Queue {
         }
     }
 
+    /// Whether anybody wants the data of a command: a namespace that stores nothing does not.
+    pub(crate) fn moves_data(&mut self, sqe: &Sqe) -> bool {
+        let io = self.link.as_mut().filter(|link| link.qid != 0);
+        let namespace = io.and_then(|link| link.find(sqe.nsid.get()));
+        !namespace.is_some_and(|namespace| namespace.drops_data(sqe))
+    }
+
     // --- fabrics commands --------------------------------------------------------------------------------------
 
     fn fabrics(&mut self, sqe: &Sqe, data: Data<'_>) -> Outcome {

@@ -271,7 +271,7 @@ impl Bar0 {
     /// As [`Bar0::read32`].
     pub fn doorbell(&self, offset: u64, value: u32) -> Result<()> {
         self.check(offset, 4)?;
-        nvmf_core::dma::device_write_barrier();
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
         self.0.doorbell(offset, value)
     }
 }

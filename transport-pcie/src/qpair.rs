@@ -3,9 +3,10 @@
 //! ```text
 //!   submit ─▶ submission ring, tail ──flush──▶ SQ tail doorbell ─▶ controller
 //!   poll   ◀─ completion ring, head, phase ◀─────────────────────── controller
-//!              └── once per batch ──▶ CQ head doorbell
+//!              └── with the next tail, or at the next poll ──▶ CQ head doorbell
 //! ```
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,12 +14,12 @@ use std::time::{Duration, Instant};
 use nvmf_core::dma::{RegionId, SharedMemory};
 use nvmf_core::proto::Tracker;
 use nvmf_core::spec::command::DataDirection;
+use nvmf_core::spec::data_ptr::DataPointer;
 use nvmf_core::spec::status::CommandKind;
 use nvmf_core::spec::{AdminOpcode, Cqe, NvmOpcode, Sqe, Status};
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
 use nvmf_core::{DmaBuf, DmaRegion, Error, Result};
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U16, U32};
 
 use crate::cmb::CmbPart;
 use crate::data::{self, LIST_BYTES, List, Piece};
@@ -29,6 +30,10 @@ const SQE_BYTES: usize = 64;
 const CQE_BYTES: usize = 16;
 /// How often an idle queue pair looks whether the function is still there.
 const ALIVE_CHECK: Duration = Duration::from_millis(100);
+/// Idle polls between two looks at the clock for that.
+const POLLS_PER_CLOCK: u32 = 8;
+/// How many commands ahead the place of one is fetched from the controller, where both share memory.
+const PREFETCH: usize = 4;
 /// Bus addresses of regions kept at hand per queue pair.
 const CACHED_REGIONS: usize = 1024;
 /// Entries an admin queue has at most (AQA).
@@ -109,11 +114,16 @@ pub struct PcieQpair {
     pieces: Vec<Piece>,
     /// Bus addresses of regions, by region.
     regions: Vec<(RegionId, u64)>,
+    /// The one asked for last.
+    last_region: Option<(RegionId, u64)>,
     /// Commands that never reached the controller: slot and identifier.
     unsent: Vec<(u16, u16)>,
     /// The last poll stopped at its budget.
     more: bool,
     last_check: Instant,
+    idle_polls: u32,
+    /// Somebody may sleep on the vector's descriptor.
+    watched: Cell<bool>,
     /// The queues were created; commands are taken from then on.
     usable_at: Option<Instant>,
     life: Life,
@@ -172,9 +182,12 @@ impl PcieQpair {
             bounce: (0..setup.slots).map(|_| None).collect(),
             pieces: Vec::new(),
             regions: Vec::new(),
+            last_region: None,
             unsent: Vec::new(),
             more: false,
             last_check: Instant::now(),
+            idle_polls: 0,
+            watched: Cell::new(false),
             usable_at: None,
             life: Life {
                 cq: Exists::No,
@@ -212,7 +225,7 @@ impl PcieQpair {
     fn command(&self, what: Sent) -> Sqe {
         let (sq, cq) = self.ring_addresses();
         let size_and_id = u32::from(self.entries - 1) << 16 | u32::from(self.qid);
-        let prp = |address| nvmf_core::spec::data_ptr::DataPointer::prp(address, 0);
+        let prp = |address| DataPointer::prp(address, 0);
         match what {
             Sent::CreateCq => {
                 // PC: physically contiguous; IEN and IV: interrupt.
@@ -269,6 +282,18 @@ impl PcieQpair {
     /// The bus address of a region: from this queue pair's own table, else from the controller's.
     fn address(&mut self, region: &DmaRegion) -> Result<u64> {
         let id = region.id();
+        if let Some((last, iova)) = self.last_region
+            && last == id
+        {
+            return Ok(iova);
+        }
+        let iova = self.known_address(region)?;
+        self.last_region = Some((id, iova));
+        Ok(iova)
+    }
+
+    fn known_address(&mut self, region: &DmaRegion) -> Result<u64> {
+        let id = region.id();
         match self.regions.binary_search_by_key(&id, |&(known, _)| known) {
             Ok(index) => Ok(self.regions[index].1),
             Err(mut index) => {
@@ -289,6 +314,20 @@ impl PcieQpair {
         let len = tracker.data_len(slot);
         if len == 0 {
             return Ok(());
+        }
+        // Most data is one piece in at most two pages, which takes no list.
+        if let Some(segment) = tracker.segment(slot, 0)
+            && segment.len == len as usize
+        {
+            let iova = self.address(segment.region)? + segment.offset as u64;
+            let page = self.shared.page;
+            let next = (iova & !(page - 1)) + page;
+            if iova.is_multiple_of(4) && iova + u64::from(len) <= next + page {
+                let second = if iova + u64::from(len) > next { next } else { 0 };
+                sqe.flags &= 0x3f;
+                sqe.dptr = DataPointer::prp(iova, second);
+                return Ok(());
+            }
         }
         self.pieces.clear();
         let mut offset = 0;
@@ -385,7 +424,12 @@ impl PcieQpair {
         Ok(())
     }
 
+    /// Tells the controller which completions were taken. That makes room, which only a controller with a full queue waits for: so
+    /// it is told along with the next commands, when the doorbells' cache line or the bus is in use anyway.
     fn ring_cq(&mut self) -> Result<()> {
+        if self.cq_head == self.cq_rung {
+            return Ok(());
+        }
         let old = std::mem::replace(&mut self.cq_rung, self.cq_head);
         if self.shadow.as_ref().is_none_or(|shadow| shadow.head(old, self.cq_head)) {
             self.shared.bar.doorbell(self.cq_doorbell, u32::from(self.cq_head))?;
@@ -408,14 +452,7 @@ impl PcieQpair {
                 return Ok(count);
             }
             let dw2 = memory.read_u32(at + 8);
-            let cqe = Cqe {
-                dw0: U32::new(memory.read_u32(at)),
-                dw1: U32::new(memory.read_u32(at + 4)),
-                sqhd: U16::new(dw2 as u16),
-                sqid: U16::new((dw2 >> 16) as u16),
-                cid: U16::new(dw3 as u16),
-                status_phase: U16::new((dw3 >> 16) as u16),
-            };
+            let cqe = Cqe::from_words([memory.read_u64(at), u64::from(dw3) << 32 | u64::from(dw2)]);
             count += 1;
             self.cq_head += 1;
             if self.cq_head == self.entries {
@@ -528,16 +565,22 @@ impl TransportQpair for PcieQpair {
         let at = usize::from(self.sq_tail) * SQE_BYTES;
         match &self.cmb {
             Some(part) => part.write(at, sqe.as_bytes())?,
-            None => self.memory()?.write_bytes(self.sq_offset + at, sqe.as_bytes()),
+            None => self.memory()?.write_words(self.sq_offset + at, &sqe.words()),
         }
         self.sq_tail += 1;
         if self.sq_tail == self.entries {
             self.sq_tail = 0;
         }
+        if self.cmb.is_none() {
+            // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
+            self.memory()?.prefetch_write(self.sq_offset + at + PREFETCH * SQE_BYTES);
+        }
         Ok(())
     }
 
     fn flush(&mut self, _tracker: &Tracker) -> Result<()> {
+        // Room first, or a controller with a full completion queue would take the commands later.
+        self.ring_cq()?;
         self.ring_sq()
     }
 
@@ -551,8 +594,10 @@ impl TransportQpair for PcieQpair {
         {
             tracker.complete(slot, Cqe::new(cid, 0, Status::DATA_TRANSFER_ERROR));
         }
+        // Nothing was submitted since the last poll.
+        self.ring_cq()?;
         let mut count = self.consume(tracker, budget)?;
-        if count == 0 && (self.vector.is_some() || self.qid == 0) {
+        if count == 0 && (self.qid == 0 || self.watched.get()) {
             // What was signalled before is seen by the second look; what comes after it is signalled again.
             match self.vector {
                 Some(vector) if self.qid != 0 => self.shared.silence(vector),
@@ -561,11 +606,14 @@ impl TransportQpair for PcieQpair {
             count = self.consume(tracker, budget)?;
         }
         if count > 0 {
-            self.ring_cq()?;
             self.stats.receives += 1;
             return Ok(());
         }
         self.stats.empty_receives += 1;
+        self.idle_polls = self.idle_polls.wrapping_add(1);
+        if !self.idle_polls.is_multiple_of(POLLS_PER_CLOCK) {
+            return Ok(());
+        }
         let now = Instant::now();
         if now.duration_since(self.last_check) >= ALIVE_CHECK {
             self.last_check = now;
@@ -640,6 +688,7 @@ impl TransportQpair for PcieQpair {
     }
 
     fn event_fd(&self) -> Option<RawFd> {
+        self.watched.set(true);
         if self.qid == 0 {
             return self.shared.admin_fd();
         }

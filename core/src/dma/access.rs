@@ -1,5 +1,5 @@
 // UNSAFETY: this module reads and writes memory that somebody else may write at the same moment: a device, or an
-// emulated device on another thread. It never makes a reference to such memory other than to a single atomic; every
+// emulated device on another thread. It never makes a reference to such memory other than to atomics; every
 // access is an atomic operation on a word that lies, as checked before, inside a mapping kept alive by an `Arc`. See docs/safety.md, M1, M6, A1.
 
 //! Access to memory that is shared with a device.
@@ -12,10 +12,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use zerocopy::little_endian::U64;
 
 use super::DMA_PAGE;
 use super::region::{DmaGrant, DmaRegion, Extent};
@@ -26,6 +28,18 @@ use super::region::{DmaGrant, DmaRegion, Extent};
 pub fn device_write_barrier() {
     std::sync::atomic::fence(Ordering::SeqCst);
 }
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn prefetch_write(at: *const u8) {
+    // The intrinsic makes it a prefetch for reading unless the program is built for newer processors; those that do not know
+    // the instruction take it for none.
+    // SAFETY: a prefetch is a hint that faults at no address and changes nothing a program sees.
+    unsafe { std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags)) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch_write(_at: *const u8) {}
 
 // --- raw accesses ------------------------------------------------------------------------------------------------
 
@@ -76,6 +90,21 @@ impl Window {
         if misaligned == 0 { 0 } else { (8 - misaligned).min(len) }
     }
 
+    /// The aligned words of a range that was checked once: copies of more than a few words do not check each of them.
+    fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
+        if count == 0 {
+            return &[];
+        }
+        let bytes = count.saturating_mul(8);
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.len);
+        assert!(inside, "{bytes} bytes at {offset:#x} of {:#x} bytes of shared memory", self.len);
+        let ptr = self.base.as_ptr().wrapping_add(offset);
+        assert!(ptr.addr().is_multiple_of(8), "words of shared memory at odd address {ptr:p}");
+        // SAFETY: the words lie inside the mapping, which outlives `self` (see atomic8), and are aligned. An atomic is as long as its
+        // integer, and shared references to atomics may coexist with all atomic accesses of others (M6, A1).
+        unsafe { std::slice::from_raw_parts(ptr.cast(), count) }
+    }
+
     fn read_bytes(self, mut offset: usize, mut to: &mut [u8]) {
         let (head, rest) = to.split_at_mut(self.head(offset, to.len()));
         for byte in head {
@@ -83,12 +112,13 @@ impl Window {
             offset += 1;
         }
         to = rest;
-        let mut words = to.chunks_exact_mut(8);
-        for word in &mut words {
-            word.copy_from_slice(&self.atomic64(offset).load(Ordering::Relaxed).to_ne_bytes());
-            offset += 8;
+        let (words, tail) = to.as_chunks_mut::<8>();
+        let from = self.words(offset, words.len());
+        offset += 8 * words.len();
+        for (to, from) in words.iter_mut().zip(from) {
+            *to = from.load(Ordering::Relaxed).to_ne_bytes();
         }
-        for byte in words.into_remainder() {
+        for byte in tail {
             *byte = self.atomic8(offset).load(Ordering::Relaxed);
             offset += 1;
         }
@@ -101,10 +131,10 @@ impl Window {
             offset += 1;
         }
         let (words, tail) = rest.as_chunks::<8>();
-        for &word in words {
-            self.atomic64(offset).store(u64::from_ne_bytes(word), Ordering::Relaxed);
-            offset += 8;
+        for (from, to) in words.iter().zip(self.words(offset, words.len())) {
+            to.store(u64::from_ne_bytes(*from), Ordering::Relaxed);
         }
+        offset += 8 * words.len();
         for &byte in tail {
             self.atomic8(offset).store(byte, Ordering::Relaxed);
             offset += 1;
@@ -162,6 +192,14 @@ impl SharedMemory {
         &self.extent
     }
 
+    /// The file of memory that is a region of its own, for another process to map, read and write: nobody has references to this
+    /// memory anyway. `None` where others have parts of the region, and where there is no file.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        let region = self.extent.region();
+        if self.extent.len() == region.len() { region.file() } else { None }
+    }
+
     /// Reads a number.
     ///
     /// # Panics
@@ -203,6 +241,23 @@ impl SharedMemory {
     /// Writes a 64-bit number.
     pub fn write_u64(&self, offset: usize, value: u64) {
         self.window.atomic64(offset).store(value.to_le(), Ordering::Relaxed);
+    }
+
+    /// Copies words in, as they are.
+    #[inline]
+    pub fn write_words<const N: usize>(&self, offset: usize, from: &[U64; N]) {
+        for (from, to) in from.iter().zip(self.window.words(offset, N)) {
+            to.store(from.get().to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Tells the processor that the cache line at `offset` will be written soon. A device that read it last has the line, and
+    /// getting it back takes as long as a hundred instructions. Does nothing outside of the memory.
+    #[inline]
+    pub fn prefetch_write(&self, offset: usize) {
+        if offset < self.window.len {
+            prefetch_write(self.window.base.as_ptr().wrapping_add(offset));
+        }
     }
 
     /// Copies bytes out. Words may be torn when the device writes meanwhile.

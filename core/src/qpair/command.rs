@@ -24,12 +24,14 @@ pub struct IoCommand {
 impl IoCommand {
     /// Read (NVM Command Set 1.1 §3.3.4).
     #[must_use]
+    #[inline(always)]
     pub fn read(ns: &Namespace, slba: u64, buf: impl Into<IoBuf>) -> Self {
         Self::with_data(NvmOpcode::READ, ns, slba, buf.into())
     }
 
     /// Write (§3.3.6).
     #[must_use]
+    #[inline(always)]
     pub fn write(ns: &Namespace, slba: u64, buf: impl Into<IoBuf>) -> Self {
         Self::with_data(NvmOpcode::WRITE, ns, slba, buf.into())
     }
@@ -174,6 +176,7 @@ impl IoCommand {
         NvmOpcode(self.sqe.opcode).name().unwrap_or("I/O command")
     }
 
+    #[inline(always)]
     fn with_data(opcode: NvmOpcode, ns: &Namespace, slba: u64, buf: IoBuf) -> Self {
         let span = ns.data_span(slba, buf.len()).map(Some);
         Self { sqe: Sqe::nvm(opcode, ns.nsid()), span, buf }

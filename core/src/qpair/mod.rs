@@ -277,6 +277,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// When the queue pair has no room ([`SubmitError::is_queue_full`]), is given up, or the command makes no sense.
+    #[inline(always)]
     pub fn submit(&mut self, command: IoCommand, user_data: u64) -> Result<CommandId, SubmitError> {
         let IoCommand { sqe, span, buf } = command;
         let span = match span {
@@ -294,6 +295,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// As [`IoQpair::submit`].
+    #[inline(always)]
     pub fn read(
         &mut self,
         ns: &Namespace,
@@ -308,6 +310,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     ///
     /// # Errors
     /// As [`IoQpair::submit`].
+    #[inline(always)]
     pub fn write(
         &mut self,
         ns: &Namespace,
@@ -467,6 +470,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     /// # Errors
     /// When the queue pair is lost and does not connect again on its own: after every outstanding operation was completed with an
     /// error. Details are in the error.
+    #[inline]
     pub fn process_completions(&mut self, max: usize, mut f: impl FnMut(Completion)) -> Result<usize> {
         self.notice_loss();
         // A failure to connect is told below, after what was submitted already.

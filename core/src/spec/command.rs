@@ -193,8 +193,35 @@ pub const FLAGS_PSDT_MASK: u8 = 0xc0;
 impl Sqe {
     /// A command with this opcode and namespace identifier, all else zero.
     #[must_use]
+    #[inline]
     pub fn new(opcode: u8, nsid: u32) -> Self {
-        Self { opcode, nsid: U32::new(nsid), ..Self::default() }
+        // Of whole words, as it is read again at once: a processor has to wait for bytes it wrote in smaller pieces.
+        Self::from_words([u64::from(opcode) | u64::from(nsid) << 32, 0, 0, 0, 0, 0, 0, 0])
+    }
+
+    #[inline]
+    fn from_words(words: [u64; 8]) -> Self {
+        zerocopy::transmute!(words.map(U64::new))
+    }
+
+    /// The entry as eight 64-bit words.
+    #[inline]
+    #[must_use]
+    pub fn words(&self) -> [U64; 8] {
+        zerocopy::transmute!(*self)
+    }
+
+    /// The same command under an identifier, and for `blocks_z` + 1 blocks from `slba` on if that is given (CDW10 to CDW12).
+    #[inline]
+    #[must_use]
+    pub(crate) fn issued(&self, cid: u16, range: Option<(u64, u16)>) -> Self {
+        let mut words = self.words().map(U64::get);
+        words[0] = words[0] & !(0xffff << 16) | u64::from(cid) << 16;
+        if let Some((slba, blocks_z)) = range {
+            words[5] = slba;
+            words[6] = words[6] & !0xffff | u64::from(blocks_z);
+        }
+        Self::from_words(words)
     }
 
     /// An admin command.

@@ -2,7 +2,7 @@
 
 use core::mem::{offset_of, size_of};
 
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::status::Status;
@@ -41,6 +41,13 @@ impl Cqe {
             status_phase: U16::new(status.0 << 1),
             ..Self::default()
         }
+    }
+
+    /// The entry as its two 64-bit words, DW1:DW0 and DW3:DW2, read from a ring.
+    #[inline]
+    #[must_use]
+    pub fn from_words(words: [u64; 2]) -> Self {
+        zerocopy::transmute!(words.map(U64::new))
     }
 
     /// The same completion with command-specific DW0.

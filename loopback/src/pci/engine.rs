@@ -15,6 +15,7 @@ use zerocopy::little_endian::U16;
 
 use super::cmb::{Cmb, Place};
 use super::data::Pieces;
+use super::doorbells::MappedDoorbells;
 use super::queues::{Cq, Limits, Queues, Sq};
 use super::registers::{Registers, Written};
 use super::shadow::ShadowDoorbells;
@@ -83,6 +84,8 @@ pub(super) struct Engine {
     notify: Notify,
     registers: Registers,
     queues: Queues,
+    /// Doorbells that have to be looked at, while a client may have them mapped.
+    pub(super) mapped: Option<MappedDoorbells>,
     mover: Mover,
     vectors: u16,
     /// Distance of two doorbells, bytes.
@@ -125,6 +128,7 @@ impl Engine {
             notify,
             registers,
             queues,
+            mapped: None,
             mover: Mover::default(),
             vectors,
             stride: 4 << dstrd,
@@ -266,6 +270,8 @@ impl Engine {
         let (target, notify) = (Arc::clone(&self.target), Arc::clone(&self.notify));
         match Queue::attached(target, Arc::clone(&controller), 0, entries(aqa.asqs_z()), notify) {
             Ok(queue) => {
+                self.new_doorbell(0);
+                self.new_doorbell(1);
                 // Vector 0 is the admin completion queue's (NVMe over PCIe 1.1 §3.5.1).
                 self.queues.add_cq(0, Cq::new(acq, entries(aqa.acqs_z()), Some(0)));
                 self.queues.add_sq(0, Sq::new(asq, entries(aqa.asqs_z()), 0, queue));
@@ -295,6 +301,33 @@ impl Engine {
         if let Err(event) = index.map_or(missing, |index| self.queues.doorbell(index, value)) {
             tracing::debug!(?index, value, %event, "a doorbell was written wrongly");
             wrong_doorbell(&self.controller, event);
+        }
+    }
+
+    fn new_doorbell(&mut self, index: usize) {
+        if let Some(mapped) = &mut self.mapped {
+            mapped.reset(index);
+        }
+    }
+
+    /// Whether doorbells may be written that nobody is told of.
+    pub(super) fn is_mapped(&self) -> bool {
+        self.mapped.is_some() && self.is_enabled()
+    }
+
+    /// Looks at the doorbells a client may have mapped.
+    pub(super) fn look(&mut self, now: Instant) {
+        for position in 0..self.queues.active().len() {
+            let Some((qid, cqid)) =
+                self.queues.active().get(position).and_then(|&qid| Some((qid, self.queues.sq(qid)?.cqid)))
+            else {
+                break;
+            };
+            for index in [2 * usize::from(qid), 2 * usize::from(cqid) + 1] {
+                if let Some(value) = self.mapped.as_mut().and_then(|mapped| mapped.news(index)) {
+                    self.doorbell(Some(index), value, now);
+                }
+            }
         }
     }
 
@@ -499,6 +532,7 @@ impl Engine {
         if self.registers.place(new.base, u64::from(new.entries) * 16) != Place::Host {
             return Err(Status::INVALID_FIELD.with_dnr());
         }
+        self.new_doorbell(2 * usize::from(new.qid) + 1);
         self.queues.add_cq(new.qid, Cq::new(new.base, new.entries, new.other));
         Ok(())
     }
@@ -511,6 +545,7 @@ impl Engine {
         }
         let (target, controller) = (Arc::clone(&self.target), Arc::clone(&self.controller));
         let queue = Queue::attached(target, controller, new.qid, new.entries, Arc::clone(&self.notify))?;
+        self.new_doorbell(2 * usize::from(new.qid));
         let cqid = new.other.unwrap_or(0);
         let mut sq = Sq::new(new.base, new.entries, cqid, queue);
         if let (Place::Buffer(offset), Some(cmb)) = (place, self.registers.cmb()) {
@@ -541,6 +576,7 @@ impl Mover {
         memory: &DeviceMemory,
         page: u64,
     ) -> Option<Cqe> {
+        let moves = queue.moves_data(sqe);
         let outcome = match self.prepare(queue, sqe, memory, page) {
             Err(status) => Outcome::Answer(queue.fail(sqe, status)),
             Ok((0, _)) => queue.execute(sqe, Data::None),
@@ -548,7 +584,7 @@ impl Mover {
                 let buffer = &mut self.scratch[..len + metadata_len];
                 if sqe.direction() == DataDirection::HostToController {
                     let (data, metadata) = buffer.split_at_mut(len);
-                    let gathered = self.pieces.gather(memory, data);
+                    let gathered = if moves { self.pieces.gather(memory, data) } else { Ok(()) };
                     match gathered.and_then(|()| self.metadata.gather(memory, metadata)) {
                         Ok(()) => queue.execute(sqe, Data::Out(buffer)),
                         Err(status) => Outcome::Answer(queue.fail(sqe, status)),
@@ -556,6 +592,7 @@ impl Mover {
                 } else {
                     let mut outcome = queue.execute(sqe, Data::In(buffer));
                     if let Outcome::Answer(cqe) = &mut outcome
+                        && moves
                         && cqe.status().is_success()
                     {
                         if fault == Some(&Fault::CorruptData) {

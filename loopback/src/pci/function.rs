@@ -17,6 +17,7 @@ use nvmf_transport_pcie::{Bar0, BarAccess, PciDevice, PciIdentity};
 
 use super::cmb::{self, Cmb, CmbMemory};
 use super::config_space::{BAR4_LEN, ConfigSpace, DEVICE, Layout, VENDOR};
+use super::doorbells::MappedDoorbells;
 use super::engine::{ALL_ONES, Engine, Pass, Timing};
 use super::grant::device_memory;
 use super::interrupt::Interrupts;
@@ -31,6 +32,13 @@ use crate::target::{Front, Target};
 const FIRST_IOVA: u64 = 0x10_0000_0000;
 /// Nothing is mapped between two regions, so that running over the end of one is found out.
 const IOVA_GAP: u64 = 1 << 21;
+
+/// How long the thread sleeps first when doorbells are mapped and none is written; each time twice as long, up to
+/// [`LONGEST_NAP`].
+const NAP: Duration = Duration::from_micros(20);
+const LONGEST_NAP: Duration = Duration::from_millis(1);
+/// How often the thread looks at mapped doorbells before it lets others have the processor.
+const LOOKS_PER_YIELD: u32 = 64;
 
 /// How an emulated function behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,6 +160,17 @@ impl PciOptions {
     }
 }
 
+/// What came of looking around once.
+struct Look {
+    pass: Pass,
+    /// When that was.
+    now: Instant,
+    /// When to look again, if there is nothing to do and nothing happens.
+    deadline: Option<Instant>,
+    /// Doorbells may be written that nobody is told of.
+    mapped: bool,
+}
+
 struct Shared {
     identity: PciIdentity,
     target: Arc<Target>,
@@ -217,7 +236,11 @@ impl Shared {
     /// Queues and mappings go: no memory is accessed after this.
     fn quiesce(&self) {
         self.bus_master.store(false, Ordering::Release);
-        lock(&self.engine).reset(false);
+        let mut engine = lock(&self.engine);
+        engine.reset(false);
+        // Whoever has them mapped writes to nobody from now on.
+        engine.mapped = None;
+        drop(engine);
         self.signal.clear();
         lock(&self.interrupts).clear();
         self.memory_mut().clear();
@@ -236,15 +259,19 @@ impl Shared {
         lock(&self.interrupts).clear();
     }
 
-    /// Looks around once, and when to look again.
-    fn work(&self, fired: &mut Vec<u16>) -> (Pass, Option<Instant>) {
+    /// Looks around once.
+    fn work(&self, fired: &mut Vec<u16>) -> Look {
         let now = Instant::now();
         if self.is_removed() {
-            return (Pass::Removed, None);
+            return Look { pass: Pass::Removed, now, deadline: None, mapped: false };
         }
-        let (pass, deadline) = {
+        let (pass, deadline, mapped) = {
             let mut engine = lock(&self.engine);
             self.signal.take(|index, value| engine.doorbell(index, value, now));
+            let mapped = engine.is_mapped();
+            if mapped {
+                engine.look(now);
+            }
             let pass = if self.bus_master.load(Ordering::Acquire) {
                 engine.pass(&self.memory(), now)
             } else {
@@ -252,7 +279,8 @@ impl Shared {
                 engine.pass(&device_memory(), now)
             };
             engine.take_fired(fired);
-            (pass, engine.deadline(now))
+            let deadline = if pass == Pass::Idle { engine.deadline(now) } else { None };
+            (pass, deadline, mapped)
         };
         if !fired.is_empty() {
             let interrupts = lock(&self.interrupts);
@@ -262,27 +290,45 @@ impl Shared {
         }
         if pass == Pass::Removed || (self.controller.is_dead(now) && self.is_orphan()) {
             self.remove();
-            return (Pass::Removed, None);
+            return Look { pass: Pass::Removed, now, deadline: None, mapped: false };
         }
-        (pass, deadline)
+        Look { pass, now, deadline, mapped }
     }
 
     /// Looks around until there is nothing to do.
     fn run(&self) {
         let mut fired = Vec::new();
-        while self.work(&mut fired).0 == Pass::Busy {}
+        while self.work(&mut fired).pass == Pass::Busy {}
     }
 
     /// The thread.
     fn serve(&self) {
         self.signal.attend();
         let mut fired = Vec::new();
+        // Since when there is nothing to do, how often that was seen, and how long the next sleep is.
+        let (mut idle_since, mut looks, mut nap) = (None, 0u32, NAP);
         loop {
             self.signal.take_news();
-            match self.work(&mut fired) {
-                (Pass::Busy, _) => {}
-                (Pass::Idle, deadline) => self.signal.wait(self.options.busy, deadline),
-                (Pass::Removed, _) => return,
+            let look = self.work(&mut fired);
+            match look.pass {
+                Pass::Busy => (idle_since, nap) = (None, NAP),
+                Pass::Idle if look.mapped => {
+                    // Nobody is told when a mapped doorbell is written.
+                    let since = *idle_since.get_or_insert(look.now);
+                    looks = looks.wrapping_add(1);
+                    if look.now.duration_since(since) >= self.options.busy {
+                        let until = look.now + nap;
+                        let until = look.deadline.map_or(until, |deadline| deadline.min(until));
+                        self.signal.wait(Duration::ZERO, Some(until));
+                        nap = (nap * 2).min(LONGEST_NAP);
+                    } else if looks.is_multiple_of(LOOKS_PER_YIELD) {
+                        std::thread::yield_now();
+                    } else {
+                        std::hint::spin_loop();
+                    }
+                }
+                Pass::Idle => self.signal.wait(self.options.busy, look.deadline),
+                Pass::Removed => return,
             }
         }
     }
@@ -700,6 +746,34 @@ impl EmulatedFunction {
     /// Resets the function. What memory it reaches stays.
     pub fn reset(&self) {
         self.shared().reset();
+    }
+
+    /// Lets a client map the doorbells: the file they are in, laid out as BAR 0 is, and from its second page on. From now on, until
+    /// the device is dropped, they are looked at instead of waited for: in a busy loop for as long as
+    /// [`PciOptions::busy_poll`] says, then after sleeps of up to 1 ms. `None` where whoever writes a doorbell
+    /// executes what it is about ([`PciOptions::inline`]).
+    ///
+    /// # Errors
+    /// When there is no memory or no descriptor.
+    pub fn share_doorbells(&self) -> Result<Option<OwnedFd>> {
+        let shared = self.shared();
+        if shared.options.inline {
+            return Ok(None);
+        }
+        let mut engine = lock(&shared.engine);
+        let mapped = match &engine.mapped {
+            Some(mapped) => mapped,
+            None => {
+                let count = 2 * (usize::from(shared.target.config.max_io_queues) + 1);
+                let made = MappedDoorbells::new(shared.layout.bar0_len, shared.stride, count)
+                    .map_err(|error| Error::from(error).doing("making doorbells that can be mapped"))?;
+                engine.mapped.insert(made)
+            }
+        };
+        let file = mapped.file().map_err(Error::from)?;
+        drop(engine);
+        shared.signal.wake();
+        Ok(Some(file))
     }
 
     /// MSI-X vectors.

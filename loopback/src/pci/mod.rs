@@ -3,12 +3,14 @@
 //! ```text
 //! host ─▶ BAR 0 ─▶ Registers ─▶ enable, reset              ┌─▶ Queue ─▶ Controller ─▶ …
 //!            └───▶ doorbells ─▶ Signal ─▶ thread ─▶ Engine ─┤
+//! client ──▶ MappedDoorbells ◀─ looked at ──┘                │
 //!                                                           └─▶ rings, PRPs, SGLs: DeviceMemory
 //! ```
 
 mod cmb;
 mod config_space;
 mod data;
+mod doorbells;
 mod engine;
 mod function;
 // UNSAFETY: the promise of docs/safety.md, A1.
@@ -25,4 +27,4 @@ mod tests;
 mod vfio_user;
 
 pub use function::{EmulatedDevice, EmulatedFunction, PciOptions};
-pub use vfio_user::VfioUserServer;
+pub use vfio_user::{VfioUserServer, VfioUserServerOptions};

@@ -44,6 +44,15 @@ pub struct VfioUserServer {
     thread: Option<JoinHandle<()>>,
 }
 
+/// How a server behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct VfioUserServerOptions {
+    /// Whether memory of a client is mapped even if the client could shorten its file later, after which an access ends this
+    /// process with SIGBUS. For clients that are trusted not to; those whose memory is hugepages, SPDK among them, have no
+    /// other. Off.
+    pub map_unsealed: bool,
+}
+
 #[derive(Debug)]
 struct Stop {
     told: AtomicBool,
@@ -58,6 +67,18 @@ impl VfioUserServer {
     /// # Errors
     /// When the socket cannot be made, or somebody listens on it.
     pub fn listen(function: &EmulatedFunction, path: impl AsRef<Path>) -> Result<Self, LoopbackError> {
+        Self::listen_with(function, path, VfioUserServerOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// As [`VfioUserServer::listen`].
+    pub fn listen_with(
+        function: &EmulatedFunction,
+        path: impl AsRef<Path>,
+        options: VfioUserServerOptions,
+    ) -> Result<Self, LoopbackError> {
         let path = path.as_ref();
         let path = if path.is_dir() { path.join(SOCKET) } else { path.to_owned() };
         let listener =
@@ -70,7 +91,7 @@ impl VfioUserServer {
             let name = format!("nvmf-vfio-user-{}", function.identity().name);
             let thread = std::thread::Builder::new()
                 .name(name)
-                .spawn(move || serve(&listener, &function, &other, &ear))?;
+                .spawn(move || serve(&listener, &function, options, &other, &ear))?;
             Ok((stop, thread))
         };
         match start() {
@@ -119,12 +140,18 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// The thread: takes one client after the other until it is told to stop or the function is gone.
-fn serve(listener: &UnixListener, function: &EmulatedFunction, stop: &Stop, ear: &UnixStream) {
+fn serve(
+    listener: &UnixListener,
+    function: &EmulatedFunction,
+    options: VfioUserServerOptions,
+    stop: &Stop,
+    ear: &UnixStream,
+) {
     while !stop.told.load(Ordering::Acquire) && !function.is_removed() {
         match listener.accept() {
             Ok((socket, _)) => {
                 tracing::debug!(function = %function.identity(), "a vfio-user client");
-                match client(&socket, function, stop, ear) {
+                match client(&socket, function, options, stop, ear) {
                     Ok(()) => {}
                     Err(error) => {
                         tracing::debug!(function = %function.identity(), %error, "a vfio-user client is gone")
@@ -147,6 +174,7 @@ fn serve(listener: &UnixListener, function: &EmulatedFunction, stop: &Stop, ear:
 fn client(
     socket: &UnixStream,
     function: &EmulatedFunction,
+    options: VfioUserServerOptions,
     stop: &Stop,
     ear: &UnixStream,
 ) -> Result<(), Error> {
@@ -162,7 +190,7 @@ fn client(
             return Err(error);
         }
     };
-    let mut session = Session::new(function);
+    let mut session = Session::new(function, options);
     let mut receiver = Receiver::new(MAX_MESSAGE);
     let mut began: Option<Instant> = None;
     let gone = |error: StreamError| Error::disconnected(error.to_string());

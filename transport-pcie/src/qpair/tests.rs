@@ -5,6 +5,8 @@ use nvmf_core::{DmaPool, ErrorKind};
 
 use nvmf_core::dma::DMA_PAGE;
 
+use zerocopy::little_endian::U16;
+
 use super::*;
 use crate::PcieController;
 use crate::testing::{Fake, opcode, setup};

@@ -71,7 +71,7 @@ impl<Q: TransportQpair> Engine<Q> {
             let op = &mut self.ops[index as usize];
             if op.active && op.issued == 0 && op.in_flight == 0 && condition(&op.sqe) {
                 op.result = Err(CommandError::NotSent);
-                let done = self.retire(index);
+                let done = self.retire(index, None);
                 f(done);
             }
         }
@@ -107,7 +107,7 @@ impl<Q: TransportQpair> Engine<Q> {
             if op.result.is_ok() {
                 op.result = Err(if op.issued > 0 { failed_as } else { CommandError::NotSent });
             }
-            let done = self.retire(index);
+            let done = self.retire(index, None);
             f(done);
             count += 1;
         }

@@ -66,6 +66,12 @@ pub(crate) struct ConnectArgs {
     /// Deadline for connecting, and for each command
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30", help_heading = CONNECTION)]
     timeout: Duration,
+
+    /// Map the doorbells of a vfio-user server that could cut their file short, SPDK's being one: fast, but a server that does
+    /// ends this process
+    #[cfg(feature = "pcie")]
+    #[arg(long, help_heading = CONNECTION)]
+    map_unsealed: bool,
 }
 
 const ADDRESS: &str = "Controller (instead of TRID)";
@@ -224,14 +230,30 @@ impl ConnectArgs {
         self.attach_with(&options)
     }
 
-    fn attach_with(&self, options: &ControllerOptions) -> Result<Controller, Failure> {
+    /// Attaches the controller with options made from [`ConnectArgs::options`].
+    pub(crate) fn attach_with(&self, options: &ControllerOptions) -> Result<Controller, Failure> {
         let trid = self.subsystem_trid()?;
-        driver().connect(&trid, options).map_err(|error| Failure::attach(&error))
+        self.driver().connect(&trid, options).map_err(|error| Failure::attach(&error))
+    }
+
+    /// A driver with the transports of this build, as the options want them.
+    pub(crate) fn driver(&self) -> Driver {
+        build_driver(
+            #[cfg(feature = "pcie")]
+            nvmf_transport_pcie::VfioUserOptions { map_unsealed: self.map_unsealed, ..Default::default() },
+        )
     }
 }
 
 /// A driver with the transports of this build.
 pub(crate) fn driver() -> Driver {
+    build_driver(
+        #[cfg(feature = "pcie")]
+        nvmf_transport_pcie::VfioUserOptions::default(),
+    )
+}
+
+fn build_driver(#[cfg(feature = "pcie")] vfio_user: nvmf_transport_pcie::VfioUserOptions) -> Driver {
     let builder = Driver::builder();
     #[cfg(feature = "tcp")]
     let builder = builder.transport(nvmf_transport_tcp::TcpTransport::new());
@@ -241,9 +263,7 @@ pub(crate) fn driver() -> Driver {
     #[cfg(feature = "pcie")]
     let builder = builder.transport(nvmf_transport_pcie::PcieTransport::new());
     #[cfg(feature = "pcie")]
-    let builder = builder.transport(nvmf_transport_pcie::vfio_user::transport(
-        nvmf_transport_pcie::VfioUserOptions::default(),
-    ));
+    let builder = builder.transport(nvmf_transport_pcie::vfio_user::transport(vfio_user));
     builder.build()
 }
 

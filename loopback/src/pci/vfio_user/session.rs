@@ -4,11 +4,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use nvmf_core::spec::registers::DOORBELL_BASE;
 use nvmf_core::{Error, ErrorKind, Result};
 use nvmf_transport_pcie::vfio_user::capabilities::Capabilities;
 use nvmf_transport_pcie::vfio_user::message::{
-    Command, DeviceInfo, DmaMap, DmaUnmap, Header, IRQ_MSIX, IRQS, IrqInfo, IrqSet, REGION_CONFIG, REGIONS,
-    RegionAccess, RegionInfo, RegionIoFds,
+    Area, CapabilityHeader, Command, DeviceInfo, DmaMap, DmaUnmap, Header, IRQ_MSIX, IRQS, IrqInfo, IrqSet,
+    REGION_BAR0, REGION_CONFIG, REGIONS, RegionAccess, RegionInfo, RegionIoFds, SparseMmap,
 };
 use nvmf_transport_pcie::vfio_user::stream::Message;
 use rustix::fs::{SealFlags, fcntl_get_seals};
@@ -18,6 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::super::config_space::CONFIG_SIZE;
 use super::super::function::EmulatedFunction;
+use super::VfioUserServerOptions;
 
 /// Data a client may send or ask for with one message.
 const MAX_DATA: u32 = 64 << 10;
@@ -36,6 +38,7 @@ pub(super) struct Reply {
 /// A client's view of the function.
 pub(super) struct Session<'a> {
     function: &'a EmulatedFunction,
+    options: VfioUserServerOptions,
     /// What the client said in VERSION.
     client: Option<Capabilities>,
 }
@@ -43,8 +46,8 @@ pub(super) struct Session<'a> {
 type Answer<T = Vec<u8>> = Result<T, Errno>;
 
 impl<'a> Session<'a> {
-    pub(super) fn new(function: &'a EmulatedFunction) -> Self {
-        Self { function, client: None }
+    pub(super) fn new(function: &'a EmulatedFunction, options: VfioUserServerOptions) -> Self {
+        Self { function, options, client: None }
     }
 
     /// Does what a message says. `None` when no reply is wanted.
@@ -59,7 +62,8 @@ impl<'a> Session<'a> {
         if self.client.is_none() && header.command != Command::VERSION {
             return Err(Error::peer_misbehaved("the vfio-user client did not start with VERSION"));
         }
-        let outcome = self.command(message);
+        let mut fds = Vec::new();
+        let outcome = self.command(message, &mut fds);
         if header.has(Header::NO_REPLY) {
             return Ok(None);
         }
@@ -70,10 +74,10 @@ impl<'a> Session<'a> {
                 (header.refusal(errno.raw_os_error()), Vec::new())
             }
         };
-        Ok(Some(Reply { header, body, fds: Vec::new() }))
+        Ok(Some(Reply { header, body, fds }))
     }
 
-    fn command(&mut self, message: Message) -> Answer {
+    fn command(&mut self, message: Message, reply_fds: &mut Vec<OwnedFd>) -> Answer {
         let Message { header, body, fds } = message;
         match header.command {
             Command::DMA_MAP => self.dma_map(&body, fds),
@@ -82,7 +86,7 @@ impl<'a> Session<'a> {
             Command::VERSION => self.version(&body),
             Command::DMA_UNMAP => self.dma_unmap(&body),
             Command::DEVICE_GET_INFO => self.device_info(&body),
-            Command::DEVICE_GET_REGION_INFO => self.region_info(&body),
+            Command::DEVICE_GET_REGION_INFO => self.region_info(&body, reply_fds),
             Command::DEVICE_GET_REGION_IO_FDS => region_io_fds(&body),
             Command::DEVICE_GET_IRQ_INFO => self.irq_info(&body),
             Command::REGION_READ => self.region_read(&body),
@@ -120,7 +124,11 @@ impl<'a> Session<'a> {
             return Err(Errno::OPNOTSUPP);
         };
         // If the client could shorten the file, it could end this process: an access to what is no more is a SIGBUS.
-        if !fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+        let sealed = || fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+        if !self.options.map_unsealed && !sealed() {
+            tracing::warn!(
+                "a vfio-user client's memory is refused: its file is not sealed against shrinking"
+            );
             return Err(Errno::PERM);
         }
         let len = usize::try_from(map.size.get()).map_err(|_| Errno::INVAL)?;
@@ -168,7 +176,7 @@ impl<'a> Session<'a> {
         if region == REGION_CONFIG { CONFIG_SIZE as u64 } else { self.function.bar_len(region) }
     }
 
-    fn region_info(&self, body: &[u8]) -> Answer {
+    fn region_info(&self, body: &[u8], fds: &mut Vec<OwnedFd>) -> Answer {
         let (ask, _) = arguments::<RegionInfo>(body, |info| info.argsz)?;
         let index = ask.index.get();
         if index >= REGIONS {
@@ -176,7 +184,7 @@ impl<'a> Session<'a> {
         }
         let len = self.region_len(index);
         let flags = if len > 0 { RegionInfo::READ | RegionInfo::WRITE } else { 0 };
-        let info = RegionInfo {
+        let mut info = RegionInfo {
             argsz: size::<RegionInfo>(),
             flags: flags.into(),
             index: ask.index,
@@ -184,7 +192,26 @@ impl<'a> Session<'a> {
             size: len.into(),
             offset: 0.into(),
         };
-        Ok(info.as_bytes().to_vec())
+        if index != REGION_BAR0 {
+            return Ok(info.as_bytes().to_vec());
+        }
+        // The doorbells can be mapped; registers have to be asked for, since reading and writing them does something.
+        let Some(file) = self.function.share_doorbells().map_err(|error| errno(&error))? else {
+            return Ok(info.as_bytes().to_vec());
+        };
+        let all = size_of::<RegionInfo>() + size_of::<SparseMmap>() + size_of::<Area>();
+        (info.flags, info.argsz) =
+            ((flags | RegionInfo::MMAP | RegionInfo::CAPS).into(), (all as u32).into());
+        if (ask.argsz.get() as usize) < all {
+            // Told what the rest takes, it asks again.
+            return Ok(info.as_bytes().to_vec());
+        }
+        info.cap_offset = size::<RegionInfo>();
+        let header = CapabilityHeader { id: SparseMmap::ID.into(), version: 1.into(), next: 0.into() };
+        let sparse = SparseMmap { header, areas: 1.into(), reserved: 0.into() };
+        let area = Area { offset: DOORBELL_BASE.into(), size: (len - DOORBELL_BASE).into() };
+        fds.push(file);
+        Ok([info.as_bytes(), sparse.as_bytes(), area.as_bytes()].concat())
     }
 
     // --- interrupts --------------------------------------------------------------------------------------------

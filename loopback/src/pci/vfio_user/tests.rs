@@ -25,8 +25,8 @@ use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
 use super::super::grant::to_function;
-use super::VfioUserServer;
 use super::session::Session;
+use super::{VfioUserServer, VfioUserServerOptions};
 use crate::{EmulatedFunction, Fault, Loopback, LoopbackError, Namespace, Rule, SubsystemBuilder};
 
 const NQN: &str = "nqn.2024-01.org.example:vfio-user";
@@ -493,7 +493,7 @@ proptest! {
         }
         FUNCTION.with(|(_, function)| {
             let _device = function.open().unwrap();
-            let mut session = Session::new(function);
+            let mut session = Session::new(function, VfioUserServerOptions::default());
             let message = |header: Header, body: Vec<u8>| Message { header, body, fds: Vec::new() };
             let hello = Capabilities::ours(1).encode();
             session.answer(message(Header::command(0, Command::VERSION, hello.len(), 0), hello)).unwrap();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use nvmf_loopback::{
     Guard, Loopback, LoopbackError, MetadataPlace, Namespace, ProtectionType, SubsystemBuilder,
-    VfioUserServer,
+    VfioUserServer, VfioUserServerOptions,
 };
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
@@ -34,9 +34,11 @@ Examples:
   nvmf target --listen [::1]:0 --namespace new.img:256MiB --nqn nqn.2024-01.com.example:disk
   nvmf target --vfio-user /tmp/nvme.sock --namespace 64MiB
   nvmf target --vfio-user /tmp/nvme.sock --namespace 64MiB,lba=4096,ms=8,pi=1
+  nvmf target --namespace null:1GiB                     to measure initiators
 
 FILE:SIZE makes the file, or makes it longer, as needed. A file whose name looks like a size is
-written ./64MiB. Options follow after commas, so that no file name may have one:
+written ./64MiB. null:SIZE stores nothing: what is written is dropped, what is read is whatever was
+in the buffer. Options follow after commas, so that no file name may have one:
   lba=SIZE       bytes per logical block, instead of --block-size
   ms=BYTES       bytes of metadata per block
   extended       the metadata is part of the blocks, also for vfio-user; over TCP it always is
@@ -53,7 +55,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     vfio_user: Vec<PathBuf>,
 
-    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE, and options (see below). May be repeated
+    /// Take memory of vfio-user clients that they could cut short afterwards, as hugepages of SPDK can be: a client that does
+    /// ends this process
+    #[arg(long, requires = "vfio_user")]
+    map_unsealed: bool,
+
+    /// A namespace: SIZE in memory, or FILE, or FILE:SIZE, or null:SIZE, and options (see below). May be repeated
     #[arg(long, value_name = "SIZE|FILE[:SIZE]", required = true, value_parser = parse_namespace)]
     namespace: Vec<Wanted>,
 
@@ -71,6 +78,8 @@ enum Backing {
     Memory(u64),
     /// A length of 0 is that of the file.
     File(PathBuf, u64),
+    /// Stores nothing.
+    Null(u64),
 }
 
 /// A namespace as the command line has it.
@@ -161,6 +170,13 @@ fn parse_backing(text: &str) -> Result<Backing, String> {
             Err("must be at least one block".to_owned())
         };
     }
+    if let Some(size) = text.strip_prefix("null:") {
+        return match parse_size(size) {
+            Ok(0) => Err("must be at least one block".to_owned()),
+            Ok(size) => Ok(Backing::Null(size)),
+            Err(error) => Err(format!("{error}; for a file of that name write ./{text}")),
+        };
+    }
     Ok(match text.rsplit_once(':').map(|(path, size)| (path, parse_size(size))) {
         Some((path, Ok(size))) if size > 0 && !path.is_empty() => Backing::File(path.into(), size),
         _ => Backing::File(text.into(), 0),
@@ -180,6 +196,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     for Wanted { backing, format } in &args.namespace {
         let namespace = match backing {
             Backing::Memory(size) => Namespace::memory(*size),
+            Backing::Null(size) => Namespace::null(*size),
             Backing::File(path, size) => {
                 if *size == 0 && !path.exists() {
                     return Err(Failure::failed(format!(
@@ -198,7 +215,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         target = target.listen_tcp(address);
     }
     let target = target.build().map_err(|error| failure(&error))?;
-    let serve = |path| VfioUserServer::listen(&target.pci_function(&args.nqn)?, path);
+    let options = VfioUserServerOptions { map_unsealed: args.map_unsealed };
+    let serve = |path| VfioUserServer::listen_with(&target.pci_function(&args.nqn)?, path, options);
     let servers: Result<Vec<VfioUserServer>, _> = args.vfio_user.iter().map(serve).collect();
     let servers = servers.map_err(|error| failure(&error))?;
     for address in target.tcp_addrs() {
@@ -206,6 +224,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     for server in &servers {
         print(format!("listening on {}\n", server.path().display()))?;
+    }
+    for (nsid, backing) in (1..).zip(&args.namespace) {
+        if matches!(backing.backing, Backing::Null(_)) {
+            print(format!("namespace {nsid} stores nothing\n"))?;
+        }
     }
     // Blocks until a signal writes a byte.
     let _ = told.read(&mut [0]);
@@ -239,7 +262,10 @@ mod tests {
         assert_eq!(parse_namespace("disk.img:1G"), file("disk.img", 1 << 30));
         assert_eq!(parse_namespace("/a:b"), file("/a:b", 0));
         assert_eq!(parse_namespace("2024.img:64MiB"), file("2024.img", 64 << 20));
-        for wrong in ["", "0", "64MB", "64Q"] {
+        assert_eq!(parse_namespace("null:1GiB"), plain(Backing::Null(1 << 30)));
+        assert_eq!(parse_namespace("./null:1GiB"), file("./null", 1 << 30));
+        assert_eq!(parse_namespace("null"), file("null", 0));
+        for wrong in ["", "0", "64MB", "64Q", "null:", "null:0", "null:x"] {
             assert!(parse_namespace(wrong).is_err(), "{wrong}");
         }
     }

@@ -206,7 +206,11 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let mut settings = args.settings()?;
     let queues = settings.qpairs.saturating_mul(settings.threads);
-    let controller = args.connect.attach_for_good(queues, &args.recovery)?;
+    let mut options = args.connect.options(queues)?;
+    // Nobody sleeps: an interrupt would only cost the controller's side.
+    options.enable_interrupts = settings.interrupt;
+    args.recovery.apply(&mut options);
+    let controller = args.connect.attach_with(&options)?;
     let ns = plain_namespace(&controller, args.nsid)?;
     settings.length = args.length.unwrap_or_else(|| {
         let rest = ns.size().saturating_sub(settings.offset);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use nvmf_core::spec::status::CommandKind;
-use nvmf_core::{CommandError, Completion, IoBuf, IoQpair, Namespace};
+use nvmf_core::{CommandError, IoBuf, IoQpair, Namespace};
 
 use super::report::{Report, histogram};
 use super::{Settings, Workload};
@@ -47,8 +47,10 @@ pub(super) fn run(groups: Vec<Vec<IoQpair>>, ns: &Namespace, settings: Settings)
 /// One queue pair and what is outstanding on it.
 struct Lane {
     qpair: IoQpair,
-    /// When the I/O in each slot was submitted.
-    submitted: Vec<Instant>,
+    /// When the I/O in each slot was submitted, ns since the start.
+    submitted: Vec<u64>,
+    /// Buffers of I/Os that are done, by slot.
+    parked: Vec<IoBuf>,
     /// The next I/O of a sequential workload, counted in I/Os.
     cursor: u64,
     outstanding: usize,
@@ -66,6 +68,7 @@ struct Worker<'a> {
     latency: Histogram<u64>,
     report: Report,
     buffers: Vec<(usize, u64, IoBuf)>,
+    start: Instant,
 }
 
 impl<'a> Worker<'a> {
@@ -91,8 +94,8 @@ impl<'a> Worker<'a> {
             let number = index * u64::from(settings.qpairs) + lanes.len() as u64;
             let cursor = u64::try_from(u128::from(places) * u128::from(number) / u128::from(lanes_in_all))
                 .unwrap_or(0);
-            let submitted = vec![Instant::now(); depth];
-            lanes.push(Lane { qpair, submitted, cursor, outstanding: 0 });
+            let parked = (0..depth).map(|_| IoBuf::None).collect();
+            lanes.push(Lane { qpair, submitted: vec![0; depth], parked, cursor, outstanding: 0 });
         }
         let block = u64::from(ns.block_size());
         Ok(Self {
@@ -106,11 +109,17 @@ impl<'a> Worker<'a> {
             latency: histogram(),
             report: Report::new(settings),
             buffers,
+            start: Instant::now(),
         })
     }
 
+    /// Nanoseconds since the start.
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
     /// Submits one I/O.
-    fn submit(&mut self, lane: usize, slot: u64, buf: IoBuf, now: Instant) -> Result<(), Failure> {
+    fn submit(&mut self, lane: usize, slot: u64, buf: IoBuf, now: u64) -> Result<(), Failure> {
         let settings = &self.settings;
         let place = if settings.workload.is_random() {
             // The high half of the product is uniform over the places, without a division.
@@ -137,43 +146,56 @@ impl<'a> Worker<'a> {
     }
 
     fn run(mut self) -> Result<Report, Failure> {
-        let mut now = Instant::now();
+        self.start = Instant::now();
+        let mut now = 0;
         for (lane, slot, buf) in std::mem::take(&mut self.buffers) {
             self.submit(lane, slot, buf, now)?;
         }
         for lane in &mut self.lanes {
             lane.qpair.flush();
         }
-        let begin = now + self.settings.warmup;
-        let end = begin + self.settings.time;
-        let mut done: Vec<Completion> = Vec::with_capacity(self.settings.queue_depth.into());
+        let begin = self.settings.warmup.as_nanos() as u64;
+        let end = begin + self.settings.time.as_nanos() as u64;
+        let mut done: Vec<u64> = Vec::with_capacity(self.settings.queue_depth.into());
+        let mut failed: Vec<(u64, CommandError)> = Vec::new();
         while self.lanes.iter().any(|lane| lane.outstanding > 0) {
             let mut found = false;
             for index in 0..self.lanes.len() {
-                let lane = &mut self.lanes[index];
-                if lane.qpair.process_completions(0, |completion| done.push(completion))? == 0 {
+                let Lane { qpair, parked, .. } = &mut self.lanes[index];
+                // The parts of a completion go where they are needed: moving it as a whole would make the processor wait for what it
+                // has just written.
+                let count = qpair.process_completions(0, |completion| {
+                    parked[completion.user_data as usize] = completion.buf;
+                    if let Err(error) = completion.result {
+                        failed.push((completion.user_data, error));
+                    }
+                    done.push(completion.user_data);
+                })?;
+                if count == 0 {
                     continue;
                 }
                 found = true;
                 // One look at the clock for the whole batch.
-                now = Instant::now();
+                now = self.now();
                 let measuring = now >= begin && now < end;
-                for completion in done.drain(..) {
+                for slot in done.drain(..) {
                     let lane = &mut self.lanes[index];
                     lane.outstanding -= 1;
-                    let took = now.duration_since(lane.submitted[completion.user_data as usize]);
-                    match completion.result {
-                        Ok(_) if measuring => {
+                    let took = now - lane.submitted[slot as usize];
+                    let buf = std::mem::take(&mut lane.parked[slot as usize]);
+                    match failed.iter().find(|(of, _)| *of == slot) {
+                        None if measuring => {
                             self.report.ios += 1;
-                            self.latency.saturating_record(took.as_nanos() as u64);
+                            self.latency.saturating_record(took);
                         }
-                        Ok(_) => {}
-                        Err(error) => self.failed(index, error)?,
+                        None => {}
+                        Some(&(_, error)) => self.failed(index, error)?,
                     }
                     if now < end {
-                        self.submit(index, completion.user_data, completion.buf, now)?;
+                        self.submit(index, slot, buf, now)?;
                     }
                 }
+                failed.clear();
                 self.lanes[index].qpair.flush();
             }
             if !found {
