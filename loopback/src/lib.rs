@@ -45,7 +45,7 @@
 //! * Static controllers, persistent discovery registrations, priorities of queues.
 //! * It stores data and keeps the protocol; it does not try to survive power loss beyond what Flush and FUA do for files.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod backing;
 mod config;

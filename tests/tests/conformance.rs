@@ -11,7 +11,7 @@ use nvmf_loopback::{
 };
 use nvmf_tests::conformance::Fixture;
 use nvmf_transport_pcie::{PciDevice, PcieTransport, VfioUserDevice, VfioUserOptions};
-use nvmf_transport_rdma::provider::DeviceLimits;
+use nvmf_transport_rdma::sim::DeviceLimits;
 use nvmf_transport_rdma::sim::Sim;
 use nvmf_transport_rdma::{RdmaOptions, RdmaTransport};
 use nvmf_transport_tcp::TcpTransport;

@@ -1,7 +1,7 @@
 //! NVMe/RDMA for the nvmf initiator, host side (NVM Express RDMA Transport Specification 1.1).
 //!
-//! * [`provider`] is the seam to verbs and the RDMA connection manager. [`VerbsProvider`] opens libibverbs and librdmacm at run
-//!   time: building needs neither, and a program starts where they are missing.
+//! * [`VerbsProvider`] opens libibverbs and librdmacm at run time: building needs neither, and a program starts where they are
+//!   missing. [`sim`] is a fabric in memory. What both have in common is not public: it lets devices write to memory.
 //! * [`proto`] is the protocol without I/O: credits, slots, capsules.
 //! * [`RdmaQpair`] drives both: registered memory is read and written by the controller itself, commands are posted in
 //!   batches, completions are taken in batches, and a queue that is only polled raises no interrupt.
@@ -14,7 +14,7 @@ mod controller;
 mod memory;
 mod options;
 pub mod proto;
-pub mod provider;
+mod provider;
 mod qpair;
 mod requirements;
 pub mod sim;
@@ -59,7 +59,7 @@ impl RdmaTransport {
 }
 
 impl<P: Provider> RdmaTransport<P> {
-    /// Over a provider of one's own.
+    /// Over [`VerbsProvider`] or [`sim::Sim`].
     #[must_use]
     pub fn with_provider(provider: P) -> Self {
         Self { provider: Arc::new(provider), options: RdmaOptions::default(), memories: Arc::default() }

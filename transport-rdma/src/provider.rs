@@ -1,6 +1,6 @@
 //! The seam below the protocol: what NVMe/RDMA needs of verbs and of the connection manager.
 //!
-//! [`crate::VerbsProvider`] is libibverbs and librdmacm; [`crate::sim`] is a fabric in memory. Everything above is
+//! `VerbsProvider` is libibverbs and librdmacm; `sim` is a fabric in memory. Everything above is
 //! written once, against these traits, and never blocks.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use nvmf_core::{DmaRegion, Result};
 
 /// Most work completions taken with one call.
-pub const POLL_BATCH: usize = 32;
+pub(crate) const POLL_BATCH: usize = 32;
 
 /// A source of connections: the machine's RDMA, or a simulated one.
 pub trait Provider: Send + Sync + 'static {
@@ -371,7 +371,7 @@ pub trait Endpoint: Send + 'static {
     /// As [`Endpoint::post_send`].
     fn post_receive(&mut self, requests: &[ReceiveRequest]) -> io::Result<()>;
 
-    /// Takes completions, at most as many as there is room for and at most [`POLL_BATCH`]. No system call.
+    /// Takes completions, at most as many as there is room for and at most 32. No system call.
     ///
     /// # Errors
     /// What the device says.
@@ -384,7 +384,8 @@ pub trait Endpoint: Send + 'static {
     /// What the device says.
     fn request_notification(&self) -> io::Result<()>;
 
-    /// Takes the notifications back that made [`Endpoint::event_fd`] readable. Whether there was one.
+    /// Takes the notification back that made [`Endpoint::event_fd`] readable; there is at most one for each time one was asked
+    /// for. Whether there was one.
     fn take_notifications(&mut self) -> bool;
 
     /// A descriptor that is readable when there is an event of the connection manager or a notification.

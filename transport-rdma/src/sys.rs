@@ -10,7 +10,11 @@
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::mem::{offset_of, size_of};
 
+#[cfg(not(feature = "rdma-sys"))]
 use libloading::os::unix::{Library, Symbol};
+
+#[cfg(feature = "rdma-sys")]
+mod linked;
 
 /// libibverbs as the dynamic loader knows it.
 pub(crate) const VERBS_LIBRARY: &str = "libibverbs.so.1";
@@ -378,6 +382,7 @@ pub(crate) const OPTION_ID_TOS: c_int = 0;
 pub(crate) const OPTION_ID_ACK_TIMEOUT: c_int = 3;
 
 /// Both libraries, opened.
+#[cfg(not(feature = "rdma-sys"))]
 pub(crate) struct Libraries {
     verbs: Library,
     cm: Library,
@@ -389,12 +394,14 @@ macro_rules! api {
         /// The functions of both libraries.
         pub(crate) struct Api {
             $($(pub(crate) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*)*
-            /// Keeps the libraries in memory; `None` when they are linked.
+            /// Keeps the libraries in memory.
+            #[cfg(not(feature = "rdma-sys"))]
             #[expect(dead_code, reason = "held to keep the functions where they are")]
-            pub(crate) libraries: Option<Libraries>,
+            pub(crate) libraries: Libraries,
         }
 
         impl Api {
+            #[cfg(not(feature = "rdma-sys"))]
             fn from_libraries(libraries: Libraries) -> Result<Self, LoadError> {
                 $($(
                     // SAFETY: the type is that of rdma-core's header; the symbol lives as long as the library, which is kept.
@@ -402,7 +409,23 @@ macro_rules! api {
                         .map(|found: Symbol<unsafe extern "C" fn($($argument),*) $(-> $result)?>| *found)
                         .map_err(|error| LoadError::new(stringify!($library), &error))?;
                 )*)*
-                Ok(Self { $($($name,)*)* libraries: Some(libraries) })
+                Ok(Self { $($($name,)*)* libraries })
+            }
+
+            /// The functions the program is linked with.
+            #[cfg(feature = "rdma-sys")]
+            pub(crate) fn load() -> Result<Self, LoadError> {
+                Ok(Self {
+                    $($(
+                        // SAFETY: the type is that of rdma-core's header, with structures whose layouts are asserted to be those of
+                        // rdma-sys.
+                        $name: unsafe {
+                            std::mem::transmute::<*const (), unsafe extern "C" fn($($argument),*) $(-> $result)?>(
+                                rdma_sys::$name as *const (),
+                            )
+                        },
+                    )*)*
+                })
             }
         }
     };
@@ -451,12 +474,14 @@ pub(crate) struct LoadError {
     detail: String,
 }
 
+#[cfg(not(feature = "rdma-sys"))]
 impl LoadError {
     fn new(library: &str, error: &libloading::Error) -> Self {
         Self { is_cm: library == "cm", detail: error.to_string() }
     }
 }
 
+#[cfg(not(feature = "rdma-sys"))]
 impl Api {
     /// Opens the libraries.
     pub(crate) fn load() -> Result<Self, LoadError> {
@@ -464,6 +489,7 @@ impl Api {
     }
 }
 
+#[cfg(not(feature = "rdma-sys"))]
 fn open(name: &str, library: &str) -> Result<Library, LoadError> {
     // SAFETY: the initialisation functions of these libraries have no preconditions; they are made for being loaded by any
     // program.
@@ -471,6 +497,13 @@ fn open(name: &str, library: &str) -> Result<Library, LoadError> {
 }
 
 /// Whether the dynamic loader finds a library.
+#[cfg(not(feature = "rdma-sys"))]
 pub(crate) fn is_loadable(name: &str) -> bool {
     open(name, "").is_ok()
+}
+
+/// Whether the dynamic loader finds a library: it has, or this program would not run.
+#[cfg(feature = "rdma-sys")]
+pub(crate) fn is_loadable(_name: &str) -> bool {
+    true
 }

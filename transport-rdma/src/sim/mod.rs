@@ -2,19 +2,21 @@
 //! same process, with what makes RDMA what it is: registrations and their keys, receives that have to be posted,
 //! completions that come when the device likes, flushing.
 //!
-//! [`Sim`] is a [`Provider`]. The other side listens ([`Sim::listen`]), accepts ([`SimRequest`]) and then moves messages and memory
+//! [`Sim`] takes the place of [`crate::VerbsProvider`]. The other side listens ([`Sim::listen`]), accepts ([`SimRequest`]) and then moves messages and memory
 //! ([`SimPeer`]). A message is read from the sender's memory when the peer takes it, not when it is posted, and memory is
 //! accessed only under a key that allows it, so that what is released too early shows. Faults are scripted for connections to come
 //! ([`Sim::script`]) and done to those there are ([`Sim::connections`]).
 
 mod domain;
 mod endpoint;
+// UNSAFETY: what makes it sound that the other side writes to memory of this process.
+#[expect(unsafe_code, reason = "the simulated device's part of docs/safety.md, A1")]
+mod listen;
 mod peer;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -25,7 +27,9 @@ pub use domain::{SimDomain, SimRegistration};
 pub use endpoint::SimEndpoint;
 pub use peer::{SimConnection, SimListener, SimPeer, SimRequest};
 
-use crate::provider::{CmEvent, DeviceLimits, Provider};
+pub use crate::provider::{CmEvent, DeviceLimits, WorkStatus};
+
+use crate::provider::Provider;
 use peer::Pending;
 use wire::Wire;
 
@@ -135,27 +139,6 @@ impl Sim {
     #[must_use]
     pub fn with_limits(limits: DeviceLimits) -> Self {
         Self(Arc::new(Inner { limits, net: Mutex::default(), counters: Counters::default() }))
-    }
-
-    /// Listens on an address; port 0 is any that is free. `notify` is called when a connection is asked for.
-    ///
-    /// # Errors
-    /// `AddrInUse`.
-    pub fn listen(&self, mut address: SocketAddr, notify: Notify) -> io::Result<SimListener> {
-        let mut net = self.0.net();
-        while address.port() == 0 {
-            net.next_port = net.next_port.wrapping_add(1).max(1);
-            let candidate = SocketAddr::new(address.ip(), net.next_port);
-            if !net.listeners.contains_key(&candidate) {
-                address = candidate;
-            }
-        }
-        if net.listeners.contains_key(&address) {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        net.listeners.insert(address, ListenerQueue { requests: VecDeque::new(), notify });
-        drop(net);
-        Ok(SimListener::new(self.clone(), address))
     }
 
     /// Scripts a fault. Faults of one kind happen in the order they are scripted in.

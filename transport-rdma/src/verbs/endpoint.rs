@@ -445,22 +445,20 @@ impl Endpoint for VerbsEndpoint {
     fn take_notifications(&mut self) -> bool {
         let api = &*self.handle.api;
         let Some(queues) = &mut self.queues else { return false };
-        let mut taken = false;
-        loop {
-            let (mut cq, mut context) = (ptr::null_mut(), ptr::null_mut());
-            let channel = queues.channel.as_ptr();
-            // SAFETY: the channel lives and does not block; the pointers are written within the call.
-            if unsafe { (api.ibv_get_cq_event)(channel, &raw mut cq, &raw mut context) } != 0 {
-                return taken;
-            }
-            taken = true;
-            queues.unacknowledged += 1;
-            if queues.unacknowledged == ACK_BATCH {
-                queues.unacknowledged = 0;
-                // SAFETY: as many events as were taken; the channel has one completion queue.
-                unsafe { (api.ibv_ack_cq_events)(queues.cq.as_ptr(), ACK_BATCH) };
-            }
+        let (mut cq, mut context) = (ptr::null_mut(), ptr::null_mut());
+        let channel = queues.channel.as_ptr();
+        // A queue that was armed once raises one event.
+        // SAFETY: the channel lives and does not block; the pointers are written within the call.
+        if unsafe { (api.ibv_get_cq_event)(channel, &raw mut cq, &raw mut context) } != 0 {
+            return false;
         }
+        queues.unacknowledged += 1;
+        if queues.unacknowledged == ACK_BATCH {
+            queues.unacknowledged = 0;
+            // SAFETY: as many events as were taken; the channel has one completion queue.
+            unsafe { (api.ibv_ack_cq_events)(queues.cq.as_ptr(), ACK_BATCH) };
+        }
+        true
     }
 
     fn event_fd(&self) -> RawFd {

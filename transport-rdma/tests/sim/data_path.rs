@@ -10,7 +10,7 @@ use nvmf_core::spec::{Cqe, NvmOpcode, Sqe, Status};
 use nvmf_core::transport::{Quiesce, TransportQpair};
 use nvmf_core::{ControllerOptions, DmaRegion};
 use nvmf_transport_rdma::RdmaOptions;
-use nvmf_transport_rdma::provider::DeviceLimits;
+use nvmf_transport_rdma::sim::DeviceLimits;
 use nvmf_transport_rdma::sim::Sim;
 use proptest::prelude::*;
 use zerocopy::FromBytes;
@@ -297,7 +297,7 @@ fn who_sleeps_is_woken_and_who_polls_raises_no_interrupt() {
     assert!(!is_readable(&bench));
     assert_eq!(sim.stats().armed, 1);
     // An event of the connection manager wakes as well.
-    bench.connection.event(nvmf_transport_rdma::provider::CmEvent::Disconnected);
+    bench.connection.event(nvmf_transport_rdma::sim::CmEvent::Disconnected);
     assert!(is_readable(&bench));
 }
 

@@ -7,7 +7,7 @@ use nvmf_core::spec::rdma::{CmReject, CmStatus};
 use nvmf_core::spec::{Cqe, Status};
 use nvmf_core::transport::{ConnectProgress, Quiesce, TransportController, TransportQpair};
 use nvmf_core::{ControllerOptions, ErrorKind};
-use nvmf_transport_rdma::provider::{CmEvent, WorkStatus};
+use nvmf_transport_rdma::sim::{CmEvent, WorkStatus};
 use nvmf_transport_rdma::sim::{Sim, SimFault};
 use nvmf_transport_rdma::{RdmaOptions, RdmaQpair, RdmaTransport};
 use zerocopy::IntoBytes;
