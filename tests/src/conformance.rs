@@ -16,7 +16,7 @@ use nvmf_core::spec::log_page::LogPageId;
 use nvmf_core::spec::{NvmOpcode, Sqe, Status};
 use nvmf_core::{
     Callbacks, CommandError, Controller, ControllerOptions, Driver, ErrorKind, IoBuf, IoCommand, IoQpair,
-    IoQpairOptions, Namespace, PollGroup, TransportId,
+    IoQpairOptions, Namespace, PollGroup, TransportId, TransportType,
 };
 
 use crate::workload::{Workload, copy_in, copy_out, fill_block};
@@ -195,7 +195,8 @@ pub fn attach_and_identify(f: &Subject) -> Result<()> {
     Ok(())
 }
 
-/// The probe callback sees what discovery lists, may refuse, and a second probe gives the same controller.
+/// The probe callback sees what discovery lists, may refuse, and a second probe gives the same controller; on a local bus, which is
+/// scanned for what is new, a connect does.
 ///
 /// # Errors
 /// What is not as it must be.
@@ -229,6 +230,11 @@ pub fn probe_semantics(f: &Subject) -> Result<()> {
     probe(&mut attached)?;
     ensure!(attached.len() == 1 && attached[0].num_io_queues() <= 3, "{attached:?}");
     probe(&mut attached)?;
+    if matches!(f.trid.trtype(), TransportType::Pcie | TransportType::VfioUser) {
+        // A scan offers only what is new.
+        ensure!(attached.len() == 1, "an attached controller was offered again");
+        attached.push(f.driver.connect(&f.trid, &f.options)?);
+    }
     ensure!(attached.len() == 2 && attached[0].cntlid() == attached[1].cntlid(), "not the same controller");
     ensure!(f.driver.controllers().len() == 1);
     let first = attached.remove(0);
