@@ -160,8 +160,9 @@ impl Sim {
     pub fn remove_device(&self) {
         self.0.net().domain = Weak::new();
         for connection in self.connections() {
-            connection.fail(None);
+            // In this order, so that whoever sees the flush finds its cause.
             connection.event(CmEvent::DeviceRemoved);
+            connection.fail(None);
         }
     }
 
