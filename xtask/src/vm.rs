@@ -108,7 +108,7 @@ impl Lab {
         let mut remaining = suite.tests.as_slice();
         while !remaining.is_empty() {
             let overlay = initramfs::overlay(suite, remaining, &built, &self.tests_vm.join("guest"))?;
-            let guest = Guest::start(suite, &self.kernel, &base, &overlay, &self.cache)?;
+            let guest = Guest::start(suite, &self.kernel, &base, &overlay, &self.cache, args.icount)?;
             let mut boot = guest.run(suite, remaining, args.verbose, args.keep_log.as_deref())?;
             if boot.qemu_crashed
                 && boot.reports.last().is_some_and(|victim| second_chances.insert(victim.name.clone()))

@@ -14,6 +14,8 @@ only measure (rdma-perf). `tcp::io` runs the tests of suite tcp whose name conta
   -k, --kernel VER  guest kernel: a version unpacked before, in /boot, or to be downloaded (default: Debian's newest 6.12)
   --dev             test the dev build of nvmf instead of the release build (NVMF_BIN=FILE: test that program)
   --keep-log FILE   write the guest's whole output and kernel log to FILE
+  --icount          the guest's time counts instructions, 500 million per second, on all its processors in turn: slow, but
+                    measurements do not depend on what else this machine does
   -v, --verbose     show the output of passing tests too
 ";
 
@@ -33,6 +35,7 @@ pub(super) struct Args {
     pub(super) dev: bool,
     pub(super) keep_log: Option<PathBuf>,
     pub(super) verbose: bool,
+    pub(super) icount: bool,
 }
 
 impl Args {
@@ -46,6 +49,7 @@ impl Args {
                 "-h" | "--help" => return Ok(None),
                 "--list" => parsed.list = true,
                 "--dev" => parsed.dev = true,
+                "--icount" => parsed.icount = true,
                 "-v" | "--verbose" => parsed.verbose = true,
                 "-k" | "--kernel" => parsed.kernel = Some(value()?.clone()),
                 "--keep-log" => parsed.keep_log = Some(value()?.into()),

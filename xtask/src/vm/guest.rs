@@ -32,6 +32,12 @@ const POWER_OFF: Duration = Duration::from_secs(60);
 const COMMAND_LINE: &str = "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic random.trust_cpu=on mitigations=off nokaslr \
      no_timer_check tsc=nowatchdog nowatchdog audit=0 net.ifnames=0";
 
+/// Processors that run at the same time, by the host's clock.
+const CLOCKED: [&str; 2] = ["-accel", "tcg,thread=multi,tb-size=512"];
+
+/// Processors that take turns; an instruction takes 2 ns of the guest's time, and time without any is skipped.
+const COUNTING: [&str; 4] = ["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=1,sleep=off"];
+
 /// Stands for this run's own directory in the QEMU arguments of a suite: for sockets, say.
 const RUN_DIR: &str = "%run%";
 
@@ -143,6 +149,7 @@ impl Guest {
         base: &Path,
         overlay: &[u8],
         cache: &Path,
+        icount: bool,
     ) -> Result<Self> {
         let dir = cache.join(format!("run-{}-{}", suite.name, std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -156,14 +163,17 @@ impl Guest {
             disk.create(&dir)?;
         }
         let mut qemu = qemu_command();
+        // Scripts can tell.
+        let counting = if icount { " vm.icount" } else { "" };
         qemu.args(["-display", "none", "-no-reboot", "-nodefaults", "-smp", "2"])
-            .args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"])
+            .args(["-cpu", "max,la57=off"])
+            .args(if icount { &COUNTING[..] } else { &CLOCKED[..] })
             .args(["-m", suite.conf.memory.as_deref().unwrap_or("1G")])
             .arg("-kernel")
             .arg(kernel.image())
             .arg("-initrd")
             .arg(&initrd)
-            .args(["-append", &format!("{COMMAND_LINE} {}", suite.conf.append.join(" "))]);
+            .args(["-append", &format!("{COMMAND_LINE} {}{counting}", suite.conf.append.join(" "))]);
         for serial in ["console", "out"] {
             let path = dir.join(serial);
             qemu.args(["-chardev", &format!("file,id={serial},path={}", path.display())])
