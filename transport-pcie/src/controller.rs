@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nvmf_core::spec::identify::{IdentifyController, oacs};
 use nvmf_core::spec::registers::{Cap, ControllerConfig, PropertyOffset};
@@ -207,6 +208,7 @@ impl Registers for RegisterFile {
         if offset == PropertyOffset::CC.0 && !ControllerConfig(value).en() {
             // A controller that is disabled forgets its shadow doorbells.
             self.0.set_shadow(None);
+            self.0.leave_alone(Instant::now());
         }
         self.0.bar.write32(u64::from(offset), value)
     }

@@ -82,6 +82,8 @@ pub(crate) struct Shared {
     /// Shadow doorbells, once the controller has taken them.
     shadow: Mutex<Option<Arc<ShadowDoorbells>>>,
     cmb: Mutex<Option<Arc<Cmb>>>,
+    /// CSTS is not looked at before, for controllers that do not bear it after they were disabled.
+    left_alone: Mutex<Option<Instant>>,
     inner: Mutex<Inner>,
 }
 
@@ -159,6 +161,7 @@ impl Shared {
             life: AtomicU32::new(0),
             shadow: Mutex::default(),
             cmb: Mutex::default(),
+            left_alone: Mutex::default(),
             inner: Mutex::new(Inner { device, maps: HashMap::new(), stop: Stop::Running }),
         })
     }
@@ -286,8 +289,19 @@ impl Shared {
         self.life.load(Ordering::Acquire)
     }
 
+    /// CC.EN is cleared now.
+    pub(crate) fn leave_alone(&self, now: Instant) {
+        let pause = self.quirks.delays.after_disable;
+        let until = (!pause.is_zero()).then(|| now + pause);
+        *self.left_alone.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
     /// Looks whether the function still answers and its controller works.
     pub(crate) fn check_alive(&self) -> Result<()> {
+        let left_alone = *self.left_alone.lock().unwrap_or_else(PoisonError::into_inner);
+        if left_alone.is_some_and(|until| Instant::now() < until) {
+            return Ok(());
+        }
         let csts =
             self.bar.read32(u64::from(PropertyOffset::CSTS.0)).inspect_err(|_| drop(self.mark_lost()))?;
         if csts == NOBODY_32 || self.lock().device.is_removed() {

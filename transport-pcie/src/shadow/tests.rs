@@ -62,6 +62,7 @@ fn doorbells_go_to_memory_and_to_the_register_only_when_waited_for() {
     assert_eq!((word(&fake, doorbells + SQ1), rung()), (1, vec![(0x1008, 1)]));
     fake.post(cq, 0, 1, cid, Status::SUCCESS, true);
     assert_eq!(bench.poll().len(), 1);
+    assert!(bench.poll().is_empty(), "what was taken is acknowledged with the next commands or poll");
     assert_eq!((word(&fake, doorbells + CQ1), rung()), (1, vec![(0x100c, 1)]));
     // The controller is busy and has not moved its marks: memory is enough.
     let cids = [1, 2, 3].map(|op| bench.flush_command(op));
@@ -71,6 +72,7 @@ fn doorbells_go_to_memory_and_to_the_register_only_when_waited_for() {
         fake.post(cq, index, 1, cid, Status::SUCCESS, true);
     }
     assert_eq!(bench.poll().len(), 3);
+    assert!(bench.poll().is_empty(), "what was taken is acknowledged with the next commands or poll");
     assert_eq!((word(&fake, doorbells + CQ1), rung()), (4, vec![]));
     assert_eq!(bench.qpair.stats().sends, 1);
     // It has come to the end of what there is and goes to sleep; it has no need of the completion queue.

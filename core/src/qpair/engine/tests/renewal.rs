@@ -216,7 +216,10 @@ fn late_operations_are_reported_as_often_as_they_are_late() {
     let mut late = Vec::new();
     for _ in 0..35 {
         advance(DEADLINE_SCAN);
-        assert!(bench.poll().is_empty());
+        // Not every poll looks at the clock.
+        for _ in 0..IDLE_POLLS_PER_CLOCK {
+            assert!(bench.poll().is_empty());
+        }
         late.extend(bench.engine.take_late().iter().map(|late| (late.user_data, late.times)));
     }
     assert_eq!(late, [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)], "what waits for a slot is not late");
