@@ -21,6 +21,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Result<Self> {
+        Self::with_io_timeout(Duration::from_secs(60))
+    }
+
+    fn with_io_timeout(timeout: Duration) -> Result<Self> {
         let sim = Sim::new();
         let target = Loopback::builder()
             .namespace(Namespace::memory(16 << 20).block_size(512))
@@ -30,7 +34,7 @@ impl Lab {
         let transport = RdmaTransport::with_provider(sim.clone()).with_options(rdma);
         let driver = Driver::builder().transport(transport).build();
         let mut options = ControllerOptions::default();
-        options.io_timeout = Some(Duration::from_secs(1));
+        options.io_timeout = Some(timeout);
         Ok(Self { sim, target, driver, options })
     }
 
@@ -176,7 +180,7 @@ fn work_that_is_never_flushed() -> Result<()> {
 
 #[test]
 fn completions_that_are_lost() -> Result<()> {
-    let lab = Lab::new()?;
+    let lab = Lab::with_io_timeout(Duration::from_secs(5))?;
     let (error, lost_as) = lab.lose(|lab| {
         lab.io()?.lose_completions(true);
         Ok(())
@@ -188,7 +192,7 @@ fn completions_that_are_lost() -> Result<()> {
 
 #[test]
 fn a_controller_that_stops_taking_commands() -> Result<()> {
-    let lab = Lab::new()?;
+    let lab = Lab::with_io_timeout(Duration::from_secs(5))?;
     let (_, lost_as) = lab.lose(|lab| {
         lab.io()?.stall(true);
         Ok(())
