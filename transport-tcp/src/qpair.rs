@@ -47,6 +47,8 @@ pub struct TcpQpair {
     deadline: Instant,
     /// Sending failed. What the peer said before is read first: it may say why.
     send_error: Option<Error>,
+    /// Polling stopped at its budget before the socket was seen empty.
+    unread: bool,
     stats: TransportStats,
 }
 
@@ -85,6 +87,7 @@ impl TcpQpair {
             started,
             deadline: setup.deadline,
             send_error: None,
+            unread: false,
             stats: TransportStats::default(),
         })
     }
@@ -276,9 +279,12 @@ impl TcpQpair {
         if self.connection.is_paused() {
             self.connection.process(tracker, budget)?;
         }
+        // Until a receive says otherwise.
+        self.unread = true;
         while tracker.completed() < budget {
             let received = self.receive(tracker)?;
             if let Received::Nothing = received {
+                self.unread = false;
                 if let Some(error) = self.send_error.take() {
                     return Err(error);
                 }
@@ -287,6 +293,7 @@ impl TcpQpair {
             self.connection.process(tracker, budget)?;
             // A short receive emptied the socket: no second look at it.
             if let Received::Some = received {
+                self.unread = false;
                 break;
             }
         }
@@ -294,6 +301,7 @@ impl TcpQpair {
             self.send(tracker)?;
             self.connection.release_held(tracker);
         }
+        self.connection.park();
         Ok(())
     }
 }
@@ -358,8 +366,12 @@ impl TransportQpair for TcpQpair {
         matches!(self.phase, Phase::Opening(_)) || self.connection.wants_transmit()
     }
 
+    fn is_event_driven(&self) -> bool {
+        true
+    }
+
     fn has_local_work(&self) -> bool {
-        self.connection.is_paused()
+        self.connection.is_paused() || self.unread
     }
 
     fn stats(&self) -> TransportStats {

@@ -511,6 +511,16 @@ impl<Q: TransportQpair> IoQpair<Q> {
         Some((transport.event_fd()?, transport.wants_write() || self.engine.is_connecting()))
     }
 
+    /// Where an event loop that knows readiness by edges can watch it instead of polling: its descriptor, and a number that changes
+    /// with the connection behind it. `None` when it has to be polled.
+    pub(crate) fn edge_source(&self) -> Option<(RawFd, u32)> {
+        let transport = self.engine.transport();
+        if !self.engine.is_ready() || self.assist.is_some() || !transport.is_event_driven() {
+            return None;
+        }
+        Some((transport.event_fd()?, self.engine.connections()))
+    }
+
     /// Whether waiting for the descriptor would miss work that is here already.
     #[must_use]
     pub fn has_local_work(&self) -> bool {
@@ -526,10 +536,15 @@ impl<Q: TransportQpair> IoQpair<Q> {
         if self.engine.has_local_work() {
             return Ok(true);
         }
+        let edge = self.edge_source();
         let waiter = match &mut self.waiter {
             Some(waiter) => waiter,
             none => none.insert(Waiter::new()?),
         };
+        if let Some(edge) = edge {
+            return Ok(waiter.wait_edge(edge, timeout.min(MAX_SLEEP))?);
+        }
+        waiter.forget_edge();
         let transport = self.engine.transport();
         let write = transport.wants_write() || self.engine.is_connecting();
         let source = if self.engine.is_given_up() { None } else { transport.event_fd() };

@@ -89,6 +89,12 @@ impl Connection {
         RecvTarget { direct, staging: self.staging.room(window) }
     }
 
+    /// Lets go of the receive buffer, which connections of one thread share, as far as nothing in it is still needed. Call it when
+    /// nothing more is to be received for now.
+    pub fn park(&mut self) {
+        self.staging.park();
+    }
+
     /// `n` bytes were received into the last [`Connection::recv_target`] (or [`Connection::connect_target`]).
     pub fn received(&mut self, n: usize, tracker: &Tracker) {
         let direct = n.min(self.direct_len);
