@@ -5,6 +5,7 @@
 //! pairs whose completions do not show at a descriptor by themselves (PCIe, RDMA), and those that are connecting or lost, are polled
 //! every time.
 
+use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use mio::Token;
@@ -32,7 +33,7 @@ pub struct GroupKey(usize);
 struct Member<Q: TransportQpair> {
     qpair: IoQpair<Q>,
     /// The descriptor and the connection that are watched.
-    watched: Option<(std::os::fd::RawFd, u32)>,
+    watched: Option<(RawFd, u32)>,
     /// In [`PollGroup::due`].
     due: bool,
     /// Its descriptor was ready.
@@ -51,7 +52,9 @@ pub struct PollGroup<Q: TransportQpair = Box<dyn TransportQpair>> {
     busy: Vec<usize>,
     /// To be looked at in the next call.
     due: Vec<usize>,
+    /// Memory for the list of those to be polled, and of those to be slept for.
     polling: Vec<usize>,
+    sources: Vec<(RawFd, bool)>,
     calls_since_look: u32,
     looks_since_clock: u32,
     last_part: Option<Instant>,
@@ -69,6 +72,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
             busy: Vec::new(),
             due: Vec::new(),
             polling: Vec::new(),
+            sources: Vec::new(),
             calls_since_look: 0,
             looks_since_clock: 0,
             last_part: None,
@@ -142,12 +146,18 @@ impl<Q: TransportQpair> PollGroup<Q> {
                 member.busy = Some(self.busy.len());
                 self.busy.push(place);
             }
-            let ready = std::mem::take(&mut member.ready) || member.qpair.has_local_work();
-            ready || (member.watched.is_some() && member.watched != member.qpair.edge_source())
+            // Those that are not watched are polled below, and asking them would prepare them for a sleep.
+            let ready = std::mem::take(&mut member.ready);
+            member.watched.is_some()
+                && (ready || member.qpair.has_local_work() || member.watched != member.qpair.edge_source())
         });
         let direct = self.busy.len() <= DIRECT;
         if direct {
-            polling.extend_from_slice(&self.busy);
+            for &place in &self.busy {
+                if !polling.contains(&place) {
+                    polling.push(place);
+                }
+            }
         }
         self.calls_since_look += 1;
         if !direct || self.busy.is_empty() || self.calls_since_look >= CALLS_PER_LOOK {
@@ -212,7 +222,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
     }
 
     /// Takes note of another connection behind a queue pair, or of none.
-    fn watch(&mut self, place: usize, source: Option<(std::os::fd::RawFd, u32)>) {
+    fn watch(&mut self, place: usize, source: Option<(RawFd, u32)>) {
         let Some(Some(member)) = self.members.get_mut(place) else { return };
         // A descriptor that was closed is watched no longer, and its number may be another one's by now.
         let before = std::mem::replace(&mut member.watched, None);
@@ -283,19 +293,20 @@ impl<Q: TransportQpair> PollGroup<Q> {
             if let Some(Some(member)) = self.members.get_mut(place) {
                 // What is collected leaves before anybody sleeps.
                 member.qpair.flush();
-                if member.qpair.has_local_work() {
+                if member.ready || member.qpair.has_local_work() {
                     return Ok(true);
                 }
             }
         }
-        let (mut sources, mut nap) = (Vec::new(), MAX_SLEEP);
+        let mut nap = MAX_SLEEP;
+        self.sources.clear();
         for &place in &self.unwatched {
             let Some(Some(member)) = self.members.get(place) else { continue };
             if member.qpair.has_local_work() {
                 return Ok(true);
             }
             match member.qpair.event_source() {
-                Some(source) => sources.push(source),
+                Some(source) => self.sources.push(source),
                 // Without a descriptor yet (name resolution) it is looked at again soon.
                 None => nap = Duration::from_millis(5),
             }
@@ -304,7 +315,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
             Some(waiter) => waiter,
             none => none.insert(Waiter::new()?),
         };
-        let woken = waiter.wait(&sources, nap.min(timeout))?;
+        let woken = waiter.wait(&self.sources, nap.min(timeout))?;
         for Token(place) in waiter.tokens() {
             let Some(Some(member)) = self.members.get_mut(place) else { continue };
             member.ready = true;

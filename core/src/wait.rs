@@ -20,11 +20,13 @@ pub(crate) struct Waiter {
     events: Events,
     /// What [`Waiter::wait_edge`] watches.
     lasting: Option<(RawFd, u32)>,
+    /// Memory for the list of what is watched during one wait.
+    registered: Vec<RawFd>,
 }
 
 impl Waiter {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { poll: Poll::new()?, events: Events::with_capacity(256), lasting: None })
+        Ok(Self { poll: Poll::new()?, events: Events::with_capacity(256), lasting: None, registered: Vec::new() })
     }
 
     /// The epoll instance and its registry, for a waker.
@@ -36,7 +38,7 @@ impl Waiter {
     /// [`Waiter::registry`] fires, or `timeout` passes. Returns whether anything was ready.
     pub(crate) fn wait(&mut self, fds: &[(RawFd, bool)], timeout: Duration) -> io::Result<bool> {
         let registry = self.poll.registry();
-        let mut registered = Vec::new();
+        let mut registered = std::mem::take(&mut self.registered);
         for &(fd, write) in fds {
             let interest = if write { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             // A descriptor that cannot be watched (closed meanwhile, or listed twice) is simply not waited for.
@@ -45,10 +47,11 @@ impl Waiter {
             }
         }
         let result = self.poll(timeout);
-        for fd in registered {
+        for fd in registered.drain(..) {
             // Fails only when the descriptor was closed, which ends its registration as well.
             let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
+        self.registered = registered;
         result
     }
 

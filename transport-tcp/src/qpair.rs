@@ -246,15 +246,19 @@ impl TcpQpair {
         let Some(socket) = &self.socket else { return Err(closed()) };
         while self.connection.wants_transmit() {
             self.connection.fill(tracker)?;
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.connection.transmit_slices(tracker, &mut slices);
-            let slices = &slices[..count];
-            let result = match slices {
-                [] => return Err(Error::api_misuse("the buffer of a command is shorter than its data")),
-                [one] => retry(|| socket.send_with_flags(one, libc::MSG_NOSIGNAL)),
-                many => retry(|| socket.send_vectored_with_flags(many, libc::MSG_NOSIGNAL)),
+            let (result, offered) = match self.connection.transmit_one() {
+                Some(one) => (retry(|| socket.send_with_flags(one, libc::MSG_NOSIGNAL)), one.len()),
+                None => {
+                    let mut slices = [IoSlice::new(&[]); SLICES];
+                    let count = self.connection.transmit_slices(tracker, &mut slices);
+                    let slices = &slices[..count];
+                    if slices.is_empty() {
+                        return Err(Error::api_misuse("the buffer of a command is shorter than its data"));
+                    }
+                    let sent = retry(|| socket.send_vectored_with_flags(slices, libc::MSG_NOSIGNAL));
+                    (sent, slices.iter().map(|slice| slice.len()).sum::<usize>())
+                }
             };
-            let offered = slices.iter().map(|slice| slice.len()).sum::<usize>();
             match result {
                 Ok(n) => {
                     self.stats.sends += 1;

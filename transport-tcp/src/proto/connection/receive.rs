@@ -103,7 +103,8 @@ impl Connection {
         {
             if self.rules.data_digest {
                 let chunk = tracker.chunk(payload.slot, payload.offset);
-                self.rx_crc.update(&chunk[..direct.min(chunk.len())]);
+                let last = direct == payload.left as usize;
+                self.rx_crc.update(&chunk[..direct.min(chunk.len())], last);
             }
             // Not more than `left`: so recv_target cut it.
             payload.offset += direct as u32;
@@ -343,7 +344,7 @@ impl Connection {
         }
         let bytes = &self.staging.bytes()[..n];
         if self.rules.data_digest {
-            self.rx_crc.update(bytes);
+            self.rx_crc.update(bytes, n == payload.left as usize);
         }
         if !tracker.write(payload.slot, payload.offset, bytes) {
             return Err(Error::api_misuse("the buffer of a command is shorter than its data"));
