@@ -277,6 +277,9 @@ impl<Q: TransportQpair> PollGroup<Q> {
         self.last_part = Some(now);
         let (all, part) = (self.members.len(), self.members.len().div_ceil(PARTS as usize));
         for _ in 0..part {
+            if let Some(Some(member)) = self.members.get_mut(self.next_member) {
+                member.qpair.rested();
+            }
             polling.push(self.next_member);
             self.next_member = (self.next_member + 1) % all.max(1);
         }

@@ -32,8 +32,8 @@ const DROP_QUIESCE: Duration = Duration::from_secs(4);
 const QUIESCE: Duration = Duration::from_secs(30);
 /// Busy polls between two looks at the clock.
 const POLLS_PER_CLOCK: u32 = 256;
-/// Idle ones: who sleeps between polls makes few of them.
-const IDLE_POLLS_PER_CLOCK: u32 = 4;
+/// Idle ones: who sleeps between polls, in an event loop of its own, makes few of them.
+const IDLE_POLLS_PER_CLOCK: u32 = 16;
 
 /// The operation of the Fabrics Connect command. The caller's come after it.
 const CONNECT_OP: u32 = 0;
@@ -290,6 +290,11 @@ impl<Q: TransportQpair> Engine<Q> {
 
     pub(crate) fn stats(&self) -> QpairStats {
         QpairStats { transport: self.transport.stats(), ..self.stats }
+    }
+
+    /// Time has passed since the last poll: the next one looks at the clock.
+    pub(crate) fn rested(&mut self) {
+        self.polls_since_clock = POLLS_PER_CLOCK;
     }
 
     /// Whether sleeping on the transport's event source may miss work that is already here.

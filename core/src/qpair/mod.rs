@@ -514,6 +514,11 @@ impl<Q: TransportQpair> IoQpair<Q> {
         Some((transport.event_fd()?, transport.wants_write() || self.engine.is_connecting()))
     }
 
+    /// It was not polled for some time, or will not be.
+    pub(crate) fn rested(&mut self) {
+        self.engine.rested();
+    }
+
     /// Where an event loop that knows readiness by edges can watch it instead of polling: its descriptor, and a number that changes
     /// with the connection behind it. `None` when it has to be polled.
     pub(crate) fn edge_source(&self) -> Option<(RawFd, u32)> {
@@ -539,6 +544,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         if self.woken || self.engine.has_local_work() {
             return Ok(true);
         }
+        self.rested();
         let edge = self.edge_source();
         let waiter = match &mut self.waiter {
             Some(waiter) => waiter,
