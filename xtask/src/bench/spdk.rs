@@ -26,30 +26,43 @@ const HUGEPAGES: u32 = (TARGET_MEMORY + INITIATOR_MEMORY) / 2 + 64;
 /// SPDK refuses an empty one in places.
 const HOSTNQN: &str = "nqn.2014-08.org.nvmexpress:uuid:5d1c2a44-6d5f-4b55-9b2a-0e0f8a7f1c11";
 
-/// Hugepages for both, taken from the system and given back.
+/// Hugepages for both, taken from the system and given back, and where to get them.
 pub(super) struct Hugepages {
     before: u32,
+    mounted: Option<PathBuf>,
 }
 
 const NR_HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
 
 impl Hugepages {
-    pub(super) fn reserve() -> Result<Self> {
+    pub(super) fn reserve(scratch: &Path) -> Result<Self> {
         let count = || -> Result<u32> { Ok(std::fs::read_to_string(NR_HUGEPAGES)?.trim().parse()?) };
-        let before = count()?;
-        if before < HUGEPAGES {
+        let mut pages = Self { before: count()?, mounted: None };
+        if pages.before < HUGEPAGES {
             let set = std::fs::write(NR_HUGEPAGES, HUGEPAGES.to_string());
             ensure!(
                 set.is_ok() && count()? >= HUGEPAGES,
-                "SPDK needs {HUGEPAGES} hugepages of 2 MiB, there are {before}; as root: sysctl vm.nr_hugepages={HUGEPAGES}"
+                "SPDK needs {HUGEPAGES} hugepages of 2 MiB, there are {}; as root: sysctl vm.nr_hugepages={HUGEPAGES}",
+                count()?
             );
         }
-        Ok(Self { before })
+        if !std::fs::read_to_string("/proc/mounts")?.contains(" hugetlbfs ") {
+            let dir = scratch.join("hugepages");
+            std::fs::create_dir_all(&dir)?;
+            shell::run(shell::command("mount", ["-t", "hugetlbfs", "none"]).arg(&dir))?;
+            pages.mounted = Some(dir);
+        }
+        Ok(pages)
     }
 }
 
 impl Drop for Hugepages {
     fn drop(&mut self) {
+        if let Some(dir) = &self.mounted
+            && let Err(error) = shell::run(shell::command("umount", [dir]).arg("--lazy"))
+        {
+            eprintln!("{error:#}");
+        }
         if let Err(error) = std::fs::write(NR_HUGEPAGES, self.before.to_string()) {
             eprintln!("setting {NR_HUGEPAGES} back to {}: {error}", self.before);
         }
@@ -98,7 +111,11 @@ impl Build {
 
     /// Its initiator, once.
     pub(super) fn perf(&self, trid: &str, cell: &Cell, timing: Timing) -> Result<Figures> {
-        let trid = format!("{trid} ns:1 hostnqn:{HOSTNQN}");
+        // Each subsystem has one namespace, and over vfio-user SPDK finds none when one is named.
+        let trid = match cell.transport {
+            Transport::Tcp => format!("{trid} ns:1 hostnqn:{HOSTNQN}"),
+            Transport::VfioUser => trid.to_owned(),
+        };
         let mut command = pinned(timing.cpu, &self.program("spdk_nvme_perf"), ["-r", &trid]);
         command.args(["-q", &cell.depth.to_string(), "-o", &cell.io_size.to_string(), "-w", cell.workload]);
         command.args(["-t", &(timing.seconds.ceil() as u64).to_string(), "-a", "1"]);

@@ -113,11 +113,12 @@ pub(super) fn main(args: &[String]) -> Result<()> {
     }
     let mut bench = Bench::start(&options, &cells, spdk)?;
     for cell in &cells {
-        let runs = bench.measure(cell)?;
+        let runs = bench.measure(cell);
         results.put(&cell.to_string(), &runs, options.seconds);
         results.save(&options.json)?;
     }
     println!("\n{}\nresults are in {}", results.table(), options.json.display());
+    ensure!(bench.failures.is_empty(), "failed: {}", bench.failures.join(", "));
     Ok(())
 }
 
@@ -129,6 +130,7 @@ struct Bench<'a> {
     tcp: Option<nvmf::Target>,
     vfio_user: Option<nvmf::Target>,
     spdk_target: Option<spdk::Target>,
+    failures: Vec<String>,
     // Last: they are given back, and removed, when their users are gone.
     _hugepages: Option<spdk::Hugepages>,
     _scratch: Scratch,
@@ -159,7 +161,7 @@ impl<'a> Bench<'a> {
         let scratch = Scratch::make()?;
         let path: &Path = &scratch.0;
         let cpu = options.cpus.0;
-        let hugepages = spdk.is_some().then(spdk::Hugepages::reserve).transpose()?;
+        let hugepages = spdk.is_some().then(|| spdk::Hugepages::reserve(path)).transpose()?;
         let own = |transport| -> Result<Option<nvmf::Target>> {
             let wanted =
                 options.sides.contains(&Side::Null) && cells.iter().any(|cell| cell.transport == transport);
@@ -185,26 +187,36 @@ impl<'a> Bench<'a> {
             tcp,
             vfio_user,
             spdk_target,
+            failures: Vec::new(),
             _hugepages: hugepages,
             _scratch: scratch,
         })
     }
 
-    fn measure(&mut self, cell: &Cell) -> Result<Runs> {
+    /// A pair that fails is left alone from then on; the others go on.
+    fn measure(&mut self, cell: &Cell) -> Runs {
         let pairs = Pair::of(cell, &self.options.sides, self.spdk.is_some());
-        let mut runs = Runs::new();
+        let (mut runs, mut failed) = (Runs::new(), Vec::new());
         for round in 1..=self.options.rounds {
             for &pair in &pairs {
-                let figures = self.run(cell, pair).with_context(|| format!("{cell}, {pair}"))?;
-                println!(
-                    "{cell} round {round} {pair}: {} IOPS, {:.2} µs",
-                    grouped(figures.iops),
-                    figures.mean
-                );
-                runs.entry(pair).or_default().push(figures);
+                if failed.contains(&pair) {
+                    continue;
+                }
+                match self.run(cell, pair) {
+                    Ok(figures) => {
+                        let iops = grouped(figures.iops);
+                        println!("{cell} round {round} {pair}: {iops} IOPS, {:.2} µs", figures.mean);
+                        runs.entry(pair).or_default().push(figures);
+                    }
+                    Err(error) => {
+                        println!("{cell} round {round} {pair}: FAILED: {error:#}");
+                        failed.push(pair);
+                    }
+                }
             }
         }
-        Ok(runs)
+        self.failures.extend(failed.iter().map(|pair| format!("{cell} {pair}")));
+        runs
     }
 
     fn run(&mut self, cell: &Cell, pair: Pair) -> Result<Figures> {
