@@ -111,11 +111,9 @@ impl Build {
 
     /// Its initiator, once.
     pub(super) fn perf(&self, trid: &str, cell: &Cell, timing: Timing) -> Result<Figures> {
-        // Each subsystem has one namespace, and over vfio-user SPDK finds none when one is named.
-        let trid = match cell.transport {
-            Transport::Tcp => format!("{trid} ns:1 hostnqn:{HOSTNQN}"),
-            Transport::VfioUser => trid.to_owned(),
-        };
+        // Without a subsystem's name it takes a vfio-user controller for a discovery controller, without namespaces.
+        let subnqn = if trid.contains("subnqn:") { "" } else { " subnqn:nqn.2016-06.io.spdk:any" };
+        let trid = format!("{trid}{subnqn} ns:1 hostnqn:{HOSTNQN}");
         let mut command = pinned(timing.cpu, &self.program("spdk_nvme_perf"), ["-r", &trid]);
         command.args(["-q", &cell.depth.to_string(), "-o", &cell.io_size.to_string(), "-w", cell.workload]);
         command.args(["-t", &(timing.seconds.ceil() as u64).to_string(), "-a", "1"]);
