@@ -26,6 +26,9 @@ use crate::spec::{Cqe, Status};
 use crate::transport::{QpairSetup, TransportController, TransportQpair, TransportStats};
 use crate::wait::{MAX_SLEEP, Waiter};
 
+/// Longest sleep while what is waited for does not arrive at the queue pair itself.
+const ASSIST_SLEEP: Duration = Duration::from_millis(5);
+
 /// Names an operation submitted on a queue pair until it completes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct CommandId {
@@ -559,10 +562,13 @@ impl<Q: TransportQpair> IoQpair<Q> {
         let transport = self.engine.transport();
         let write = transport.wants_write() || self.engine.is_connecting();
         let source = if self.engine.is_given_up() { None } else { transport.event_fd() };
+        // What is waited for may arrive elsewhere: at the admin queue, which creates the queue.
+        let elsewhere = source.is_none() || self.assist.is_some();
+        // The end of the controller's connection does not show here.
+        let limit = if elsewhere { ASSIST_SLEEP } else { MAX_SLEEP };
         match source {
-            // The end of the controller's connection does not show here.
-            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout.min(MAX_SLEEP))?),
-            None => Ok(waiter.wait(&[], timeout.min(Duration::from_millis(5)))?),
+            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout.min(limit))?),
+            None => Ok(waiter.wait(&[], timeout.min(limit))?),
         }
     }
 

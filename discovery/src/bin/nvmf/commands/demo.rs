@@ -109,6 +109,7 @@ fn write_and_verify(controller: &Controller, ns: &Namespace, seed: u64) -> Resul
         depth: 32,
         poll: false,
         pattern: Pattern { seed, block: 64 * 1024 },
+        done: None,
     };
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
     let line = |took: Duration, what: &str| {
