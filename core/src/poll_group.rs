@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::qpair::{Completion, IoQpair};
-use crate::transport::TransportQpair;
+use crate::transport::{GroupShares, TransportQpair};
 use crate::wait::{MAX_SLEEP, Waiter};
 
 /// A queue pair's place in a [`PollGroup`].
@@ -12,8 +12,12 @@ use crate::wait::{MAX_SLEEP, Waiter};
 pub struct GroupKey(usize);
 
 /// Queue pairs that one thread polls. They may belong to different controllers and transports.
+///
+/// Queue pairs of NVMe/RDMA that are put in before they are connected ([`crate::Controller::alloc_io_qpair_async`]) share
+/// one completion queue and one receive queue per device.
 pub struct PollGroup<Q: TransportQpair = Box<dyn TransportQpair>> {
     qpairs: Vec<Option<IoQpair<Q>>>,
+    shares: GroupShares,
     waiter: Option<Waiter>,
 }
 
@@ -21,11 +25,12 @@ impl<Q: TransportQpair> PollGroup<Q> {
     /// An empty group.
     #[must_use]
     pub fn new() -> Self {
-        Self { qpairs: Vec::new(), waiter: None }
+        Self { qpairs: Vec::new(), shares: GroupShares::new(), waiter: None }
     }
 
     /// Puts a queue pair in, connected or connecting.
-    pub fn add(&mut self, qpair: IoQpair<Q>) -> GroupKey {
+    pub fn add(&mut self, mut qpair: IoQpair<Q>) -> GroupKey {
+        qpair.join_group(self.shares.clone());
         match self.qpairs.iter().position(Option::is_none) {
             Some(place) => {
                 self.qpairs[place] = Some(qpair);
@@ -38,9 +43,12 @@ impl<Q: TransportQpair> PollGroup<Q> {
         }
     }
 
-    /// Takes a queue pair out.
+    /// Takes a queue pair out. What it shares with the others it shares until its connection ends: whichever thread polls it
+    /// takes for them what has come meanwhile, and may keep them from being woken by it for up to 100 ms.
     pub fn remove(&mut self, key: GroupKey) -> Option<IoQpair<Q>> {
-        self.qpairs.get_mut(key.0)?.take()
+        let mut qpair = self.qpairs.get_mut(key.0)?.take()?;
+        qpair.leave_group();
+        Some(qpair)
     }
 
     /// A queue pair, for submitting.
@@ -63,6 +71,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
         mut f: impl FnMut(GroupKey, Completion),
         mut lost: impl FnMut(GroupKey, Error),
     ) -> usize {
+        self.shares.poll();
         let mut count = 0;
         for (place, qpair) in self.qpairs.iter_mut().enumerate() {
             let Some(qpair) = qpair else { continue };

@@ -233,6 +233,10 @@ impl<Q: TransportQpair> Engine<Q> {
         &self.transport
     }
 
+    pub(crate) fn transport_mut(&mut self) -> &mut Q {
+        &mut self.transport
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         self.state == State::Ready
     }

@@ -6,6 +6,7 @@ mod run;
 use std::fmt;
 use std::time::Duration;
 
+use nvmf_core::transport::GroupShares;
 use nvmf_core::{Controller, IoQpairOptions, Namespace};
 pub(crate) use report::Report;
 
@@ -263,11 +264,14 @@ pub(crate) fn measure(
         .delay_submit(true);
     let mut groups = Vec::new();
     for _ in 0..settings.threads {
-        let mut group = Vec::new();
+        let (mut group, shares) = (Vec::new(), GroupShares::new());
         for _ in 0..settings.qpairs {
-            group.push(controller.alloc_io_qpair(&options)?);
+            group.push(match settings.qpairs {
+                1 => controller.alloc_io_qpair(&options)?,
+                _ => controller.alloc_io_qpair_in(&shares, &options)?,
+            });
         }
-        groups.push(group);
+        groups.push((group, shares));
     }
     run::run(groups, ns, settings)
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use nvmf_core::spec::status::CommandKind;
+use nvmf_core::transport::GroupShares;
 use nvmf_core::{CommandError, IoBuf, IoQpair, Namespace};
 
 use super::report::{Report, histogram};
@@ -17,8 +18,11 @@ use crate::recovery::comes_back;
 /// Longest sleep with `--interrupt`.
 const MAX_SLEEP: Duration = Duration::from_millis(20);
 
+/// Queue pairs of one thread, and what they share.
+pub(super) type Group = (Vec<IoQpair>, GroupShares);
+
 /// Runs each group of queue pairs on a thread of its own and adds up.
-pub(super) fn run(groups: Vec<Vec<IoQpair>>, ns: &Namespace, settings: Settings) -> Result<Report, Failure> {
+pub(super) fn run(groups: Vec<Group>, ns: &Namespace, settings: Settings) -> Result<Report, Failure> {
     let barrier = Barrier::new(groups.len());
     let results: Vec<Result<Report, Failure>> = thread::scope(|scope| {
         let workers: Vec<_> = groups
@@ -58,6 +62,7 @@ struct Lane {
 
 struct Worker<'a> {
     lanes: Vec<Lane>,
+    shares: GroupShares,
     ns: &'a Namespace,
     settings: Settings,
     random: u64,
@@ -68,11 +73,18 @@ struct Worker<'a> {
     latency: Histogram<u64>,
     report: Report,
     buffers: Vec<(usize, u64, IoBuf)>,
+    /// There is a processor for whatever else an I/O takes: polling keeps nobody from it.
+    alone: bool,
     start: Instant,
 }
 
 impl<'a> Worker<'a> {
-    fn new(qpairs: Vec<IoQpair>, ns: &'a Namespace, settings: Settings, index: u64) -> Result<Self, Failure> {
+    fn new(
+        (qpairs, shares): Group,
+        ns: &'a Namespace,
+        settings: Settings,
+        index: u64,
+    ) -> Result<Self, Failure> {
         let places = (settings.length / u64::from(settings.io_size)).max(1);
         let mut random = settings.seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let depth = usize::from(settings.queue_depth);
@@ -100,6 +112,7 @@ impl<'a> Worker<'a> {
         let block = u64::from(ns.block_size());
         Ok(Self {
             lanes,
+            shares,
             ns,
             settings,
             random,
@@ -109,6 +122,7 @@ impl<'a> Worker<'a> {
             latency: histogram(),
             report: Report::new(settings),
             buffers,
+            alone: thread::available_parallelism().is_ok_and(|processors| processors.get() > 1),
             start: Instant::now(),
         })
     }
@@ -160,6 +174,7 @@ impl<'a> Worker<'a> {
         let mut failed: Vec<(u64, CommandError)> = Vec::new();
         while self.lanes.iter().any(|lane| lane.outstanding > 0) {
             let mut found = false;
+            self.shares.poll();
             for index in 0..self.lanes.len() {
                 let Lane { qpair, parked, .. } = &mut self.lanes[index];
                 // The parts of a completion go where they are needed: moving it as a whole would make the processor wait for what it
@@ -204,8 +219,10 @@ impl<'a> Worker<'a> {
                     if let Some(lane) = self.lanes.first_mut() {
                         lane.qpair.wait(MAX_SLEEP)?;
                     }
-                } else {
+                } else if self.alone {
                     std::hint::spin_loop();
+                } else {
+                    thread::yield_now();
                 }
             }
         }
