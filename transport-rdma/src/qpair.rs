@@ -515,7 +515,9 @@ impl<P: Provider> RdmaQpair<P> {
             }
         } else if found == 0 {
             self.idle_polls += 1;
-            if self.idle_polls >= IDLE_POLLS {
+            if self.link.as_ref().is_some_and(Link::is_asleep) {
+                self.news()?;
+            } else if self.idle_polls >= IDLE_POLLS {
                 self.idle_polls = 0;
                 let now = Instant::now();
                 if now.saturating_duration_since(self.last_check) >= CM_CHECK {

@@ -163,6 +163,12 @@ impl<P: Provider> Link<P> {
         self.member.is_some()
     }
 
+    /// Whether a program sleeps on its descriptor, and woke for something other than a completion.
+    #[inline]
+    pub(super) fn is_asleep(&self) -> bool {
+        self.member.as_ref().is_some_and(Member::is_asleep)
+    }
+
     /// The identifier of a SEND.
     #[inline]
     pub(super) fn name(&self, id: u64) -> u64 {

@@ -66,7 +66,7 @@ impl<P: Provider> GroupShare for Share<P> {
     fn poll(&self) {
         for set in self.sets().iter().filter_map(Weak::upgrade) {
             let mut state = set.lock();
-            state.poll(&*set.queues);
+            state.poll(&set.queues);
             set.round.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -246,6 +246,8 @@ pub(super) struct Member<D: Domain> {
     number: u32,
     /// The group's round in which it was polled last.
     seen: u64,
+    /// Somebody sleeps, or is about to, and nothing has come since.
+    asleep: bool,
 }
 
 impl<D: Domain> Member<D> {
@@ -270,7 +272,7 @@ impl<D: Domain> Member<D> {
             broken: None,
         });
         drop(state);
-        Some(Self { set: Arc::clone(set), number, seen: u64::MAX })
+        Some(Self { set: Arc::clone(set), number, seen: u64::MAX, asleep: false })
     }
 
     /// The queues to make the queue pair with.
@@ -302,8 +304,9 @@ impl<D: Domain> Member<D> {
         let looked = std::mem::replace(&mut self.seen, round) != round && round > 0;
         let waiting = |state: &mut State<D>| state.place(self.number).map_or(0, |place| place.inbox.len());
         if !looked && waiting(&mut state) == 0 {
-            state.poll(&*set.queues);
+            state.poll(&set.queues);
         }
+        self.asleep = state.armed;
         let failure = state.failure.clone();
         let Some(place) = state.place(self.number) else { return Err(super::closed()) };
         if let Some(violation) = place.broken {
@@ -319,6 +322,11 @@ impl<D: Domain> Member<D> {
             Some(why) if count == 0 => Err(Error::disconnected(why)),
             _ => Ok(count),
         }
+    }
+
+    /// Whether somebody slept, when it last took what came, and was not woken by a completion.
+    pub(super) fn is_asleep(&self) -> bool {
+        self.asleep
     }
 
     /// Whether something is here that was not taken, or may have come before the next completion raises a notification.
@@ -347,7 +355,7 @@ impl<D: Domain> Drop for Member<D> {
     fn drop(&mut self) {
         let mut state = self.set.lock();
         // Its last completions, before its queue pair's number can be another's.
-        state.poll(&*self.set.queues);
+        state.poll(&self.set.queues);
         if let Some(index) = state.places.iter().position(|place| place.number == self.number) {
             let place = state.places.swap_remove(index);
             state.receives_left += place.receives;

@@ -6,7 +6,7 @@ use crate::bench::{Bench, Target};
 use nvmf_core::ErrorKind;
 use nvmf_core::spec::{Cqe, Status};
 use nvmf_core::transport::{ConnectProgress, GroupShares, Quiesce, TransportQpair};
-use nvmf_transport_rdma::sim::{DeviceLimits, Sim, WorkStatus};
+use nvmf_transport_rdma::sim::{CmEvent, DeviceLimits, Sim, WorkStatus};
 use zerocopy::IntoBytes;
 
 /// A target, a group, and so many of its queue pairs.
@@ -113,6 +113,22 @@ fn all_members_are_woken_by_one_notification() {
     assert!(members.iter().all(|member| !member.is_readable()));
     assert!(members[0].qpair.has_local_work());
     assert_eq!(target.sim.stats().armed, 2);
+}
+
+#[test]
+fn a_sleeper_learns_that_its_connection_ended() {
+    let (_target, shares, mut members) = group(8, 2);
+    shares.poll();
+    members.iter_mut().for_each(|member| assert!(member.drain().is_empty()));
+    assert!(members[0].qpair.has_local_work());
+    members[1].connection.event(CmEvent::Disconnected);
+    assert!(members[1].is_readable());
+    // The first poll after that finds it.
+    shares.poll();
+    assert!(members[0].drain().is_empty());
+    let error = members[1].poll().unwrap_err().to_string();
+    assert!(error.contains("the controller ended the connection"), "{error}");
+    works(&mut members[0], &shares);
 }
 
 #[test]
