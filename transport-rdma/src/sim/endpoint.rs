@@ -121,7 +121,7 @@ impl Endpoint for SimEndpoint {
         drop(net);
         let mut state = self.wire.lock();
         state.number = number;
-        state.shared = shared.map(Arc::clone);
+        state.shared = shared.cloned();
         state.qp = Qp::Idle;
         state.domain = Some(Arc::clone(domain));
         state.room = (setup.sends, setup.receives);

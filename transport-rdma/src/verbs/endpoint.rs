@@ -29,7 +29,7 @@ const MAX_PRIVATE_DATA: usize = 256;
 
 /// Where completions go.
 enum Completions {
-    Own(CompletionQueue),
+    Own(Box<CompletionQueue>),
     /// Receives come from there, too.
     Shared(Arc<VerbsShared>),
 }
@@ -138,7 +138,7 @@ impl Queues {
             None => {
                 let queue = CompletionQueue::new(domain, setup.sends.saturating_add(setup.receives))?;
                 let (cq, fd) = (queue.handle(), queue.fd());
-                (Completions::Own(queue), cq, ptr::null_mut(), fd)
+                (Completions::Own(Box::new(queue)), cq, ptr::null_mut(), fd)
             }
         };
         let (qp, inline) = Self::create_qp(handle, domain, cq, srq, setup)?;

@@ -73,8 +73,8 @@ struct Worker<'a> {
     latency: Histogram<u64>,
     report: Report,
     buffers: Vec<(usize, u64, IoBuf)>,
-    /// There is a processor for whatever else an I/O takes: polling keeps nobody from it.
-    alone: bool,
+    /// There is another processor for whatever else an I/O takes: spinning keeps nobody from it.
+    spare: bool,
     start: Instant,
 }
 
@@ -122,7 +122,7 @@ impl<'a> Worker<'a> {
             latency: histogram(),
             report: Report::new(settings),
             buffers,
-            alone: thread::available_parallelism().is_ok_and(|processors| processors.get() > 1),
+            spare: thread::available_parallelism().is_ok_and(|processors| processors.get() > 1),
             start: Instant::now(),
         })
     }
@@ -219,7 +219,7 @@ impl<'a> Worker<'a> {
                     if let Some(lane) = self.lanes.first_mut() {
                         lane.qpair.wait(MAX_SLEEP)?;
                     }
-                } else if self.alone {
+                } else if self.spare {
                     std::hint::spin_loop();
                 } else {
                     thread::yield_now();
