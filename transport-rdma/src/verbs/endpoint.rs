@@ -31,7 +31,7 @@ const MAX_PRIVATE_DATA: usize = 256;
 enum Completions {
     Own(Box<CompletionQueue>),
     /// Receives come from there, too.
-    Shared(Arc<VerbsShared>),
+    Shared(#[expect(dead_code, reason = "kept for as long as the queue pair uses it")] Arc<VerbsShared>),
 }
 
 /// The queue pair and what belongs to it.
