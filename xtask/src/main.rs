@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod check;
 mod deny;
 mod fuzz;
@@ -19,6 +20,7 @@ cargo xtask COMMAND
   vm [SUITE[::TEST]...]        suites against real Linux peers in a QEMU guest (`cargo xtask vm --help`)
   soak [--seconds N] [--seed S]  random I/O over TCP while its connections are harmed (`cargo xtask soak --help`)
   fuzz [--seconds N] [HARNESS...]  parsers of a peer's bytes under libFuzzer (`cargo xtask fuzz --help`)
+  bench [counts|scale] [OPTION...]  the initiator beside the machine's limits and beside SPDK (`cargo xtask bench --help`)
   lint                         house rules the compiler does not know
   deny                         licences, duplicate and forbidden crates, sources (cargo-deny)
 ";
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         "test" => check::main(&rest),
         "vm" => vm::main(&rest),
         "fuzz" => fuzz::main(&rest),
+        "bench" => bench::main(&rest),
         "soak" => soak::main(&rest),
         "lint" => no_arguments(&rest).and_then(|()| lint::main()),
         "deny" => no_arguments(&rest).and_then(|()| deny::main()),
