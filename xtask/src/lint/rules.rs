@@ -16,6 +16,7 @@ const UNSAFE_MODULES: [&str; 14] = [
     "loopback/src/rdma/grant.rs",
     "transport-rdma/src/sim/listen.rs",
     "transport-rdma/src/sys.rs",
+    "transport-rdma/src/verbs/completion.rs",
     "transport-rdma/src/verbs/domain.rs",
     "transport-rdma/src/verbs/endpoint.rs",
     "transport-rdma/tests/sim/bench.rs",

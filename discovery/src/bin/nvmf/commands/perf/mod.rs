@@ -8,6 +8,7 @@ mod run;
 use std::fmt;
 use std::time::Duration;
 
+use nvmf_core::transport::GroupShares;
 use nvmf_core::{Controller, IoQpairOptions};
 pub(crate) use report::Report;
 pub(crate) use run::Range;
@@ -55,7 +56,14 @@ pub(crate) struct Args {
     io_size: u32,
 
     /// What to do
-    #[arg(short = 'w', long, visible_alias = "io-pattern", value_name = "WORKLOAD", value_enum, default_value = "randread")]
+    #[arg(
+        short = 'w',
+        long,
+        visible_alias = "io-pattern",
+        value_name = "WORKLOAD",
+        value_enum,
+        default_value = "randread"
+    )]
     workload: Workload,
 
     /// Percentage of reads in rw and randrw
@@ -86,7 +94,13 @@ pub(crate) struct Args {
     io_queue_size: Option<u16>,
 
     /// Completions taken from a queue pair at a time; 0 is no limit
-    #[arg(short = 'C', long, visible_alias = "max-completion-per-poll", value_name = "N", default_value_t = 0)]
+    #[arg(
+        short = 'C',
+        long,
+        visible_alias = "max-completion-per-poll",
+        value_name = "N",
+        default_value_t = 0
+    )]
     max_completions: usize,
 
     /// Threads, which run where the system puts them
@@ -372,13 +386,17 @@ pub(crate) fn measure(
         .delay_submit(true);
     let mut groups = Vec::new();
     for _ in 0..settings.threads {
-        let mut group = Vec::new();
+        let (mut members, shares) = (Vec::new(), GroupShares::new());
         for (range, controller) in controllers.iter().enumerate() {
             for _ in 0..settings.qpairs {
-                group.push((range, controller.alloc_io_qpair(&options)?));
+                let qpair = match settings.qpairs {
+                    1 => controller.alloc_io_qpair(&options)?,
+                    _ => controller.alloc_io_qpair_in(&shares, &options)?,
+                };
+                members.push((range, qpair));
             }
         }
-        groups.push(group);
+        groups.push(run::Group { members, shares });
     }
     run::run(groups, ranges, &settings)
 }
