@@ -11,4 +11,5 @@ pub mod proxy;
 pub mod rng;
 pub mod session;
 pub mod soak;
+pub mod tiny;
 pub mod workload;
