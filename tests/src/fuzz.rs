@@ -6,6 +6,7 @@
 mod init;
 mod log;
 mod pcie;
+mod rdma;
 mod tcp;
 mod text;
 
@@ -20,6 +21,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("tcp_stream", tcp::stream),
     ("tcp_session", tcp::session),
+    ("rdma_responses", rdma::responses),
     ("cqe", pcie::completions),
     ("vfio_user", pcie::messages),
     ("identify", log::identify),

@@ -12,4 +12,5 @@ pub mod rng;
 pub mod scale;
 pub mod session;
 pub mod soak;
+pub mod tiny;
 pub mod workload;

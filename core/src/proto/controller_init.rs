@@ -699,11 +699,12 @@ impl ControllerInit {
         self.namespace().map_or(0, |ns| ns.nsid)
     }
 
+    /// Leaves out the namespace that was asked about: marked now, taken out with all others at the end, since there may be many.
     fn drop_namespace(&mut self, now: Instant) {
-        if self.cursor < self.result.namespaces.len() {
-            self.result.namespaces.remove(self.cursor);
+        if let Some(ns) = self.result.namespaces.get_mut(self.cursor) {
+            ns.nsid = 0;
         }
-        self.continue_namespaces(now);
+        self.next_namespace(now);
     }
 
     fn next_namespace(&mut self, now: Instant) {
@@ -716,6 +717,7 @@ impl ControllerInit {
         if self.cursor < self.result.namespaces.len() {
             self.enter(State::IdentifyNamespace, now);
         } else {
+            self.result.namespaces.retain(|ns| ns.nsid != 0);
             self.after_namespaces(now);
         }
     }

@@ -211,6 +211,19 @@ fn a_controller_without_keyed_sgls_is_refused() {
 }
 
 #[test]
+fn capsules_are_not_made_as_long_as_a_controller_likes() {
+    let mut target = Target::new(Sim::new());
+    let mut identify: nvmf_core::spec::identify::IdentifyController = zerocopy::FromZeros::new_zeroed();
+    identify.sgls = (1 | 1 << 2 | 1 << 20).into();
+    identify.ioccsz = (u32::from(u16::MAX) * 2).into();
+    identify.icdoff = 512.into();
+    target.controller.identified(&identify).unwrap();
+    identify.icdoff = 513.into();
+    let error = target.controller.identified(&identify).unwrap_err().to_string();
+    contains(&error, &["ICDOFF"]);
+}
+
+#[test]
 fn an_interface_to_connect_through_is_refused_with_advice() {
     let transport = RdmaTransport::with_provider(Sim::new());
     let mut options = ControllerOptions::default();

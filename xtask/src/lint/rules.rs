@@ -15,6 +15,7 @@ const UNSAFE_MODULES: [&str; 14] = [
     "transport-rdma/src/sim/grant.rs",
     "loopback/src/rdma/grant.rs",
     "transport-rdma/src/sim/listen.rs",
+    "tests/src/fuzz/rdma/listen.rs",
     "transport-rdma/src/sys.rs",
     "transport-rdma/src/verbs/completion.rs",
     "transport-rdma/src/verbs/domain.rs",
