@@ -362,8 +362,15 @@ pub trait TransportQpair: Send {
         false
     }
 
+    /// Whether a queue pair that is connected and has no local work needs no [`TransportQpair::poll`] until its event source becomes
+    /// readable (or writable, if it waited for that) once more, seen edge-triggered: so it is with sockets. Otherwise the source
+    /// has to be armed, or may stay silent, and who waits for many queue pairs polls this one all the same.
+    fn is_event_driven(&self) -> bool {
+        false
+    }
+
     /// Whether [`TransportQpair::poll`] could go on at once although the event source stays silent, because it stopped
-    /// at its budget with something already received.
+    /// at its budget with something already received, or with something left in the event source.
     fn has_local_work(&self) -> bool {
         false
     }
@@ -429,6 +436,10 @@ impl<T: TransportQpair + ?Sized> TransportQpair for Box<T> {
 
     fn wants_write(&self) -> bool {
         (**self).wants_write()
+    }
+
+    fn is_event_driven(&self) -> bool {
+        (**self).is_event_driven()
     }
 
     fn has_local_work(&self) -> bool {
