@@ -135,7 +135,6 @@ fn counted() -> Result<Counts> {
 /// The program, built, and valgrind.
 fn prepare() -> Result<PathBuf> {
     let stamp = shell::target_dir()?.join("apt-lists");
-    // Without the C library's debugging symbols valgrind cannot start on Debian.
     let tools = [Tool::new("valgrind", "valgrind"), Tool::new("setpriv", "util-linux")];
     apt::ensure(&tools, &stamp, "counting instructions")?;
     build(&["io_count"])?;
