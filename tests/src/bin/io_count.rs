@@ -28,6 +28,8 @@ const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:31d5f8e2-93c3-4a2a-a9ed-2f6d0
 const IO: usize = 4096;
 /// Reads of a batch. All their answers fit into a socket's receive buffer.
 const BATCH: usize = 8;
+/// Bytes before the data in a C2HData PDU.
+const DATA_HEADER: usize = 24;
 /// How long a target may take for a batch, under an instruction counter.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// What a target needs, after it has counted a command, until the last answer is where it can be polled.
@@ -131,6 +133,8 @@ fn batches(transport: &str, rounds: usize) -> Result<()> {
     let mut qpair = controller.alloc_io_qpair(&queue(BATCH))?;
     let mut bufs = buffers(&qpair, BATCH)?;
     let mut expected = target.stats().reads;
+    let port =
+        (transport == "tcp").then(|| target.tcp_addrs().first().map(|address| address.port())).flatten();
     let mut polls = 0;
     for _ in 0..rounds {
         submit(&mut qpair, &ns, &mut bufs)?;
@@ -141,6 +145,12 @@ fn batches(transport: &str, rounds: usize) -> Result<()> {
             std::thread::sleep(SETTLE / 4);
         }
         std::thread::sleep(SETTLE);
+        while let Some(port) = port
+            && received(port)? < BATCH * (DATA_HEADER + IO)
+        {
+            ensure!(began.elapsed() < DEADLINE, "the target has not answered a batch within {DEADLINE:?}");
+            std::thread::sleep(SETTLE / 4);
+        }
         while bufs.len() < BATCH {
             polls += 1;
             complete(&mut qpair, &mut bufs)?;
@@ -152,6 +162,24 @@ fn batches(transport: &str, rounds: usize) -> Result<()> {
     controller.detach()?;
     drop(keep);
     Ok(())
+}
+
+/// Bytes that connections to a port have received and nobody has read.
+fn received(port: u16) -> Result<usize> {
+    let table = std::fs::read_to_string("/proc/net/tcp").context("/proc/net/tcp")?;
+    let peer = format!(":{port:04X}");
+    let mut bytes = 0;
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // sl local_address rem_address st tx_queue:rx_queue, all hexadecimal
+        if let [_, _, remote, _, queues, ..] = fields.as_slice()
+            && remote.ends_with(&peer)
+            && let Some((_, waiting)) = queues.split_once(':')
+        {
+            bytes += usize::from_str_radix(waiting, 16).context("/proc/net/tcp")?;
+        }
+    }
+    Ok(bytes)
 }
 
 fn buffers(qpair: &IoQpair, count: usize) -> Result<Vec<IoBuf>> {

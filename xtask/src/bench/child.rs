@@ -91,6 +91,10 @@ fn listen(stdout: ChildStdout, marker: &str, sender: &mpsc::Sender<String>) {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            // It has ended and been waited for: its identifier may be somebody else's by now.
+            return;
+        }
         // A stopped process gets the signal when it goes on. Files it made are its own to remove, so it is asked first.
         let asked = self.signal(Signal::TERM).and_then(|()| self.pause(false));
         let began = Instant::now();

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::cell::Transport;
 use super::child::{capture, pinned};
-use super::nvmf::{Target, built};
+use super::nvmf::{Target, build, built};
 use super::spdk;
 use crate::apt::{self, Tool};
 use crate::shell;
@@ -135,11 +135,9 @@ fn counted() -> Result<Counts> {
 /// The program, built, and valgrind.
 fn prepare() -> Result<PathBuf> {
     let stamp = shell::target_dir()?.join("apt-lists");
-    // Without the C library's debugging symbols valgrind cannot start on Debian.
     let tools = [Tool::new("valgrind", "valgrind"), Tool::new("setpriv", "util-linux")];
     apt::ensure(&tools, &stamp, "counting instructions")?;
-    let build = ["build", "--release", "--quiet", "-p", "nvmf-tests", "--bin", "io_count"];
-    shell::run(&mut shell::cargo(build)?)?;
+    build(&["io_count"])?;
     built("io_count")
 }
 
@@ -173,9 +171,8 @@ fn total(output: &str) -> Option<u64> {
 fn compare(dir: &str) -> Result<()> {
     let spdk = spdk::Build::at_initiator(dir)?;
     let program = prepare()?;
-    let nvmf = super::nvmf::Programs::build()?.nvmf;
     let out = output_dir()?;
-    let target = Target::start(&nvmf, Transport::Tcp, 0, &out)?;
+    let target = Target::start(&built("nvmf")?, Transport::Tcp, 0, &out)?;
     let per_read = |name: &str, run: &dyn Fn(usize, &mut Command)| -> Result<f64> {
         let count = |reads: usize| -> Result<u64> {
             let file = out.join(format!("{name}.{reads}"));

@@ -34,9 +34,8 @@ Measures what many connections of one thread cost; see `cargo xtask bench scale 
 ";
 
 fn scale(args: &[String]) -> Result<()> {
-    let nvmf = nvmf::Programs::build()?.nvmf;
-    let mut command = child::pinned(1, &nvmf::built("scale")?, args);
-    shell::run(command.env("NVMF", nvmf))
+    nvmf::build(&["scale"])?;
+    shell::run(&mut child::pinned(1, &nvmf::built("scale")?, args))
 }
 
 /// Where results go unless told otherwise.

@@ -28,11 +28,16 @@ pub(super) struct Programs {
 
 impl Programs {
     pub(super) fn build() -> Result<Self> {
-        let args =
-            ["build", "--release", "--quiet", "-p", "nvmf-discovery", "--bin", "nvmf", "-p", "nvmf-tests"];
-        shell::run(shell::cargo(args)?.args(["--bin", "wire_limit", "--bin", "scale", "--bin", "io_count"]))?;
+        build(&["wire_limit"])?;
         Ok(Self { nvmf: built("nvmf")?, limit: built("wire_limit")? })
     }
+}
+
+/// Builds `nvmf` and programs of the tests. Always both packages, so that one does not undo the other's choice of features.
+pub(super) fn build(programs: &[&str]) -> Result<()> {
+    let mut cargo = shell::cargo(["build", "--release", "--quiet", "-p", "nvmf-discovery", "--bin", "nvmf"])?;
+    cargo.args(["-p", "nvmf-tests"]).args(programs.iter().flat_map(|program| ["--bin", program]));
+    shell::run(&mut cargo)
 }
 
 /// A program of a release build.

@@ -17,7 +17,7 @@ Measures `nvmf perf` against `nvmf target` with a null namespace, and both again
 same sizes. With --spdk, SPDK's initiator against the same target, and both initiators against SPDK's target. Each target has
 one core, each initiator another. Runs of one cell follow each other, round after round; medians are printed.
 
-  PART            measure the cells whose name has this part, of which there may be several: tcp-4k, q1 (default: all)
+  PART            measure the cell of this name, or those whose name has this part; may be repeated (default: all)
   --spdk DIR      an SPDK build, configured --with-vfio-user; as root, for it wants hugepages
   --on LIST       targets: null, spdk-null, spdk-malloc (default: all there are)
   --seconds N     of each run (default 1)
@@ -82,7 +82,13 @@ impl Options {
     fn cells(&self) -> Result<Vec<Cell>> {
         let mut cells = Cell::all();
         if !self.parts.is_empty() {
-            cells.retain(|cell| self.parts.iter().any(|part| cell.to_string().contains(part.as_str())));
+            let names: Vec<String> = cells.iter().map(ToString::to_string).collect();
+            // A whole name means that cell alone, although it may be part of others.
+            let means = |part: &String, name: &String| match names.contains(part) {
+                true => part == name,
+                false => name.contains(part.as_str()),
+            };
+            cells.retain(|cell| self.parts.iter().any(|part| means(part, &cell.to_string())));
         }
         ensure!(!cells.is_empty(), "no cell has {} in its name; see --list", self.parts.join(" or "));
         Ok(cells)
@@ -278,6 +284,10 @@ mod tests {
         assert_eq!(given.sides, [Side::Null, Side::SpdkMalloc]);
         assert_eq!((given.rounds, given.cpus), (5, (2, 3)));
         assert_eq!(given.cells().unwrap().len(), 9);
+        assert_eq!(
+            options(&["tcp-4k-randread-q1", "vfio-user-4k-randread-q1"]).unwrap().cells().unwrap().len(),
+            2
+        );
         assert_eq!(options(&[]).unwrap().cells().unwrap().len(), 24);
         for bad in [
             &["--on", "disk"][..],
