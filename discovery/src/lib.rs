@@ -2,6 +2,7 @@
 //! expect it.
 //!
 //! * [`discover`] attaches a discovery controller, reads its log in one consistent piece, and detaches again.
+//! * [`config`] reads nvme-cli's configuration files.
 //! * [`output`] renders a log as `nvme discover` does, byte for byte: text, JSON and the raw log page.
 //!
 //! ```no_run
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod config;
 pub mod output;
 
 pub use client::{Discovery, discover};

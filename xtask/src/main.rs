@@ -5,6 +5,7 @@ mod apt;
 mod bench;
 mod check;
 mod deny;
+mod dist;
 mod fuzz;
 mod lint;
 mod shell;
@@ -21,6 +22,7 @@ cargo xtask COMMAND
   soak [--seconds N] [--seed S]  random I/O over TCP while its connections are harmed (`cargo xtask soak --help`)
   fuzz [--seconds N] [HARNESS...]  parsers of a peer's bytes under libFuzzer (`cargo xtask fuzz --help`)
   bench [counts|scale] [OPTION...]  the initiator beside the machine's limits and beside SPDK (`cargo xtask bench --help`)
+  dist                         nvmf in a release build, its man pages and completions, in target/dist
   lint                         house rules the compiler does not know
   deny                         licences, duplicate and forbidden crates, sources (cargo-deny)
 ";
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         "fuzz" => fuzz::main(&rest),
         "bench" => bench::main(&rest),
         "soak" => soak::main(&rest),
+        "dist" => no_arguments(&rest).and_then(|()| dist::main()),
         "lint" => no_arguments(&rest).and_then(|()| lint::main()),
         "deny" => no_arguments(&rest).and_then(|()| deny::main()),
         "" | "help" | "-h" | "--help" => {

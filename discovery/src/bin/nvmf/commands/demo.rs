@@ -23,7 +23,7 @@ const LENGTH: u64 = 64 << 20;
 /// touched; no root is needed. Takes about three seconds. Exit code 0 means that every byte read back was the one written.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Example:
+Examples:
   nvmf demo")]
 pub(crate) struct Args {
     /// Seed of the data

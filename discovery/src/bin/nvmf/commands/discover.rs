@@ -2,21 +2,25 @@
 
 use std::path::PathBuf;
 
+use nvmf_core::proto::discovery_log::DiscoveryLog;
 use nvmf_discovery::{discover, output};
 
 use super::print;
+use crate::configured;
 use crate::connect::{ConnectArgs, driver};
 use crate::failure::Failure;
 
 /// Ask a discovery controller what it offers
 ///
-/// Output is that of `nvme discover`, byte for byte.
+/// Output is that of `nvme discover`, byte for byte. Without an address, every discovery controller that is configured in
+/// /etc/nvme is asked (see `nvmf config show`).
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   nvmf discover -t tcp -a 192.0.2.1             port 8009
   nvmf discover -t tcp -a 192.0.2.1 -s 4420     many targets answer there
   nvmf discover nvme+tcp://[fe80::1%eth0]:4420
+  nvmf discover                                 all that are configured in /etc/nvme
   nvmf discover -t tcp -a 192.0.2.1 -o json | jq -r '.records[].subnqn'")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -29,6 +33,10 @@ pub(crate) struct Args {
     /// Write the log page as it is to a file, and nothing to standard output
     #[arg(short, long, value_name = "FILE")]
     raw: Option<PathBuf>,
+
+    /// Without an address: ask the discovery controllers configured in this file instead of those in /etc/nvme
+    #[arg(short = 'J', long, value_name = "FILE", conflicts_with_all = ["trid", "transport"])]
+    config: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -39,6 +47,9 @@ enum OutputFormat {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    if args.connect.is_empty() {
+        return run_configured(args);
+    }
     let trid = args.connect.trid()?;
     let options = args.connect.options(1)?;
     let discovery =
@@ -46,14 +57,42 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if discovery.has_unique_nqn() {
         tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
     }
-    let log = &discovery.log;
-    if let Some(path) = &args.raw {
-        return std::fs::write(path, output::binary(log))
-            .map_err(|error| Failure::file("writing", path, &error));
+    args.print(&discovery.log)
+}
+
+/// Asks every discovery controller configured. One that does not answer does not keep the others from being asked; it is what
+/// the command fails with.
+fn run_configured(args: &Args) -> Result<(), Failure> {
+    let controllers = configured::discovery_controllers(args.config.as_deref(), &args.connect.options(1)?)?;
+    if args.raw.is_some() && controllers.len() > 1 {
+        let what =
+            "--raw: several discovery controllers are configured and there is one file; name the one to ask";
+        return Err(Failure::usage(what));
     }
-    match args.output_format {
-        OutputFormat::Normal => print(output::text(log)),
-        OutputFormat::Json => print(output::json(log)),
-        OutputFormat::Binary => print(output::binary(log)),
+    let driver = driver();
+    let mut outcome = Ok(());
+    for (trid, options) in controllers {
+        match discover(&driver, &trid, &options) {
+            Ok(discovery) => args.print(&discovery.log)?,
+            Err(error) => {
+                tracing::warn!(%error, %trid, "a discovery controller did not answer");
+                outcome = outcome.and(Err(Failure::attach(&error)));
+            }
+        }
+    }
+    outcome
+}
+
+impl Args {
+    fn print(&self, log: &DiscoveryLog) -> Result<(), Failure> {
+        if let Some(path) = &self.raw {
+            return std::fs::write(path, output::binary(log))
+                .map_err(|error| Failure::file("writing", path, &error));
+        }
+        match self.output_format {
+            OutputFormat::Normal => print(output::text(log)),
+            OutputFormat::Json => print(output::json(log)),
+            OutputFormat::Binary => print(output::binary(log)),
+        }
     }
 }

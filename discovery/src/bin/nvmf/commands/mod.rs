@@ -2,10 +2,13 @@
 
 #[cfg(feature = "pcie")]
 pub(crate) mod bind;
+pub(crate) mod config;
 pub(crate) mod copy;
 #[cfg(feature = "tcp")]
 pub(crate) mod demo;
 pub(crate) mod discover;
+pub(crate) mod generate;
+pub(crate) mod hostnqn;
 pub(crate) mod identify;
 pub(crate) mod list;
 #[cfg(feature = "pcie")]
@@ -42,6 +45,11 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Perf(args) => perf::run(&args),
         Command::Reset(args) => reset::reset(&args),
         Command::SubsystemReset(args) => reset::subsystem_reset(&args),
+        Command::Config(args) => config::run(&args),
+        Command::ShowHostnqn(args) => hostnqn::show(&args),
+        Command::GenHostnqn(args) => hostnqn::generate(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
         #[cfg(feature = "tcp")]
         Command::Target(args) => target::run(&args),
     }
