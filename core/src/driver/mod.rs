@@ -2,6 +2,7 @@
 
 mod admin_thread;
 mod hotplug;
+mod log_entry;
 mod probe;
 
 use std::fmt;
