@@ -226,7 +226,9 @@ impl Driver {
             .ok_or_else(|| not_registered(trid, &self.0.transports))
     }
 
-    fn has_transport(&self, trtype: TransportType) -> bool {
+    /// Whether controllers of this transport type can be attached: it was registered.
+    #[must_use]
+    pub fn has_transport(&self, trtype: TransportType) -> bool {
         self.0.transports.iter().any(|transport| transport.trtype() == trtype)
     }
 

@@ -2,6 +2,7 @@
 
 mod commands;
 mod data;
+mod discovery;
 mod failures;
 mod metadata;
 mod recovery;

@@ -5,6 +5,7 @@
 mod cli;
 mod commands;
 mod connect;
+mod fabrics;
 mod failure;
 mod pattern;
 mod pipeline;
