@@ -6,6 +6,7 @@
 mod init;
 mod log;
 mod pcie;
+mod share;
 mod tcp;
 mod text;
 
@@ -28,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("init", init::machine),
     ("transport_id", text::transport_id),
     ("names", text::names),
+    ("share_messages", share::messages),
 ];
 
 /// Memory that is mapped once, not for each input.

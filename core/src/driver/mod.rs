@@ -3,6 +3,7 @@
 mod admin_thread;
 mod hotplug;
 mod probe;
+mod sharing;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -11,6 +12,8 @@ use std::time::Instant;
 pub(crate) use admin_thread::AdminThread;
 pub use hotplug::Hotplug;
 pub use probe::{Callbacks, ProbeContext};
+use sharing::Sharing;
+pub use sharing::SharedBuilder;
 
 use crate::controller::{Attach, Controller, Environment, Inner};
 use crate::dma::DmaPool;
@@ -31,6 +34,7 @@ struct Shared {
     attached: Mutex<Vec<Attached>>,
     host: OnceLock<HostIdentity>,
     thread: Arc<AdminThread>,
+    sharing: OnceLock<Sharing>,
 }
 
 /// A controller that was attached and is not yet dropped.
@@ -81,6 +85,7 @@ impl DriverBuilder {
             attached: Mutex::default(),
             host,
             thread: Arc::new(AdminThread::default()),
+            sharing: OnceLock::new(),
         }))
     }
 }
@@ -231,6 +236,12 @@ impl Driver {
 
     /// Who we are to the controller at `trid`: its own `hostnqn`, else the options', else the driver's.
     fn host_for(&self, trid: &TransportId, options: &ControllerOptions) -> HostIdentity {
+        // With whom a controller is shared does not matter to it.
+        if let Some(Some(host)) =
+            self.transport(trid).ok().and_then(|transport| transport.shared_host(trid).ok())
+        {
+            return host;
+        }
         let base = options.host.clone().unwrap_or_else(|| self.default_host());
         match trid.hostnqn() {
             Some(nqn) if *nqn != base.nqn => HostIdentity { id: host_id_of(nqn, base.id), nqn: nqn.clone() },
@@ -261,9 +272,13 @@ impl Driver {
 
     fn start(&self, trid: &TransportId, options: &ControllerOptions) -> Result<Attach> {
         let transport = self.transport(trid)?;
+        let options = &self.shared_options(options);
         let environment = Environment {
             pool: self.0.pool.clone(),
-            host: self.host_for(trid, options),
+            host: match transport.shared_host(trid)? {
+                Some(host) => host,
+                None => self.host_for(trid, options),
+            },
             thread: Arc::clone(&self.0.thread),
         };
         Attach::start(transport, trid, options, environment, Instant::now())

@@ -5,4 +5,5 @@ mod data;
 mod failures;
 mod metadata;
 mod recovery;
+mod share;
 mod support;

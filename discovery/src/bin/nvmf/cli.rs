@@ -6,7 +6,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[cfg(feature = "pcie")]
 use crate::commands::bind;
-use crate::commands::{copy, discover, identify, list, perf, reset, verify};
+use crate::commands::{copy, discover, identify, list, perf, reset, share, verify};
 #[cfg(feature = "tcp")]
 use crate::commands::{demo, target};
 use crate::failure::Failure;
@@ -63,6 +63,7 @@ pub(crate) enum Command {
     Perf(perf::Args),
     Reset(reset::ResetArgs),
     SubsystemReset(reset::SubsystemResetArgs),
+    Share(share::Args),
     #[cfg(feature = "tcp")]
     Target(target::Args),
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nvmf_discovery::{discover, output};
 
 use super::print;
-use crate::connect::{ConnectArgs, driver};
+use crate::connect::ConnectArgs;
 use crate::failure::Failure;
 
 /// Ask a discovery controller what it offers
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let trid = args.connect.trid()?;
     let options = args.connect.options(1)?;
     let discovery =
-        discover(&driver(), &trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
+        discover(&args.connect.driver()?, &trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
     if discovery.has_unique_nqn() {
         tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
     }

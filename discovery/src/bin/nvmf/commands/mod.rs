@@ -13,6 +13,7 @@ mod local;
 mod metadata;
 pub(crate) mod perf;
 pub(crate) mod reset;
+pub(crate) mod share;
 #[cfg(feature = "tcp")]
 pub(crate) mod target;
 pub(crate) mod verify;
@@ -41,6 +42,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(&args),
         Command::Perf(args) => perf::run(&args),
         Command::Reset(args) => reset::reset(&args),
+        Command::Share(args) => share::run(&args),
         Command::SubsystemReset(args) => reset::subsystem_reset(&args),
         #[cfg(feature = "tcp")]
         Command::Target(args) => target::run(&args),
