@@ -154,8 +154,10 @@ impl Session {
         if let Some(attached) = &mut self.attached {
             if let Some((packet, fds)) = received(&attached.calls)? {
                 again = true;
-                attached.call(&packet, &fds)?;
+                let answer = attached.call(&packet, &fds)?;
                 self.entry.queues.store(attached.leases.len() as u32, Ordering::Release);
+                // One request at a time: there is room for its answer.
+                attached.calls.send_by(&answer, &[], Instant::now() + LAST_WORDS)?;
             }
             let waker = Waker::from(Arc::clone(&self.entry.bell));
             again |= attached.completions(&waker, &mut self.out);
@@ -525,7 +527,7 @@ impl Attached {
 
     // --- what is answered at once ----------------------------------------------------------------------------------------
 
-    fn call(&mut self, packet: &[u8], fds: &[OwnedFd]) -> Result<(), End> {
+    fn call(&mut self, packet: &[u8], fds: &[OwnedFd]) -> Result<Vec<u8>, End> {
         let (tag, request) = Request::decode(packet)?;
         if !fds.is_empty() {
             return Err(End::Misbehaved("descriptors with a message that has none"));
@@ -547,9 +549,7 @@ impl Attached {
             }
             _ => return Err(End::Misbehaved("a message that does not belong here")),
         };
-        // One request at a time: there is room for its answer.
-        self.calls.send_by(&answer.encode(tag), &[], Instant::now() + LAST_WORDS)?;
-        Ok(())
+        Ok(answer.encode(tag))
     }
 
     /// The secondary is gone: everything it had goes back.
