@@ -310,10 +310,13 @@ fn malformed_messages_are_refused_without_harm() -> Result<()> {
         ("another version", vec![Request::Hello(other).encode(1)]),
         ("a reply as a request", vec![hello.clone(), Reply::Pong.encode(1)]),
         ("a second greeting", vec![hello.clone(), hello.clone()]),
-        ("an admin command for no controller", vec![
-            hello.clone(),
-            Request::Admin { sqe: Default::default(), data_in: 0, timeout_ms: 0, data: &[] }.encode(2),
-        ]),
+        (
+            "an admin command for no controller",
+            vec![
+                hello.clone(),
+                Request::Admin { sqe: Default::default(), data_in: 0, timeout_ms: 0, data: &[] }.encode(2),
+            ],
+        ),
         ("a lease without a controller", vec![hello.clone(), Request::Lease.encode(2)]),
         ("a long packet", vec![hello.clone(), vec![3; 180 << 10]]),
     ];

@@ -8,9 +8,9 @@ mod discovery;
 mod events;
 mod link;
 mod recovery;
-mod watch;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,9 +30,9 @@ pub use events::{Event, NamespaceChange};
 use link::Addresses;
 pub(crate) use link::{Link, LinkCell, Phase};
 pub use recovery::ControllerState;
+use recovery::Work;
 pub(crate) use watch::Watcher;
 use watch::Watchers;
-use recovery::Work;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 

@@ -12,8 +12,8 @@ use std::time::Instant;
 pub(crate) use admin_thread::AdminThread;
 pub use hotplug::Hotplug;
 pub use probe::{Callbacks, ProbeContext};
-use sharing::Sharing;
 pub use sharing::SharedBuilder;
+use sharing::Sharing;
 
 use crate::controller::{Attach, Controller, Environment, Inner};
 use crate::dma::DmaPool;

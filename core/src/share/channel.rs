@@ -103,11 +103,15 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let mut reset = false;
         let received = loop {
             match rustix::net::recvmsg(&self.fd, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
                 Ok(received) => break received,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(Received::Nothing),
+                // The other side closed with something of ours unread. What it said before is still to be read, and told once this
+                // error is.
+                Err(Errno::CONNRESET) if !reset => reset = true,
                 Err(Errno::CONNRESET | Errno::PIPE) => return Ok(Received::Closed),
                 Err(error) => return Err(error.into()),
             }
@@ -118,7 +122,8 @@ impl Channel {
                 fds.extend(more);
             }
         }
-        if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) || received.bytes > MAX_PACKET {
+        if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) || received.bytes > MAX_PACKET
+        {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet longer than any message"));
         }
         if received.bytes == 0 {

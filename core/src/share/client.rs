@@ -97,7 +97,10 @@ impl Instance {
     /// The shared controller at `trid`.
     pub(crate) fn find(&self, trid: &TransportId) -> Result<SharedController> {
         let controllers = self.controllers()?;
-        let found = controllers.iter().find(|known| is_same(&known.trid, trid)).cloned();
+        let found = controllers
+            .iter()
+            .find(|known| is_same(&known.trid, trid) && known.trid.subnqn() == trid.subnqn())
+            .cloned();
         found.ok_or_else(|| {
             let known: Vec<String> = controllers.iter().map(|known| known.trid.to_string()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join("; ") };
@@ -117,9 +120,10 @@ impl Instance {
         let mut attached = None;
         connection.ask(&Request::Attach(controller.facts.id.get()), |reply, fds| match reply {
             Reply::Attached(facts) => {
-                let calls = fds.pop().filter(|_| fds.is_empty()).ok_or_else(|| {
-                    Error::peer_misbehaved("the primary sent no socket with its answer")
-                })?;
+                let calls = fds
+                    .pop()
+                    .filter(|_| fds.is_empty())
+                    .ok_or_else(|| Error::peer_misbehaved("the primary sent no socket with its answer"))?;
                 attached = Some((facts, Channel::received(calls)?));
                 Ok(true)
             }
@@ -312,7 +316,11 @@ impl Primary {
                 Ok(true) => drop(waiting.pop_front()),
                 Ok(false) => break,
                 // What it said before it went is told first.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+                {
+                    break;
+                }
                 Err(error) => return Err(self.lose(error.into())),
             }
         }

@@ -104,8 +104,7 @@ impl TransportController for SecondaryController {
             return Err(error);
         }
         if !self.inner.restart()? {
-            self.inner =
-                self.transport.ctrlr_construct_secondary(&self.trid, &self.options, &self.link)?;
+            self.inner = self.transport.ctrlr_construct_secondary(&self.trid, &self.options, &self.link)?;
         }
         Ok(true)
     }

@@ -163,10 +163,8 @@ fn accept(listener: &Listener, hub: &Arc<Hub>) {
                 }
             }
             Ok(None) => {
-                let sleep = wait(
-                    &[(listener.as_fd(), false), (hub.bell.as_fd(), false)],
-                    Duration::from_secs(1),
-                );
+                let sleep =
+                    wait(&[(listener.as_fd(), false), (hub.bell.as_fd(), false)], Duration::from_secs(1));
                 if let Err(error) = sleep {
                     tracing::error!(%error, "the sharing thread cannot wait");
                     std::thread::sleep(Duration::from_millis(100));
@@ -186,7 +184,8 @@ fn admit(channel: Channel, hub: &Arc<Hub>) -> io::Result<()> {
     let (uid, pid) = channel.peer()?;
     let ours = rustix::process::geteuid().as_raw();
     if uid != ours {
-        let why = format!("process {pid} belongs to user {uid}; this instance is shared with user {ours} only");
+        let why =
+            format!("process {pid} belongs to user {uid}; this instance is shared with user {ours} only");
         tracing::warn!(why, "refused");
         channel.send(&Reply::Refused(&why).encode(0), &[])?;
         return Ok(());

@@ -456,9 +456,7 @@ impl Attached {
     // --- what happens to the controller --------------------------------------------------------------------------------
 
     fn events(&mut self, out: &mut VecDeque<Vec<u8>>) {
-        let events = std::mem::take(
-            &mut *self.watch.events.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let events = std::mem::take(&mut *self.watch.events.lock().unwrap_or_else(PoisonError::into_inner));
         let unread = !self.changed.is_empty();
         let mut namespaces = false;
         for event in events {
@@ -519,10 +517,9 @@ impl Attached {
     }
 
     fn why(&self) -> String {
-        self.controller.failure().map_or_else(
-            || "the controller was reset".to_owned(),
-            |error| error.to_string(),
-        )
+        self.controller
+            .failure()
+            .map_or_else(|| "the controller was reset".to_owned(), |error| error.to_string())
     }
 
     // --- what is answered at once ----------------------------------------------------------------------------------------

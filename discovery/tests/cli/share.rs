@@ -136,7 +136,17 @@ impl Drop for Process {
 fn verify(instance: &Instance, trid: &str, part: u64, length: &str) -> Process {
     let offset = part << 20;
     instance.start(&[
-        &"verify", &trid, &"--instance", &"disks", &"--offset", &offset, &"--length", &length, &"--seed", &part, &"--yes",
+        &"verify",
+        &trid,
+        &"--instance",
+        &"disks",
+        &"--offset",
+        &offset,
+        &"--length",
+        &length,
+        &"--seed",
+        &part,
+        &"--yes",
         &"--quiet",
     ])
 }
@@ -183,7 +193,16 @@ fn data_passes_between_processes() {
     let (input, output) = (input.display(), output.display());
     instance.run(&[&"write", &target.trid, &"--instance", &"disks", &"--input", &input, &"--yes"]).ok();
     instance
-        .run(&[&"read", &target.trid, &"--instance", &"disks", &"--length", &data.len(), &"--output", &output])
+        .run(&[
+            &"read",
+            &target.trid,
+            &"--instance",
+            &"disks",
+            &"--length",
+            &data.len(),
+            &"--output",
+            &output,
+        ])
         .ok();
     assert!(std::fs::read(output.to_string()).unwrap() == data);
 }
@@ -229,7 +248,12 @@ fn whoever_is_killed_the_others_go_on_or_end() {
             }
             // Others are not concerned by the end of a secondary; that of the primary they are told.
             let good = if victim == 4 { [Some(0), Some(1), Some(3)] } else { [Some(0); 3] };
-            assert!(good.contains(&ended.code), "round {round}, {victim} killed: {:?}: {}", ended.code, ended.stderr);
+            assert!(
+                good.contains(&ended.code),
+                "round {round}, {victim} killed: {:?}: {}",
+                ended.code,
+                ended.stderr
+            );
             assert!(ended.code != Some(1) || !ended.stderr.contains("does not match"), "{}", ended.stderr);
         }
         if victim == 4 {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use nvmf_core::nqn::Uuid;
 use nvmf_core::{
-    Controller, ControllerOptions, Driver, DriverBuilder, Error, ErrorKind, HostIdentity, Namespace, Nqn, Role,
-    TransportId, TransportType,
+    Controller, ControllerOptions, Driver, DriverBuilder, Error, ErrorKind, HostIdentity, Namespace, Nqn,
+    Role, TransportId, TransportType,
 };
 
 use crate::failure::Failure;
@@ -252,9 +252,11 @@ impl ConnectArgs {
         );
         match &self.instance {
             None => Ok(builder.build()),
-            Some(instance) => {
-                builder.shared(instance).only(Role::Secondary).build().map_err(|error| Failure::attach(&error))
-            }
+            Some(instance) => builder
+                .shared(instance)
+                .only(Role::Secondary)
+                .build()
+                .map_err(|error| Failure::attach(&error)),
         }
     }
 }

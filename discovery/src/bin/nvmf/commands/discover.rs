@@ -41,8 +41,8 @@ enum OutputFormat {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let trid = args.connect.trid()?;
     let options = args.connect.options(1)?;
-    let discovery =
-        discover(&args.connect.driver()?, &trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
+    let discovery = discover(&args.connect.driver()?, &trid, &options)
+        .map_err(|error| args.connect.discovery_failure(&error))?;
     if discovery.has_unique_nqn() {
         tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
     }
