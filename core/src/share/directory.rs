@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use crate::error::{Error, Result};
 
@@ -15,6 +16,19 @@ use crate::error::{Error, Result};
 const MAX_SOCKET_PATH: usize = 107;
 /// Longest name of an instance.
 const MAX_NAME: usize = 64;
+
+/// Who holds the lock of an instance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Holder {
+    /// There is no lock.
+    Nobody,
+    /// This process.
+    Process(i32),
+    /// Nobody any more; it was this process.
+    Dead(i32),
+    /// It has not said yet.
+    Unknown,
+}
 
 /// The files of one instance.
 #[derive(Clone, Debug)]
@@ -110,11 +124,18 @@ impl Place {
         }
     }
 
-    /// The process that holds the lock, as far as the file says.
-    pub(super) fn holder(&self) -> Option<u32> {
+    /// Who holds the lock, or held it last, as far as the file says.
+    pub(super) fn holder(&self) -> Holder {
         let mut text = String::new();
-        File::open(self.lock_file()).ok()?.take(16).read_to_string(&mut text).ok()?;
-        text.trim().parse().ok()
+        let read = File::open(self.lock_file()).and_then(|file| file.take(16).read_to_string(&mut text));
+        match (read, text.trim().parse().ok().and_then(Pid::from_raw)) {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Holder::Nobody,
+            (Ok(_), Some(pid)) if rustix::process::test_kill_process(pid) == Err(Errno::SRCH) => {
+                Holder::Dead(pid.as_raw_nonzero().get())
+            }
+            (Ok(_), Some(pid)) => Holder::Process(pid.as_raw_nonzero().get()),
+            _ => Holder::Unknown,
+        }
     }
 }
 
@@ -188,9 +209,10 @@ mod tests {
         let place = place("lock");
         let lock = place.try_lock().unwrap().unwrap();
         assert!(place.try_lock().unwrap().is_none());
-        assert_eq!(place.holder(), Some(std::process::id()));
+        assert_eq!(place.holder(), Holder::Process(std::process::id() as i32));
         drop(lock);
         assert!(!place.lock_file().exists());
+        assert_eq!(place.holder(), Holder::Nobody);
         let again = place.try_lock().unwrap().unwrap();
         drop(again);
         fs::remove_dir(&place.directory).unwrap();

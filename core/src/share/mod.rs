@@ -26,7 +26,7 @@ pub use client::Primary;
 pub(crate) use secondary::SecondaryTransport;
 pub(crate) use server::Server;
 
-use directory::{Lock, Place};
+use directory::{Holder, Lock, Place};
 
 use crate::error::{Error, Result};
 
@@ -96,36 +96,39 @@ pub(crate) fn join(sharing: &Sharing) -> Result<Joined> {
         }
         if sharing.only == Some(Role::Primary) {
             return misuse(match place.holder() {
-                Some(pid) => format!("process {pid} is the primary already"),
-                None => "another process is the primary already".to_owned(),
+                Holder::Process(pid) => format!("process {pid} is the primary already"),
+                _ => "another process is the primary already".to_owned(),
             });
         }
-        match instance.greet() {
+        let error = match instance.greet() {
             Ok(_) => return Ok(Joined::Secondary(instance)),
-            Err(error) if !is_not_there(&error) => {
-                return Err(error.doing("looking for the primary"));
-            }
-            // It has the lock and does not listen yet, or it is just ending.
-            Err(error) if Instant::now() >= deadline => {
-                let held = place.holder();
-                let error = match held {
-                    Some(pid) if sharing.only != Some(Role::Secondary) => Error::timed_out(
-                        format!("waiting for the primary, process {pid}, which is still initialising"),
-                        sharing.patience,
-                    ),
-                    _ => error.doing("looking for the primary"),
-                };
-                return Err(error
-                    .peer(&place)
-                    .hint("start a primary first, with `nvmf share` or a program of your own"));
-            }
-            Err(_) => std::thread::sleep(PAUSE),
-        }
-        if sharing.only == Some(Role::Secondary) && place.holder().is_none() {
-            return Err(Error::disconnected("there is no primary")
+            Err(error) if is_not_there(&error) => error,
+            Err(error) => return Err(error.doing("looking for the primary")),
+        };
+        // It has the lock and does not listen yet, or it is just ending, or there is none.
+        let context = |error: Error| {
+            error
                 .doing("looking for the primary")
                 .peer(&place)
-                .hint("start one first, with `nvmf share` or a program of your own"));
+                .hint("start one first, with `nvmf share` or a program of your own")
+        };
+        match place.holder() {
+            Holder::Nobody if sharing.only.is_some() => {
+                return Err(context(Error::disconnected("there is no primary")));
+            }
+            Holder::Dead(pid) if sharing.only.is_some() => {
+                return Err(context(Error::disconnected(format!("the primary, process {pid}, is gone"))));
+            }
+            _ if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Holder::Process(pid) => {
+                let state = format!("waiting for the primary, process {pid}, which is still initialising");
+                return Err(context(Error::timed_out(state, sharing.patience)));
+            }
+            Holder::Unknown => {
+                let state = "waiting for the primary, which is still initialising";
+                return Err(context(Error::timed_out(state, sharing.patience)));
+            }
+            Holder::Nobody | Holder::Dead(_) => return Err(context(error)),
         }
     }
 }

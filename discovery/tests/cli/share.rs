@@ -212,6 +212,11 @@ fn without_a_primary_there_is_an_error_that_helps() {
     let (target, instance) = (target(), Instance::new());
     let line = instance.run(&[&"identify", &target.trid, &"--instance", &"disks"]).failed(3);
     assert!(line.contains("there is no primary") && line.contains("nvmf share"), "{line}");
+    // One that was killed is not waited for.
+    let mut killed = instance.share(&target.trid);
+    killed.kill();
+    let line = instance.run(&[&"identify", &target.trid, &"--instance", &"disks"]).failed(3);
+    assert!(line.contains(&format!("process {}, is gone", killed.pid())), "{line}");
     let _primary = instance.share(&target.trid);
     let line = instance.run(&[&"share", &"--instance", &"disks", &target.trid]).failed(2);
     assert!(line.contains("is the primary already"), "{line}");
