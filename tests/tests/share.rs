@@ -13,9 +13,11 @@ use nvmf_core::spec::features::FeatureId;
 use nvmf_core::spec::log_page::LogPageId;
 use nvmf_core::{
     Callbacks, CommandError, Controller, ControllerOptions, ControllerState, Driver, ErrorKind, Event,
-    IoCommand, IoQpairOptions, NamespaceChange, Role, TransportId,
+    IoCommand, IoQpairOptions, NamespaceChange, Role, Transport, TransportId,
 };
 use nvmf_loopback::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
+use nvmf_transport_rdma::RdmaTransport;
+use nvmf_transport_rdma::sim::Sim;
 use nvmf_transport_tcp::TcpTransport;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -47,7 +49,11 @@ impl Drop for Folder {
 }
 
 fn driver(folder: &Path) -> Result<Driver> {
-    Ok(Driver::builder().transport(TcpTransport::new()).shared("disks").directory(folder).build()?)
+    driver_over(TcpTransport::new(), folder)
+}
+
+fn driver_over(transport: impl Transport + 'static, folder: &Path) -> Result<Driver> {
+    Ok(Driver::builder().transport(transport).shared("disks").directory(folder).build()?)
 }
 
 fn options() -> ControllerOptions {
@@ -130,6 +136,31 @@ fn a_secondary_reads_what_another_wrote_over_queues_of_its_own() -> Result<()> {
     ensure!(rig.target.controllers(NQN) == 1, "the primary still has it");
     rig.attached.detach()?;
     drop(theirs);
+    Ok(())
+}
+
+#[test]
+fn rdma_is_shared_in_the_same_way() -> Result<()> {
+    let sim = Sim::new();
+    let subsystem = SubsystemBuilder::new(NQN).namespace(Namespace::memory(8 << 20).uuid([7; 16]));
+    let target = Loopback::builder().subsystem(subsystem).listen_rdma(&sim, "192.0.2.1:4420").build()?;
+    let trid = target.rdma_trid(NQN)?.context("no listener")?;
+    let folder = Folder::new()?;
+    let primary = driver_over(RdmaTransport::with_provider(sim.clone()), &folder.0)?;
+    let attached = primary.connect(&trid, &options())?;
+    let secondary = driver_over(RdmaTransport::with_provider(sim), &folder.0)?;
+    let controller = secondary.connect(&trid, &options())?;
+    ensure!(target.controllers(NQN) == 1);
+    let ns = controller.namespace(1).context("no namespace 1")?;
+    let mut ours = controller.alloc_io_qpair(&IoQpairOptions::default())?;
+    let mut theirs = attached.alloc_io_qpair(&IoQpairOptions::default())?;
+    for (lba, len) in [(0, 512), (64, 65_536), (512, 1 << 20)] {
+        let mut buf = theirs.alloc(len)?;
+        buf.fill(len.trailing_zeros() as u8);
+        theirs.write_blocking(&ns, lba, buf)?;
+        let read = ours.read_blocking(&ns, lba, ours.alloc(len)?)?;
+        ensure!(read.iter().all(|&byte| byte == len.trailing_zeros() as u8));
+    }
     Ok(())
 }
 
