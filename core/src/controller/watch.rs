@@ -46,11 +46,6 @@ impl Controller {
         watchers.any.store(true, Ordering::Release);
     }
 
-    /// Whether it is reached through fabrics.
-    pub(crate) fn is_fabrics(&self) -> bool {
-        self.lock().transport.capabilities().fabrics
-    }
-
     /// Whether its admin queue is given up, and nothing of it is left.
     pub(crate) fn is_quiet(&self) -> bool {
         self.lock().is_quiet()

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::admin_qpair::AdminQpair;
 use super::client::{Instance, Primary, SharedController, is_same};
-use super::wire::MAX_DATA;
+use super::wire::{Facts, MAX_DATA};
 use crate::error::Result;
 use crate::host::HostIdentity;
 use crate::options::ControllerOptions;
@@ -54,12 +54,16 @@ impl Transport for SecondaryTransport {
         options: &ControllerOptions,
     ) -> Result<Box<dyn TransportController>> {
         let shared = self.instance.find(trid)?;
+        // A primary that has asked for digests has a reason.
+        let mut options = options.clone();
+        options.header_digest |= shared.facts.has(Facts::HEADER_DIGEST);
+        options.data_digest |= shared.facts.has(Facts::DATA_DIGEST);
         let link = Arc::new(self.instance.attach(&shared)?);
-        let inner = self.inner.ctrlr_construct_secondary(&shared.trid, options, &link)?;
+        let inner = self.inner.ctrlr_construct_secondary(&shared.trid, &options, &link)?;
         Ok(Box::new(SecondaryController {
             transport: Arc::clone(&self.inner),
             trid: shared.trid,
-            options: options.clone(),
+            options,
             inner,
             link,
         }))

@@ -316,7 +316,6 @@ fn facts(id: u32, controller: &Controller) -> Facts {
     let options = controller.options();
     let flags = [
         (link.phase == Phase::Ready, Facts::READY),
-        (controller.is_fabrics(), Facts::FABRICS),
         (options.header_digest, Facts::HEADER_DIGEST),
         (options.data_digest, Facts::DATA_DIGEST),
     ];
@@ -326,8 +325,7 @@ fn facts(id: u32, controller: &Controller) -> Facts {
         flags: U16::new(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum()),
         cap: U64::new(controller.cap().0),
         vs: U32::new(controller.version().0),
-        io_queues: U16::new(controller.num_io_queues()),
-        reserved: U16::new(0),
+        reserved: U32::new(0),
         association: U64::new(link.association),
         hostid: controller.host().id.to_bytes(),
     }

@@ -103,16 +103,14 @@ pub struct Facts {
     pub id: U32,
     /// Controller identifier.
     pub cntlid: U16,
-    /// [`Facts::READY`], [`Facts::FABRICS`], [`Facts::HEADER_DIGEST`], [`Facts::DATA_DIGEST`].
+    /// [`Facts::READY`], [`Facts::HEADER_DIGEST`], [`Facts::DATA_DIGEST`].
     pub flags: U16,
     /// CAP.
     pub cap: U64,
     /// VS.
     pub vs: U32,
-    /// I/O queues granted to the primary.
-    pub io_queues: U16,
     /// Zero.
-    pub reserved: U16,
+    pub reserved: U32,
     /// Counts its associations; a queue belongs to one.
     pub association: U64,
     /// Host identifier it is connected with.
@@ -122,8 +120,6 @@ pub struct Facts {
 impl Facts {
     /// It can be used.
     pub const READY: u16 = 1;
-    /// Queues are opened with Fabrics Connect.
-    pub const FABRICS: u16 = 1 << 1;
     /// Its connections ask for header digests.
     pub const HEADER_DIGEST: u16 = 1 << 2;
     /// Its connections ask for data digests.
