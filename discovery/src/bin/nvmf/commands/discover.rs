@@ -9,7 +9,7 @@ use nvmf_discovery::{DiscoverOptions, Seed, discover_with, output, walk};
 
 use super::print;
 use crate::configured;
-use crate::connect::{ConnectArgs, driver};
+use crate::connect::ConnectArgs;
 use crate::fabrics::FabricsArgs;
 use crate::failure::Failure;
 
@@ -99,7 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let seeds: Vec<Seed> =
             controllers.into_iter().map(|(trid, options)| Seed { trid, options: Some(options) }).collect();
         let options = DiscoverOptions::new(args.controller_options()?).ask(args.ask.ask());
-        let found = walk(&driver(), &seeds, &options);
+        let found = walk(&args.connect.driver()?, &seeds, &options);
         found
             .controllers
             .iter()
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             .try_for_each(|discovery| args.print(&discovery.log))?;
         return found.first_error().map_or(Ok(()), |error| Err(args.connect.discovery_failure(error)));
     }
-    let driver = driver();
+    let driver = args.connect.driver()?;
     let mut outcome = Ok(());
     // One that does not answer does not keep the others from being asked; it is what the command fails with.
     for (trid, controller) in controllers {
