@@ -128,7 +128,7 @@ impl Place {
     pub(super) fn holder(&self) -> Holder {
         let mut text = String::new();
         let read = File::open(self.lock_file()).and_then(|file| file.take(16).read_to_string(&mut text));
-        match (read, text.trim().parse().ok().and_then(Pid::from_raw)) {
+        match (read, text.trim().parse::<i32>().ok().filter(|&pid| pid > 0).and_then(Pid::from_raw)) {
             (Err(error), _) if error.kind() == io::ErrorKind::NotFound => Holder::Nobody,
             (Ok(_), Some(pid)) if rustix::process::test_kill_process(pid) == Err(Errno::SRCH) => {
                 Holder::Dead(pid.as_raw_nonzero().get())
