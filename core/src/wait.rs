@@ -26,7 +26,12 @@ pub(crate) struct Waiter {
 
 impl Waiter {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { poll: Poll::new()?, events: Events::with_capacity(256), lasting: None, registered: Vec::new() })
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(256),
+            lasting: None,
+            registered: Vec::new(),
+        })
     }
 
     /// The epoll instance and its registry, for a waker.

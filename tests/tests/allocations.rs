@@ -75,8 +75,10 @@ fn target() -> nvmf_loopback::Builder {
 fn allocated(driver: &Driver, trid: &TransportId, options: &ControllerOptions, group: bool) -> Result<u64> {
     let controller = driver.connect(trid, options)?;
     let ns = controller.namespace(1).context("no namespace")?;
-    let options =
-        IoQpairOptions::default().queue_size(DEPTH as u16 + 1).queue_requests(DEPTH as u32).delay_submit(true);
+    let options = IoQpairOptions::default()
+        .queue_size(DEPTH as u16 + 1)
+        .queue_requests(DEPTH as u32)
+        .delay_submit(true);
     let qpair = controller.alloc_io_qpair(&options)?;
     // Read in 4 KiB (staged) and 128 KiB (received in place), written in the capsule and after an R2T.
     let sizes = [4096, 16 * 1024, 131_072, 512];
@@ -130,7 +132,11 @@ fn allocated(driver: &Driver, trid: &TransportId, options: &ControllerOptions, g
             }
             None => {
                 let mut lost = None;
-                qpairs.process_completions(0, |_, completion| take(completion), |_, error| lost = Some(error));
+                qpairs.process_completions(
+                    0,
+                    |_, completion| take(completion),
+                    |_, error| lost = Some(error),
+                );
                 if let Some(error) = lost {
                     return Err(error.into());
                 }
@@ -184,7 +190,8 @@ fn pcie_emulated() {
     let target = Arc::new(target().build().unwrap());
     let transport = PcieTransport::with_devices(TransportType::Pcie, move |trid| {
         let function = target.pci_function(NQN);
-        let function = function.map_err(|error| nvmf_core::Error::disconnected(error.to_string()).peer(trid))?;
+        let function =
+            function.map_err(|error| nvmf_core::Error::disconnected(error.to_string()).peer(trid))?;
         Ok(Box::new(function.open()?) as Box<dyn PciDevice>)
     });
     let driver = Driver::builder().transport(transport).build();

@@ -75,7 +75,8 @@ fn load(
 #[test]
 fn few_and_many_busy_ones_among_idle_ones() {
     let (_target, controller, mut group, keys) = fixture();
-    for (busy, depth, budget) in [(1, 1, 0), (1, 8, 3), (4, 4, 0), (5, 1, 0), (QPAIRS, 8, 0), (QPAIRS, 3, 1)] {
+    for (busy, depth, budget) in [(1, 1, 0), (1, 8, 3), (4, 4, 0), (5, 1, 0), (QPAIRS, 8, 0), (QPAIRS, 3, 1)]
+    {
         load(&controller, &mut group, &keys[..busy], depth, 200, budget);
         load(&controller, &mut group, &keys[QPAIRS - busy..], depth, 50, budget);
     }

@@ -188,8 +188,7 @@ impl Worker {
         for (stream, peer) in new {
             let index = self.free.pop().unwrap_or(self.connections.len());
             let target = Arc::clone(&self.target);
-            let made =
-                Connection::new(target, stream, peer, self.poll.registry(), Token(index), &self.waker);
+            let made = Connection::new(target, stream, peer, self.poll.registry(), Token(index), &self.waker);
             if index == self.connections.len() {
                 self.connections.push(None);
             }

@@ -61,7 +61,11 @@ impl Staging {
 
     /// What has been received and not consumed.
     pub(super) fn bytes(&self) -> &[u8] {
-        if self.memory.is_empty() { &self.kept[self.start..self.end] } else { &self.memory[self.start..self.end] }
+        if self.memory.is_empty() {
+            &self.kept[self.start..self.end]
+        } else {
+            &self.memory[self.start..self.end]
+        }
     }
 
     pub(super) fn len(&self) -> usize {

@@ -76,7 +76,8 @@ const STYLES: Styles = Styles::styled()
 /// The grammar. Options of `perf` are those of spdk_nvme_perf, which has other uses for some letters of nvme-cli.
 fn grammar() -> clap::Command {
     Cli::command().mut_subcommand("perf", |perf| {
-        let without = ["transport", "traddr", "hostnqn", "host_traddr", "hostid", "reconnect_delay", "ctrl_loss_tmo"];
+        let without =
+            ["transport", "traddr", "hostnqn", "host_traddr", "hostid", "reconnect_delay", "ctrl_loss_tmo"];
         let perf = without
             .into_iter()
             .chain(["keep_alive_tmo"])

@@ -14,7 +14,8 @@ pub(super) fn parse_mask(text: &str) -> Result<Vec<usize>, String> {
             let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
             let mut cpus = Vec::new();
             for (place, digit) in digits.chars().rev().enumerate() {
-                let digit = digit.to_digit(16).ok_or("neither a hexadecimal mask nor a list such as [0,2-3]")?;
+                let digit =
+                    digit.to_digit(16).ok_or("neither a hexadecimal mask nor a list such as [0,2-3]")?;
                 cpus.extend((0..4).filter(|bit| digit >> bit & 1 == 1).map(|bit| place * 4 + bit));
             }
             cpus
@@ -22,7 +23,9 @@ pub(super) fn parse_mask(text: &str) -> Result<Vec<usize>, String> {
     };
     match cpus.iter().max() {
         None => Err("names no CPU".to_owned()),
-        Some(&cpu) if cpu >= most => Err(format!("there is no CPU {cpu}; the highest possible is {}", most - 1)),
+        Some(&cpu) if cpu >= most => {
+            Err(format!("there is no CPU {cpu}; the highest possible is {}", most - 1))
+        }
         Some(_) => Ok(cpus),
     }
 }
@@ -85,7 +88,11 @@ mod tests {
             let error = parse_mask(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
-        assert!(parse_mask(&format!("1{}", "0".repeat(CpuSet::MAX_CPU / 4))).unwrap_err().contains("highest possible"));
+        assert!(
+            parse_mask(&format!("1{}", "0".repeat(CpuSet::MAX_CPU / 4)))
+                .unwrap_err()
+                .contains("highest possible")
+        );
     }
 
     #[test]

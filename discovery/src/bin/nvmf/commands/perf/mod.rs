@@ -55,7 +55,14 @@ pub(crate) struct Args {
     io_size: u32,
 
     /// What to do
-    #[arg(short = 'w', long, visible_alias = "io-pattern", value_name = "WORKLOAD", value_enum, default_value = "randread")]
+    #[arg(
+        short = 'w',
+        long,
+        visible_alias = "io-pattern",
+        value_name = "WORKLOAD",
+        value_enum,
+        default_value = "randread"
+    )]
     workload: Workload,
 
     /// Percentage of reads in rw and randrw
@@ -86,7 +93,13 @@ pub(crate) struct Args {
     io_queue_size: Option<u16>,
 
     /// Completions taken from a queue pair at a time; 0 is no limit
-    #[arg(short = 'C', long, visible_alias = "max-completion-per-poll", value_name = "N", default_value_t = 0)]
+    #[arg(
+        short = 'C',
+        long,
+        visible_alias = "max-completion-per-poll",
+        value_name = "N",
+        default_value_t = 0
+    )]
     max_completions: usize,
 
     /// Threads, which run where the system puts them

@@ -40,7 +40,8 @@ pub(crate) struct Report {
 
 /// What `-L` tells in addition.
 const PERCENTILES: [f64; 17] = [
-    1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99, 99.995, 99.999, 99.9995, 99.9999,
+    1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99, 99.995, 99.999, 99.9995,
+    99.9999,
 ];
 
 /// Latencies up to `us` microseconds, from those of the bucket before.
@@ -251,7 +252,8 @@ impl Report {
         let wanted = self.settings.detail > 1;
         let steps = self.latency.iter_log(128, 1.125);
         let counted = steps.filter(move |step| wanted && step.count_since_last_iteration() > 0);
-        counted.map(|step| (Duration::from_nanos(step.value_iterated_to()), step.count_since_last_iteration()))
+        counted
+            .map(|step| (Duration::from_nanos(step.value_iterated_to()), step.count_since_last_iteration()))
     }
 
     fn stats(&self) -> StatsJson {
@@ -329,7 +331,12 @@ impl Report {
         if settings.transport_stats {
             let stats = self.stats();
             writeln!(out, "\n  commands    {}", units::count(stats.commands))?;
-            writeln!(out, "  polls       {}, {} of them idle", units::count(stats.polls), units::count(stats.idle_polls))?;
+            writeln!(
+                out,
+                "  polls       {}, {} of them idle",
+                units::count(stats.polls),
+                units::count(stats.idle_polls)
+            )?;
             writeln!(out, "  sends       {}, {}", units::count(stats.sends), units::bytes(stats.bytes_sent))?;
             writeln!(
                 out,
@@ -426,7 +433,8 @@ namespace 1 of nqn.a, 64 MiB from offset 0, 2.0 s
         assert!(text.contains("  100.0000 %\n\n  commands"), "{text}");
         assert!(text.contains("polls       20, 0 of them idle\n  sends       6, 2 MiB\n"), "{text}");
         let json = serde_json::to_value(report.json_of(&[1], &["x".into()], 0)).unwrap();
-        let ios: u64 = json["histogram"].as_array().unwrap().iter().map(|step| step["ios"].as_u64().unwrap()).sum();
+        let ios: u64 =
+            json["histogram"].as_array().unwrap().iter().map(|step| step["ios"].as_u64().unwrap()).sum();
         assert_eq!((ios, &json["transport_stats"]["sends"]), (2000, &6.into()));
         assert_eq!(json["percentiles_us"].as_array().unwrap().len(), PERCENTILES.len());
         let plain = serde_json::to_value(self::report().json_of(&[1], &["x".into()], 0)).unwrap();
@@ -441,9 +449,15 @@ namespace 1 of nqn.a, 64 MiB from offset 0, 2.0 s
         report.per_range = vec![600, 400];
         let text = text_of(&report, &["namespace 1 of nqn.a", "namespace 2 of nqn.b"]);
         assert!(text.contains("2 namespaces from offset 0"), "{text}");
-        assert!(text.contains("  namespace 1 of nqn.a: 300 IOPS\n  namespace 2 of nqn.b: 200 IOPS\n"), "{text}");
+        assert!(
+            text.contains("  namespace 1 of nqn.a: 300 IOPS\n  namespace 2 of nqn.b: 200 IOPS\n"),
+            "{text}"
+        );
         let json = serde_json::to_value(report.json_of(&[1, 2], &["a".into(), "b".into()], 0)).unwrap();
-        assert_eq!((&json["controllers"][1]["trid"], &json["controllers"][1]["iops"]), (&"b".into(), &200.0.into()));
+        assert_eq!(
+            (&json["controllers"][1]["trid"], &json["controllers"][1]["iops"]),
+            (&"b".into(), &200.0.into())
+        );
     }
 
     #[test]

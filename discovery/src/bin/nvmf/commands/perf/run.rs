@@ -64,7 +64,8 @@ pub(super) fn run(
                     let ios = counts.iter().map(|count| count.0.load(Ordering::Relaxed)).sum::<u64>();
                     let rate = (ios - last) as f64 / then.elapsed().as_secs_f64();
                     (last, then) = (ios, Instant::now());
-                    let bytes = units::rate((rate * f64::from(settings.io_size)) as u64, Duration::from_secs(1));
+                    let bytes =
+                        units::rate((rate * f64::from(settings.io_size)) as u64, Duration::from_secs(1));
                     live.set_message(format!("{} IOPS, {bytes}", units::count(rate as u64)));
                 }
                 live.finish_and_clear();
@@ -93,7 +94,8 @@ pub(super) fn run(
             })
             .collect();
         let panicked = || Err(Failure::failed("a measuring thread panicked"));
-        let results = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| panicked())).collect();
+        let results =
+            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| panicked())).collect();
         over.store(true, Ordering::Relaxed);
         if let Some(watcher) = watcher {
             watcher.thread().unpark();
