@@ -10,8 +10,8 @@ use crate::qpair::TimeoutPolicy;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ControllerOptions {
-    /// Who we are: host NQN and host identifier. `None`: one per process, from `/etc/nvme` if present
-    /// ([`HostIdentity::load`]). SPDK generates a random one; targets with access lists need the machine's own.
+    /// Who we are: host NQN and host identifier. `None`: the machine's own ([`HostIdentity::load`]), the same in every process.
+    /// SPDK generates a random one; targets with access lists need the machine's own.
     pub host: Option<HostIdentity>,
     /// I/O queues to ask for (1..=65535); the controller may grant fewer. 1024.
     pub num_io_queues: u16,

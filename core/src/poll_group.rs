@@ -12,7 +12,7 @@ use mio::Token;
 
 use crate::error::{Error, Result};
 use crate::qpair::{Completion, IoQpair};
-use crate::transport::TransportQpair;
+use crate::transport::{GroupShares, TransportQpair};
 use crate::wait::{MAX_SLEEP, TRANSIENT, Waiter};
 
 /// Most queue pairs with operations outstanding that are polled without asking which of them is ready.
@@ -43,8 +43,12 @@ struct Member<Q: TransportQpair> {
 }
 
 /// Queue pairs that one thread polls. They may belong to different controllers and transports.
+///
+/// Queue pairs of NVMe/RDMA that are put in before they are connected ([`crate::Controller::alloc_io_qpair_async`]) share
+/// one completion queue and one receive queue per device.
 pub struct PollGroup<Q: TransportQpair = Box<dyn TransportQpair>> {
     members: Vec<Option<Member<Q>>>,
+    shares: GroupShares,
     waiter: Option<Waiter>,
     /// Not watched: polled in every call.
     unwatched: Vec<usize>,
@@ -67,6 +71,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
     pub fn new() -> Self {
         Self {
             members: Vec::new(),
+            shares: GroupShares::new(),
             waiter: None,
             unwatched: Vec::new(),
             busy: Vec::new(),
@@ -81,7 +86,8 @@ impl<Q: TransportQpair> PollGroup<Q> {
     }
 
     /// Puts a queue pair in, connected or connecting.
-    pub fn add(&mut self, qpair: IoQpair<Q>) -> GroupKey {
+    pub fn add(&mut self, mut qpair: IoQpair<Q>) -> GroupKey {
+        qpair.join_group(self.shares.clone());
         let member = Member { qpair, watched: None, due: false, ready: false, busy: None };
         let place = match self.members.iter().position(Option::is_none) {
             Some(place) => place,
@@ -95,9 +101,10 @@ impl<Q: TransportQpair> PollGroup<Q> {
         GroupKey(place)
     }
 
-    /// Takes a queue pair out.
+    /// Takes a queue pair out. What it shares with the others it shares until its connection ends: whichever thread polls it
+    /// takes for them what has come meanwhile, and may keep them from being woken by it for up to 100 ms.
     pub fn remove(&mut self, key: GroupKey) -> Option<IoQpair<Q>> {
-        let member = self.members.get_mut(key.0)?.take()?;
+        let mut member = self.members.get_mut(key.0)?.take()?;
         if let (Some((fd, _)), Some(waiter)) = (member.watched, &self.waiter) {
             waiter.unwatch(fd);
         }
@@ -107,6 +114,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
         for list in [&mut self.unwatched, &mut self.due] {
             list.retain(|&place| place != key.0);
         }
+        member.qpair.leave_group();
         Some(member.qpair)
     }
 
@@ -135,6 +143,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
         mut f: impl FnMut(GroupKey, Completion),
         mut lost: impl FnMut(GroupKey, Error),
     ) -> usize {
+        self.shares.poll();
         let mut polling = std::mem::take(&mut self.polling);
         std::mem::swap(&mut polling, &mut self.due);
         polling.retain(|&place| {

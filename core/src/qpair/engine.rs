@@ -250,6 +250,10 @@ impl<Q: TransportQpair> Engine<Q> {
         &self.transport
     }
 
+    pub(crate) fn transport_mut(&mut self) -> &mut Q {
+        &mut self.transport
+    }
+
     /// Changes when another connection takes the place of one that was lost.
     pub(crate) fn connections(&self) -> u32 {
         self.connections

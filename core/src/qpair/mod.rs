@@ -23,8 +23,11 @@ use crate::protection::Protection;
 use crate::spec::command::DsmRange;
 use crate::spec::status::CommandKind;
 use crate::spec::{Cqe, Status};
-use crate::transport::{QpairSetup, TransportController, TransportQpair, TransportStats};
+use crate::transport::{GroupShares, QpairSetup, TransportController, TransportQpair, TransportStats};
 use crate::wait::{MAX_SLEEP, Waiter};
+
+/// Longest sleep while what is waited for does not arrive at the queue pair itself.
+const ASSIST_SLEEP: Duration = Duration::from_millis(5);
 
 /// Names an operation submitted on a queue pair until it completes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -140,6 +143,8 @@ pub struct IoQpair<Q: TransportQpair = Box<dyn TransportQpair>> {
     /// An admin command the transport needs: to create its queues, or to delete them.
     assist: Option<AdminPending>,
     follow: Follow<Q>,
+    /// What the poll group it is in shares.
+    shares: Option<GroupShares>,
 }
 
 impl<Q: TransportQpair> IoQpair<Q> {
@@ -156,7 +161,17 @@ impl<Q: TransportQpair> IoQpair<Q> {
         if !matches!(controller.options().timeout_policy, TimeoutPolicy::Disconnect) {
             engine.report_late();
         }
-        Self { engine, controller, qid, io_timeout, waiter: None, woken: false, assist: None, follow }
+        Self {
+            engine,
+            controller,
+            qid,
+            io_timeout,
+            waiter: None,
+            woken: false,
+            assist: None,
+            follow,
+            shares: None,
+        }
     }
 
     /// Queue identifier.
@@ -201,6 +216,17 @@ impl<Q: TransportQpair> IoQpair<Q> {
     /// When the operating system has no memory.
     pub fn alloc(&self, len: usize) -> Result<DmaBuf> {
         self.controller.alloc(len)
+    }
+
+    /// It is in a group from now on, also when it is connected anew.
+    pub(crate) fn join_group(&mut self, shares: GroupShares) {
+        self.engine.transport_mut().join_group(&shares);
+        self.shares = Some(shares);
+    }
+
+    /// It is in none any more from its next connection on.
+    pub(crate) fn leave_group(&mut self) {
+        self.shares = None;
     }
 
     // --- connecting ------------------------------------------------------------------------------------------------
@@ -559,10 +585,13 @@ impl<Q: TransportQpair> IoQpair<Q> {
         let transport = self.engine.transport();
         let write = transport.wants_write() || self.engine.is_connecting();
         let source = if self.engine.is_given_up() { None } else { transport.event_fd() };
+        // What is waited for may arrive elsewhere: at the admin queue, which creates the queue.
+        let elsewhere = source.is_none() || self.assist.is_some();
+        // The end of the controller's connection does not show here.
+        let limit = if elsewhere { ASSIST_SLEEP } else { MAX_SLEEP };
         match source {
-            // The end of the controller's connection does not show here.
-            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout.min(MAX_SLEEP))?),
-            None => Ok(waiter.wait(&[], timeout.min(Duration::from_millis(5)))?),
+            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout.min(limit))?),
+            None => Ok(waiter.wait(&[], timeout.min(limit))?),
         }
     }
 

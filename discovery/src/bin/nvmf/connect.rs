@@ -23,7 +23,7 @@ pub(crate) struct ConnectArgs {
     #[arg(value_name = "TRID", conflicts_with_all = ["transport", "traddr", "trsvcid"], num_args = 1..)]
     trid: Vec<String>,
 
-    /// Transport type: tcp, pcie or vfiouser
+    /// Transport type: tcp, rdma, pcie or vfiouser
     #[arg(short = 't', long, value_name = "TYPE", requires = "traddr", help_heading = ADDRESS)]
     transport: Option<String>,
 
@@ -47,7 +47,7 @@ pub(crate) struct ConnectArgs {
     #[arg(short = 'f', long, value_name = "IFACE", help_heading = ADDRESS)]
     host_iface: Option<String>,
 
-    /// Host NQN. By default that of /etc/nvme/hostnqn, else made from the machine's UUID, else random
+    /// Host NQN. By default that of /etc/nvme/hostnqn, else made from the machine's UUID
     #[arg(short = 'q', long, value_name = "NQN", help_heading = CONNECTION)]
     hostnqn: Option<String>,
 
@@ -215,16 +215,7 @@ impl ConnectArgs {
         };
         let machine =
             || HostIdentity::load().map_err(|error| Failure::usage(format!("host identity: {error}")));
-        Ok(Some(match (nqn, id) {
-            (Some(nqn), Some(id)) => HostIdentity { nqn, id: id.into() },
-            // A name with a UUID in it always goes with that identifier.
-            (Some(nqn), None) => match nqn.uuid() {
-                Some(id) => HostIdentity { nqn, id: id.into() },
-                None => HostIdentity { nqn, id: machine()?.id },
-            },
-            (None, Some(id)) => HostIdentity { nqn: machine()?.nqn, id: id.into() },
-            (None, None) => machine()?,
-        }))
+        HostIdentity::complete(nqn, id.map(Into::into), machine).map(Some)
     }
 
     /// An error of discovery. Many targets answer it on the port of their subsystems only.

@@ -23,7 +23,7 @@ const LENGTH: u64 = 64 << 20;
 /// touched; no root is needed. Takes about three seconds. Exit code 0 means that every byte read back was the one written.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Example:
+Examples:
   nvmf demo")]
 pub(crate) struct Args {
     /// Seed of the data
@@ -109,6 +109,7 @@ fn write_and_verify(controller: &Controller, ns: &Namespace, seed: u64) -> Resul
         depth: 32,
         poll: false,
         pattern: Pattern { seed, block: 64 * 1024 },
+        done: None,
     };
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
     let line = |took: Duration, what: &str| {

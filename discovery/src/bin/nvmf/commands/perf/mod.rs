@@ -8,6 +8,7 @@ mod run;
 use std::fmt;
 use std::time::Duration;
 
+use nvmf_core::transport::GroupShares;
 use nvmf_core::{Controller, IoQpairOptions};
 pub(crate) use report::Report;
 pub(crate) use run::Range;
@@ -385,13 +386,17 @@ pub(crate) fn measure(
         .delay_submit(true);
     let mut groups = Vec::new();
     for _ in 0..settings.threads {
-        let mut group = Vec::new();
+        let (mut members, shares) = (Vec::new(), GroupShares::new());
         for (range, controller) in controllers.iter().enumerate() {
             for _ in 0..settings.qpairs {
-                group.push((range, controller.alloc_io_qpair(&options)?));
+                let qpair = match settings.qpairs {
+                    1 => controller.alloc_io_qpair(&options)?,
+                    _ => controller.alloc_io_qpair_in(&shares, &options)?,
+                };
+                members.push((range, qpair));
             }
         }
-        groups.push(group);
+        groups.push(run::Group { members, shares });
     }
     run::run(groups, ranges, &settings)
 }

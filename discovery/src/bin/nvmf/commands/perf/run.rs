@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use nvmf_core::spec::status::CommandKind;
+use nvmf_core::transport::GroupShares;
 use nvmf_core::{CommandError, IoBuf, IoQpair, Namespace};
 
 use super::lanes::Lanes;
@@ -44,12 +45,20 @@ impl Range {
 /// A queue pair and the number of the range it is for.
 pub(super) type Member = (usize, IoQpair);
 
+/// The queue pairs of one thread, and what they share.
+pub(super) struct Group {
+    pub(super) members: Vec<Member>,
+    pub(super) shares: GroupShares,
+}
+
+/// Whether this machine has one processor: whoever spins on it keeps from it whatever else an I/O takes.
+fn has_one_processor() -> bool {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
+    online.is_ok_and(|list| list.trim().parse::<u32>().is_ok())
+}
+
 /// Runs each group of queue pairs on a thread of its own and adds up.
-pub(super) fn run(
-    groups: Vec<Vec<Member>>,
-    ranges: &[Range],
-    settings: &Settings,
-) -> Result<Report, Failure> {
+pub(super) fn run(groups: Vec<Group>, ranges: &[Range], settings: &Settings) -> Result<Report, Failure> {
     let barrier = Barrier::new(groups.len());
     let counts: Vec<Count> = groups.iter().map(|_| Count::default()).collect();
     let over = AtomicBool::new(false);
@@ -128,6 +137,9 @@ struct Lane {
 
 struct Worker<'a> {
     lanes: Lanes,
+    shares: GroupShares,
+    /// An idle poll lets others have the processor.
+    yields: bool,
     state: Vec<Lane>,
     ranges: &'a [Range],
     settings: &'a Settings,
@@ -148,7 +160,7 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(
-        members: Vec<Member>,
+        Group { members, shares }: Group,
         ranges: &'a [Range],
         settings: &'a Settings,
         index: usize,
@@ -183,6 +195,8 @@ impl<'a> Worker<'a> {
         }
         Ok(Self {
             lanes: Lanes::new(qpairs, settings.interrupt),
+            shares,
+            yields: has_one_processor(),
             blocks_per_io: ranges
                 .iter()
                 .map(|range| u64::from(settings.io_size) / u64::from(range.ns.block_size()))
@@ -260,6 +274,7 @@ impl<'a> Worker<'a> {
             let parked = &mut self.parked;
             // The parts of a completion go where they are needed: moving it as a whole would make the processor wait for what it
             // has just written.
+            self.shares.poll();
             self.lanes.poll(self.settings.max_completions, |completion| {
                 parked[completion.user_data as usize] = completion.buf;
                 if let Err(error) = completion.result {
@@ -270,6 +285,7 @@ impl<'a> Worker<'a> {
             if done.is_empty() {
                 match self.settings.interrupt {
                     true => self.lanes.wait(MAX_SLEEP)?,
+                    false if self.yields => thread::yield_now(),
                     false => std::hint::spin_loop(),
                 }
                 continue;
