@@ -73,6 +73,8 @@ fn target() -> nvmf_loopback::Builder {
 
 /// Reads and writes of several sizes at changing depths; what one phase allocated.
 fn allocated(driver: &Driver, trid: &TransportId, options: &ControllerOptions, group: bool) -> Result<u64> {
+    // Without interrupts there is nothing to sleep for.
+    let sleeps = options.enable_interrupts;
     let controller = driver.connect(trid, options)?;
     let ns = controller.namespace(1).context("no namespace")?;
     let options = IoQpairOptions::default()
@@ -125,7 +127,7 @@ fn allocated(driver: &Driver, trid: &TransportId, options: &ControllerOptions, g
         match &mut alone {
             Some(qpair) => {
                 let n = qpair.process_completions(0, take)?;
-                if n == 0 && done % 3 == 0 {
+                if n == 0 && done % 3 == 0 && sleeps {
                     // Those who sleep do without as well.
                     qpair.wait(Duration::from_millis(1))?;
                 }
