@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 
 use super::*;
-use crate::ErrorKind;
+use crate::{ErrorKind, TransportType};
 use crate::spec::Status;
 use crate::spec::discovery::{AddressFamilyCode, TransportTypeCode};
 use crate::testing::{self, Target, entry, host, trid};
