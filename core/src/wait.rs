@@ -15,6 +15,7 @@ pub(crate) const MAX_SLEEP: Duration = Duration::from_millis(100);
 
 /// Waits on a few file descriptors. Registration is renewed for every wait, so that readiness that was there before
 /// is seen (mio is edge-triggered).
+#[derive(Debug)]
 pub(crate) struct Waiter {
     poll: Poll,
     events: Events,

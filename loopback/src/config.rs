@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use nvmf_core::TransportId;
+use nvmf_core::spec::discovery::EntryFlags;
 use nvmf_core::spec::registers::Version;
 use nvmf_core::spec::tcp::{MAX_PDA, MIN_MAXH2CDATA};
+use nvmf_core::{Nqn, TransportId};
 
 use crate::error::LoopbackError;
 
@@ -25,6 +26,9 @@ const UNLIMITED_TRANSFER: u64 = 256 << 20;
 /// Room for in-capsule data at most; a capsule has to fit into a connection's receive buffer.
 const MAX_IN_CAPSULE: u32 = 64 * 1024;
 
+/// A referral to another discovery subsystem, with the flags of its entry.
+pub(crate) type Referral = (TransportId, EntryFlags);
+
 /// What a [`crate::Builder`] collects.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -36,7 +40,9 @@ pub(crate) struct Config {
     pub(crate) kas: u16,
     pub(crate) in_capsule: u32,
     pub(crate) report_discovery_subsystem: bool,
-    pub(crate) referrals: Vec<TransportId>,
+    pub(crate) discovery_nqn: Nqn,
+    pub(crate) central_discovery: bool,
+    pub(crate) referrals: Vec<Referral>,
     pub(crate) tcp: TcpOptions,
     pub(crate) rdma: RdmaFrontOptions,
 }
@@ -52,6 +58,8 @@ impl Default for Config {
             kas: 1,
             in_capsule: 8192,
             report_discovery_subsystem: false,
+            discovery_nqn: Nqn::discovery(),
+            central_discovery: false,
             referrals: Vec::new(),
             tcp: TcpOptions::default(),
             rdma: RdmaFrontOptions::default(),

@@ -28,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     ("identify", log::identify),
     ("log_pages", log::pages),
     ("discovery_log", log::discovery),
+    ("registration", log::registration),
     ("init", init::machine),
     ("transport_id", text::transport_id),
     ("names", text::names),

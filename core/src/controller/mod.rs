@@ -24,7 +24,7 @@ use admin::{Admin, Notices};
 pub use admin_command::{AdminCommand, AdminPending};
 pub(crate) use attach::{Attach, Environment, NAP};
 pub use detach::Detach;
-pub(crate) use discovery::DiscoveryRead;
+pub use discovery::{DiscoveryLogOptions, DiscoveryLogRead};
 pub use events::{Event, NamespaceChange};
 use link::Addresses;
 pub(crate) use link::{Link, LinkCell, Phase};

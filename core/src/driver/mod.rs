@@ -2,6 +2,7 @@
 
 mod admin_thread;
 mod hotplug;
+mod log_entry;
 mod probe;
 
 use std::fmt;
@@ -225,7 +226,9 @@ impl Driver {
             .ok_or_else(|| not_registered(trid, &self.0.transports))
     }
 
-    fn has_transport(&self, trtype: TransportType) -> bool {
+    /// Whether controllers of this transport type can be attached: it was registered.
+    #[must_use]
+    pub fn has_transport(&self, trtype: TransportType) -> bool {
         self.0.transports.iter().any(|transport| transport.trtype() == trtype)
     }
 

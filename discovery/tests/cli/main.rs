@@ -3,6 +3,7 @@
 mod commands;
 mod config;
 mod data;
+mod discovery;
 mod failures;
 mod metadata;
 mod recovery;

@@ -6,7 +6,10 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[cfg(feature = "pcie")]
 use crate::commands::bind;
-use crate::commands::{config, copy, discover, generate, hostnqn, identify, list, perf, reset, verify};
+use crate::commands::{
+    config, connect_all, copy, dim, discover, generate, hostnqn, identify, list, list_subsys, monitor, perf,
+    reset, verify,
+};
 #[cfg(feature = "tcp")]
 use crate::commands::{demo, target};
 use crate::failure::Failure;
@@ -15,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   nvmf demo                               see it work, on this machine alone
   nvmf discover -t tcp -a 192.0.2.1       what is offered there? (port 8009)
+  nvmf monitor -t tcp -a 192.0.2.1        and what changes from now on?
   nvmf list -t tcp -a 192.0.2.1 -s 4420   attach all of it and list the namespaces
   TRID=nvme+tcp://192.0.2.1:4420/nqn.2024-01.com.example:disk
   nvmf identify $TRID                     what is that controller?
@@ -32,8 +36,8 @@ Exit codes:
   2  the command line makes no sense, or not for this namespace
   3  the target could not be reached or attached, or was lost";
 
-/// A user-space NVMe over Fabrics initiator: discovers, reads, writes, verifies and measures NVMe/TCP targets. Needs no
-/// kernel driver and no root.
+/// A user-space NVMe initiator over PCIe, RDMA and TCP: discovers, reads, writes, verifies and measures. Needs no kernel driver, and
+/// over TCP no root.
 #[derive(Parser, Debug)]
 #[command(name = "nvmf", version, styles = STYLES, max_term_width = 120, after_help = EXAMPLES)]
 #[command(disable_help_subcommand = true)]
@@ -51,7 +55,11 @@ pub(crate) enum Command {
     #[cfg(feature = "tcp")]
     Demo(demo::Args),
     Discover(discover::Args),
+    ConnectAll(connect_all::Args),
+    Monitor(monitor::Args),
+    Dim(dim::Args),
     List(list::Args),
+    ListSubsys(list_subsys::Args),
     #[cfg(feature = "pcie")]
     Bind(bind::BindArgs),
     #[cfg(feature = "pcie")]

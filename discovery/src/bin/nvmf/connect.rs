@@ -23,7 +23,7 @@ pub(crate) struct ConnectArgs {
     #[arg(value_name = "TRID", conflicts_with_all = ["transport", "traddr", "trsvcid"], num_args = 1..)]
     trid: Vec<String>,
 
-    /// Transport type: tcp, pcie or vfiouser
+    /// Transport type: tcp, rdma, pcie or vfiouser
     #[arg(short = 't', long, value_name = "TYPE", requires = "traddr", help_heading = ADDRESS)]
     transport: Option<String>,
 

@@ -6,6 +6,7 @@ mod cli;
 mod commands;
 mod configured;
 mod connect;
+mod fabrics;
 mod failure;
 mod pattern;
 mod pipeline;
