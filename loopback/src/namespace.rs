@@ -79,7 +79,7 @@ impl Namespace {
         Self::new(Source::File(path.as_ref().to_owned(), len))
     }
 
-    /// `len` bytes that are kept nowhere, for benchmarks: writes are discarded, reads return whatever the buffer held, and
+    /// `len` bytes that are kept nowhere, for benchmarks: writes are discarded, reads return zeroes (over PCIe whatever the buffer held), and
     /// Compare always succeeds.
     #[must_use]
     pub fn null(len: u64) -> Self {

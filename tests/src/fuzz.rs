@@ -1,8 +1,9 @@
-//! What parsers of a peer's bytes must withstand: one function for each, fed with any bytes. `cargo xtask fuzz` drives them with
+//! What parsers of a peer's bytes and of files must withstand: one function for each, fed with any bytes. `cargo xtask fuzz` drives them with
 //! libFuzzer, `cargo test` with the corpus and with seeded noise.
 //!
 //! A harness panics when something is wrong: a panic of the code under test, or a broken promise of its interface.
 
+mod config;
 mod init;
 mod log;
 mod pcie;
@@ -27,9 +28,11 @@ pub const TARGETS: &[Target] = &[
     ("identify", log::identify),
     ("log_pages", log::pages),
     ("discovery_log", log::discovery),
+    ("registration", log::registration),
     ("init", init::machine),
     ("transport_id", text::transport_id),
     ("names", text::names),
+    ("config", config::files),
 ];
 
 /// Memory that is mapped once, not for each input.

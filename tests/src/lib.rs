@@ -9,6 +9,7 @@ pub mod metadata;
 pub mod program;
 pub mod proxy;
 pub mod rng;
+pub mod scale;
 pub mod session;
 pub mod soak;
 pub mod tiny;

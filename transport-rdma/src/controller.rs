@@ -69,7 +69,7 @@ impl<P: Provider> RdmaController<P> {
             0 => (Limits { descriptors: 1, ..Limits::default() }, 0),
             _ => (self.limits, self.cntlid),
         };
-        RdmaQpair::new(setup, Plan { route: Arc::clone(&self.route), limits, cntlid })
+        RdmaQpair::new(setup, Plan { route: Arc::clone(&self.route), limits, cntlid, share: None })
     }
 }
 

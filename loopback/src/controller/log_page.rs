@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use nvmf_core::spec::discovery::DiscoveryLogAsk;
 use nvmf_core::spec::log_page::{
     AnaGroupDescriptor, AnaLogHeader, CommandEffectsLog, ErrorLogEntry, FirmwareSlotLog, GetLogPage,
     LogPageId, SmartLog,
@@ -60,7 +61,7 @@ impl Controller {
         }
         Ok(match fields.lid {
             LogPageId::SUPPORTED_LOG_PAGES => supported(pages),
-            LogPageId::DISCOVERY => discovery::log_page(&self.target, self),
+            LogPageId::DISCOVERY => discovery::log_page(&self.target, self, DiscoveryLogAsk(fields.lsp)),
             LogPageId::ERROR_INFORMATION => {
                 let mut entries: Vec<ErrorLogEntry> = self.lock().error_log.iter().copied().collect();
                 entries.resize_with(ERROR_LOG_ENTRIES, ErrorLogEntry::new_zeroed);
@@ -140,6 +141,10 @@ fn supported(pages: &[LogPageId]) -> Vec<u8> {
     let mut page = vec![0; 1024];
     for lid in pages {
         page[usize::from(lid.0) * 4] = 1;
+        if *lid == LogPageId::DISCOVERY {
+            // LIDSP: what may be asked of it.
+            page[usize::from(lid.0) * 4 + 2] = discovery::SUPPORTED.0;
+        }
     }
     page
 }

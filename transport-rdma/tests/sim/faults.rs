@@ -537,3 +537,19 @@ fn a_queue_pair_dropped_in_the_middle_ends_its_connection() {
     drop(connecting);
     assert!(target.listener.next_request().is_none());
 }
+
+#[test]
+fn a_device_that_is_not_well_is_named_as_the_cause() {
+    let sim = Sim::new();
+    let mut target = Target::new(sim.clone());
+    for status in [None, Some(WorkStatus::RETRY_EXCEEDED)] {
+        let mut bench = target.connect(1, 8);
+        bench.read(512).unwrap();
+        bench.flush().unwrap();
+        sim.set_trouble(Some("port 1 of the RDMA device sim0 is not up".to_owned()));
+        bench.connection.fail(status);
+        contains(&bench.failure().to_string(), &["port 1 of the RDMA device sim0 is not up: "]);
+        assert_eq!(bench.quiesce(), Quiesce::Done);
+        sim.set_trouble(None);
+    }
+}

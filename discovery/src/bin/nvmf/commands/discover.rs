@@ -2,33 +2,83 @@
 
 use std::path::PathBuf;
 
-use nvmf_discovery::{discover, output};
+use nvmf_core::proto::discovery_log::DiscoveryLog;
+use nvmf_core::spec::discovery::DiscoveryLogAsk;
+use nvmf_core::{ControllerOptions, TransportId};
+use nvmf_discovery::{DiscoverOptions, Seed, discover_with, output, walk};
 
 use super::print;
+use crate::configured;
 use crate::connect::{ConnectArgs, driver};
+use crate::fabrics::FabricsArgs;
 use crate::failure::Failure;
 
 /// Ask a discovery controller what it offers
 ///
-/// Output is that of `nvme discover`, byte for byte.
+/// Output is that of `nvme discover`, byte for byte. Without an address, every discovery controller that is configured in
+/// /etc/nvme is asked (see `nvmf config show`).
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   nvmf discover -t tcp -a 192.0.2.1             port 8009
   nvmf discover -t tcp -a 192.0.2.1 -s 4420     many targets answer there
   nvmf discover nvme+tcp://[fe80::1%eth0]:4420
+  nvmf discover                                 all that are configured in /etc/nvme
+  nvmf discover -t tcp -a 192.0.2.1 --referrals and where it refers to
   nvmf discover -t tcp -a 192.0.2.1 -o json | jq -r '.records[].subnqn'")]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
+
+    #[command(flatten)]
+    fabrics: FabricsArgs,
+
+    #[command(flatten)]
+    ask: AskArgs,
 
     /// Output: text, JSON, or the log page as it is
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "normal")]
     output_format: OutputFormat,
 
     /// Write the log page as it is to a file, and nothing to standard output
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "referrals")]
     raw: Option<PathBuf>,
+
+    /// Without an address: ask the discovery controllers configured in this file instead of those in /etc/nvme
+    #[arg(short = 'J', long, value_name = "FILE", conflicts_with_all = ["trid", "transport"])]
+    config: Option<PathBuf>,
+
+    /// Ask those it refers to as well, and those they refer to, and print one log after the other
+    #[arg(long)]
+    referrals: bool,
+}
+
+/// What is asked of the log.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct AskArgs {
+    /// Only entries of the port that is asked (PLEO)
+    #[arg(long, alias = "pleo")]
+    port_local: bool,
+
+    /// Entries of all NVM subsystems, also of those that are not meant for this host (ALLSUBE)
+    #[arg(long, alias = "allsube")]
+    all_subsystems: bool,
+
+    /// Extended entries (EXTDLPE); their attributes are in binary output only
+    #[arg(long, alias = "extdlpe")]
+    extended: bool,
+}
+
+impl AskArgs {
+    pub(crate) fn ask(&self) -> DiscoveryLogAsk {
+        let asks = [
+            (self.port_local, DiscoveryLogAsk::PORT_LOCAL),
+            (self.all_subsystems, DiscoveryLogAsk::ALL_SUBSYSTEMS),
+            (self.extended, DiscoveryLogAsk::EXTENDED),
+        ];
+        let asked = asks.into_iter().filter(|(asked, _)| *asked);
+        asked.fold(DiscoveryLogAsk::default(), |all, (_, ask)| all.union(ask))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -39,21 +89,69 @@ enum OutputFormat {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let trid = args.connect.trid()?;
-    let options = args.connect.options(1)?;
-    let discovery =
-        discover(&driver(), &trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
-    if discovery.has_unique_nqn() {
-        tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
+    let controllers = args.controllers()?;
+    if args.raw.is_some() && controllers.len() > 1 {
+        let what =
+            "--raw: several discovery controllers are configured and there is one file; name the one to ask";
+        return Err(Failure::usage(what));
     }
-    let log = &discovery.log;
-    if let Some(path) = &args.raw {
-        return std::fs::write(path, output::binary(log))
-            .map_err(|error| Failure::file("writing", path, &error));
+    if args.referrals {
+        let seeds: Vec<Seed> =
+            controllers.into_iter().map(|(trid, options)| Seed { trid, options: Some(options) }).collect();
+        let options = DiscoverOptions::new(args.controller_options()?).ask(args.ask.ask());
+        let found = walk(&driver(), &seeds, &options);
+        found
+            .controllers
+            .iter()
+            .filter_map(|asked| asked.result.as_ref().ok())
+            .try_for_each(|discovery| args.print(&discovery.log))?;
+        return found.first_error().map_or(Ok(()), |error| Err(args.connect.discovery_failure(error)));
     }
-    match args.output_format {
-        OutputFormat::Normal => print(output::text(log)),
-        OutputFormat::Json => print(output::json(log)),
-        OutputFormat::Binary => print(output::binary(log)),
+    let driver = driver();
+    let mut outcome = Ok(());
+    // One that does not answer does not keep the others from being asked; it is what the command fails with.
+    for (trid, controller) in controllers {
+        match discover_with(&driver, &trid, &DiscoverOptions::new(controller).ask(args.ask.ask())) {
+            Ok(discovery) => {
+                if discovery.has_unique_nqn() {
+                    tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
+                }
+                args.print(&discovery.log)?;
+            }
+            Err(error) if outcome.is_ok() => outcome = Err(args.connect.discovery_failure(&error)),
+            Err(error) => tracing::warn!(%error, %trid, "another discovery controller did not answer"),
+        }
+    }
+    outcome
+}
+
+impl Args {
+    /// The discovery controllers to ask: the one that is named, or all that are configured.
+    fn controllers(&self) -> Result<Vec<(TransportId, ControllerOptions)>, Failure> {
+        let options = self.controller_options()?;
+        if self.connect.is_empty() {
+            return configured::discovery_controllers(self.config.as_deref(), &options);
+        }
+        Ok(vec![(self.connect.trid()?, options)])
+    }
+
+    /// What the command line says of the connection. A log that is read once needs no keep alive.
+    fn controller_options(&self) -> Result<ControllerOptions, Failure> {
+        let mut options = self.connect.options(1)?;
+        self.fabrics.apply(&mut options)?;
+        options.keep_alive_timeout = self.fabrics.keep_alive_tmo.unwrap_or_default();
+        Ok(options)
+    }
+
+    fn print(&self, log: &DiscoveryLog) -> Result<(), Failure> {
+        if let Some(path) = &self.raw {
+            return std::fs::write(path, output::binary(log))
+                .map_err(|error| Failure::file("writing", path, &error));
+        }
+        match self.output_format {
+            OutputFormat::Normal => print(output::text(log)),
+            OutputFormat::Json => print(output::json(log)),
+            OutputFormat::Binary => print(output::binary(log)),
+        }
     }
 }
