@@ -7,6 +7,7 @@ mod config;
 mod init;
 mod log;
 mod pcie;
+mod rdma;
 mod tcp;
 mod text;
 
@@ -21,6 +22,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("tcp_stream", tcp::stream),
     ("tcp_session", tcp::session),
+    ("rdma_responses", rdma::responses),
     ("cqe", pcie::completions),
     ("vfio_user", pcie::messages),
     ("identify", log::identify),

@@ -82,9 +82,14 @@ const STYLES: Styles = Styles::styled()
 /// The grammar. Options of `perf` are those of spdk_nvme_perf, which has other uses for some letters of nvme-cli.
 pub(crate) fn grammar() -> clap::Command {
     Cli::command().mut_subcommand("perf", |perf| {
-        ["transport", "hostnqn", "host_traddr", "reconnect_delay", "ctrl_loss_tmo", "keep_alive_tmo"]
+        let without =
+            ["transport", "traddr", "hostnqn", "host_traddr", "hostid", "reconnect_delay", "ctrl_loss_tmo"];
+        let perf = without
             .into_iter()
-            .fold(perf, |perf, option| perf.mut_arg(option, |arg| arg.short(None)))
+            .chain(["keep_alive_tmo"])
+            .fold(perf, |perf, option| perf.mut_arg(option, |arg| arg.short(None)));
+        perf.mut_arg("hdr_digest", |arg| arg.short('H').visible_alias("enable-tcp-hdgst").short_alias('g'))
+            .mut_arg("data_digest", |arg| arg.short('I').visible_alias("enable-tcp-ddgst").short_alias('G'))
     })
 }
 
@@ -214,7 +219,9 @@ mod tests {
                 "unexpected argument '--traddrr' found; a similar argument exists: '--traddr'",
             ),
             (&["discovr"], "unrecognized subcommand 'discovr'; a similar subcommand exists: 'discover'"),
-            (&["perf", "x", "-w", "rw"], "possible values: read, write, randread, randwrite, randrw"),
+            (&["perf", "x", "-w", "trim"], "possible values: read, write, randread, randwrite, rw, randrw"),
+            (&["perf", "x", "-c", "0"], "names no CPU"),
+            (&["perf", "x", "-c", "1", "--threads", "2"], "cannot be used with"),
             (&["perf", "x", "-t", "0"], "must be more than 0 seconds"),
         ];
         for (line, expected) in cases {
@@ -249,6 +256,14 @@ mod tests {
             args.settings().unwrap().to_string(),
             "randrw (70 % reads), 4 KiB, queue depth 32 x 2 queue pairs"
         );
+        let line = "perf --io-depth 8 -r nvme+tcp://h/nqn.a -r nvme+tcp://h/nqn.b --io-size 4096 --io-pattern rw \
+                    --rwmixread 0 --time 1 -a 2 -c 0x5 --num-qpairs 3 -H -I -E -LL -C 4 -d 100 --yes";
+        let line: Vec<&str> = line.split_whitespace().collect();
+        let Command::Perf(args) = parsed(&line).unwrap().command else { panic!() };
+        let settings = args.settings().unwrap();
+        let text = "rw (0 % reads), 4 KiB, queue depth 8 x 3 queue pairs x 2 threads, sleeping";
+        assert_eq!(settings.to_string(), text);
+        assert_eq!((settings.cpus, settings.detail, settings.number_ios), (vec![0, 2], 2, Some(100)));
     }
 
     #[test]
