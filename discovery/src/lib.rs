@@ -6,6 +6,7 @@
 //! * [`DiscoveryMonitor`] stays connected to discovery controllers, named, referred to or announced by multicast DNS, and tells
 //!   what changes.
 //! * [`register`](register()) enters this host into a central discovery controller.
+//! * [`config`] reads nvme-cli's configuration files.
 //! * [`output`] renders a log as `nvme discover` does, byte for byte: text, JSON and the raw log page.
 //!
 //! ```no_run
@@ -25,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod config;
 #[cfg(feature = "mdns")]
 mod mdns;
 mod monitor;

@@ -233,40 +233,32 @@ impl Driver {
     }
 
     /// Who we are to the controller at `trid`: its own `hostnqn`, else the options', else the driver's.
-    fn host_for(&self, trid: &TransportId, options: &ControllerOptions) -> HostIdentity {
-        let base = options.host.clone().unwrap_or_else(|| self.default_host());
-        match trid.hostnqn() {
+    fn host_for(&self, trid: &TransportId, options: &ControllerOptions) -> Result<HostIdentity> {
+        let base = match &options.host {
+            Some(host) => host.clone(),
+            None => self.default_host()?,
+        };
+        Ok(match trid.hostnqn() {
             Some(nqn) if *nqn != base.nqn => HostIdentity { id: host_id_of(nqn, base.id), nqn: nqn.clone() },
             _ => base,
-        }
+        })
     }
 
-    fn default_host(&self) -> HostIdentity {
-        let load = || {
-            HostIdentity::load().or_else(|error| {
-                tracing::warn!(%error, "no host identity; one is made up for this process");
-                HostIdentity::random()
-            })
-        };
-        self.0
-            .host
-            .get_or_init(|| {
-                load().unwrap_or_else(|error| {
-                    // Without a source of randomness there is still the process to tell hosts apart.
-                    tracing::error!(%error, "no random host identity");
-                    let mut id = [0x5a; 16];
-                    id[12..].copy_from_slice(&std::process::id().to_be_bytes());
-                    HostIdentity::from_uuid(crate::nqn::Uuid::from_bytes(id))
-                })
-            })
-            .clone()
+    fn default_host(&self) -> Result<HostIdentity> {
+        if let Some(host) = self.0.host.get() {
+            return Ok(host.clone());
+        }
+        let host = HostIdentity::load().map_err(|error| {
+            Error::api_misuse(error.to_string()).doing("finding the identity of this host")
+        })?;
+        Ok(self.0.host.get_or_init(|| host).clone())
     }
 
     fn start(&self, trid: &TransportId, options: &ControllerOptions) -> Result<Attach> {
         let transport = self.transport(trid)?;
         let environment = Environment {
             pool: self.0.pool.clone(),
-            host: self.host_for(trid, options),
+            host: self.host_for(trid, options)?,
             thread: Arc::clone(&self.0.thread),
         };
         Attach::start(transport, trid, options, environment, Instant::now())

@@ -146,7 +146,7 @@ impl<'a> ProbeContext<'a> {
         done: DoneFn<'a>,
     ) -> Result<Self> {
         let mut context = Self::new(driver, Callbacks::new());
-        let host = context.driver.host_for(trid, options);
+        let host = context.driver.host_for(trid, options)?;
         if let Some(controller) = context.driver.find_attached(trid, &host) {
             done(Ok(controller));
             return Ok(context);
@@ -180,7 +180,10 @@ impl<'a> ProbeContext<'a> {
         if self.items.iter().any(|item| matches!(item, Item::Attaching(attach) if *attach.trid() == trid)) {
             return;
         }
-        let host = self.driver.host_for(&trid, &options);
+        let host = match self.driver.host_for(&trid, &options) {
+            Ok(host) => host,
+            Err(error) => return self.failed(&trid, error),
+        };
         if let Some(controller) = self.driver.find_attached(&trid, &host) {
             if let Some(attach) = &mut self.callbacks.attach {
                 attach(controller);

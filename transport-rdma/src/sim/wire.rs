@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{Notify, Sim, SimDomain, count};
+use super::{Notify, Sim, SimDomain, SimShared, count};
 use crate::provider::{CmEvent, Element, ReceiveRequest, WorkCompletion, WorkStatus};
 
 /// State of the initiator's queue pair.
@@ -43,6 +43,8 @@ pub(super) struct Tampering {
     pub(super) withhold_flush: bool,
     /// Destroying the queue pair fails.
     pub(super) keep_alive: bool,
+    /// Completions bear this queue pair's number.
+    pub(super) number: Option<u32>,
 }
 
 pub(super) struct State {
@@ -54,6 +56,10 @@ pub(super) struct State {
     pub(super) completions: VecDeque<WorkCompletion>,
     pub(super) held: VecDeque<WorkCompletion>,
     pub(super) room: (u32, u32),
+    /// Its number.
+    pub(super) number: u32,
+    /// Where completions go and receives come from, if not its own queues.
+    pub(super) shared: Option<Arc<SimShared>>,
     pub(super) armed: bool,
     pub(super) notified: bool,
     pub(super) tampering: Tampering,
@@ -84,6 +90,8 @@ impl Wire {
             completions: VecDeque::new(),
             held: VecDeque::new(),
             room: (0, 0),
+            number: 0,
+            shared: None,
             armed: false,
             notified: false,
             tampering: Tampering::default(),
@@ -100,8 +108,8 @@ impl Wire {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn fd(&self) -> RawFd {
-        self.bell.as_raw_fd()
+    pub(super) fn bell(&self) -> &OwnedFd {
+        &self.bell
     }
 
     fn ring(&self) {
@@ -132,6 +140,16 @@ impl Wire {
             state.held.push_back(completion);
             return;
         }
+        self.enqueue(state, completion);
+    }
+
+    fn enqueue(&self, state: &mut State, completion: WorkCompletion) {
+        let queue_pair = state.tampering.number.unwrap_or(state.number);
+        let completion = WorkCompletion { queue_pair, ..completion };
+        if let Some(shared) = &state.shared {
+            shared.complete(completion);
+            return;
+        }
         state.completions.push_back(completion);
         if std::mem::take(&mut state.armed) {
             state.notified = true;
@@ -146,7 +164,7 @@ impl Wire {
         }
         state.qp = Qp::Error;
         while let Some(held) = state.held.pop_front() {
-            state.completions.push_back(held);
+            self.enqueue(state, held);
         }
         if let Some(first) = first {
             self.complete(state, first);
@@ -221,7 +239,11 @@ impl Wire {
             return Err(not_connected());
         }
         let domain = state.domain.clone().ok_or_else(not_connected)?;
-        let Some(receive) = state.receives.pop_front() else {
+        let receive = match &state.shared {
+            Some(shared) => shared.take_receive(),
+            None => state.receives.pop_front(),
+        };
+        let Some(receive) = receive else {
             count(&self.sim.0.counters.not_ready, 1);
             return Err(io::ErrorKind::WouldBlock.into());
         };

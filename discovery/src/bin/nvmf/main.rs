@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod configured;
 mod connect;
 mod fabrics;
 mod failure;

@@ -4,16 +4,17 @@ use std::path::PathBuf;
 
 use nvmf_core::proto::discovery_log::DiscoveryLog;
 use nvmf_core::spec::discovery::DiscoveryLogAsk;
-use nvmf_discovery::{DiscoverOptions, Seed, discover_with, output, walk};
+use nvmf_discovery::{DiscoverOptions, output, walk};
 
 use super::print;
 use crate::connect::{ConnectArgs, driver};
-use crate::fabrics::FabricsArgs;
+use crate::fabrics::{ConfigArgs, FabricsArgs};
 use crate::failure::Failure;
 
 /// Ask a discovery controller what it offers
 ///
-/// Output is that of `nvme discover`, byte for byte.
+/// Output is that of `nvme discover`, byte for byte. Without an address, every discovery controller that is configured in
+/// /etc/nvme is asked (see `nvmf config show`).
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -21,6 +22,7 @@ Examples:
   nvmf discover -t tcp -a 192.0.2.1 -s 4420     many targets answer there
   nvmf discover nvme+tcp://[fe80::1%eth0]:4420
   nvmf discover -t tcp -a 192.0.2.1 --referrals and where it refers to
+  nvmf discover                                 all that are configured in /etc/nvme
   nvmf discover -t tcp -a 192.0.2.1 -o json | jq -r '.records[].subnqn'")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -28,6 +30,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     fabrics: FabricsArgs,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 
     #[command(flatten)]
     ask: AskArgs,
@@ -81,24 +86,28 @@ enum OutputFormat {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let trid = args.connect.trid()?;
     let mut controller = args.connect.options(1)?;
     args.fabrics.apply(&mut controller)?;
+    let seeds = args.config.seeds(&args.connect, &controller)?;
+    if args.raw.is_some() && seeds.len() > 1 {
+        let what =
+            "--raw: several discovery controllers are configured and there is one file; name the one to ask";
+        return Err(Failure::usage(what));
+    }
     let mut options = DiscoverOptions::new(controller).ask(args.ask.ask());
     options.controller.keep_alive_timeout = args.fabrics.keep_alive_tmo.unwrap_or_default();
-    if args.referrals {
-        let found = walk(&driver(), &[Seed::from(trid)], &options);
-        let logs = found.controllers.iter().filter_map(|asked| asked.result.as_ref().ok());
-        let printed = logs.map(|discovery| args.print(&discovery.log)).collect::<Result<(), _>>();
-        printed?;
-        return found.first_error().map_or(Ok(()), |error| Err(args.connect.discovery_failure(error)));
+    if !args.referrals {
+        options.max_depth = 0;
     }
-    let discovery =
-        discover_with(&driver(), &trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
-    if discovery.has_unique_nqn() {
-        tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
+    // One that does not answer does not keep the others from being asked; it is what the command fails with.
+    let found = walk(&driver(), &seeds, &options);
+    for discovery in found.controllers.iter().filter_map(|asked| asked.result.as_ref().ok()) {
+        if discovery.has_unique_nqn() {
+            tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
+        }
+        args.print(&discovery.log)?;
     }
-    args.print(&discovery.log)
+    args.config.outcome(&args.connect, &found)
 }
 
 impl Args {

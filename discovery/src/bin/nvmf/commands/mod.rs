@@ -2,12 +2,15 @@
 
 #[cfg(feature = "pcie")]
 pub(crate) mod bind;
+pub(crate) mod config;
 pub(crate) mod connect_all;
 pub(crate) mod copy;
 #[cfg(feature = "tcp")]
 pub(crate) mod demo;
 pub(crate) mod dim;
 pub(crate) mod discover;
+pub(crate) mod generate;
+pub(crate) mod hostnqn;
 pub(crate) mod identify;
 pub(crate) mod list;
 pub(crate) mod list_subsys;
@@ -50,6 +53,11 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Perf(args) => perf::run(&args),
         Command::Reset(args) => reset::reset(&args),
         Command::SubsystemReset(args) => reset::subsystem_reset(&args),
+        Command::Config(args) => config::run(&args),
+        Command::ShowHostnqn(args) => hostnqn::show(&args),
+        Command::GenHostnqn(args) => hostnqn::generate(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
         #[cfg(feature = "tcp")]
         Command::Target(args) => target::run(&args),
     }
