@@ -45,10 +45,6 @@ pub(crate) struct FabricsArgs {
     #[arg(short = 'Q', long, value_name = "ENTRIES", value_parser = parse_u16, help_heading = QUEUES)]
     queue_size: Option<u16>,
 
-    /// Type of service of the connection's packets (DSCP and ECN), 0 to 255
-    #[arg(short = 'T', long, value_name = "TOS", help_heading = QUEUES)]
-    tos: Option<u8>,
-
     /// Ask to go without SQ flow control
     #[arg(long, help_heading = QUEUES)]
     disable_sqflow: bool,
@@ -167,7 +163,6 @@ impl FabricsArgs {
             }
             options.io_queue_size = entries;
         }
-        options.transport_tos = self.tos.unwrap_or(options.transport_tos);
         options.disable_sq_flow_control = self.disable_sqflow;
         Ok(())
     }
