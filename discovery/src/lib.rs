@@ -2,11 +2,11 @@
 //! expect it.
 //!
 //! * [`discover`] attaches a discovery controller, reads its log in one consistent piece, and detaches again.
-//! * [`config`] reads nvme-cli's configuration files.
 //! * [`walk`](walk()) asks any number of them side by side, and those they refer to, and tells what each entry comes to.
 //! * [`DiscoveryMonitor`] stays connected to discovery controllers, named, referred to or announced by multicast DNS, and tells
 //!   what changes.
 //! * [`register`](register()) enters this host into a central discovery controller.
+//! * [`config`] reads nvme-cli's configuration files.
 //! * [`output`] renders a log as `nvme discover` does, byte for byte: text, JSON and the raw log page.
 //!
 //! ```no_run

@@ -21,11 +21,12 @@ const ADDRESS: &str = "192.0.2.53";
 fn in_namespace(name: &str) {
     let program = std::env::current_exe().unwrap();
     let script = format!(
-        "ip link set lo up && ip link add nvmf0 type dummy && ip addr add {ADDRESS}/24 dev nvmf0 && \
-         ip link set nvmf0 multicast on up && ip route add default dev nvmf0 && exec \"$0\" --exact {name} --nocapture"
+        "ip link set lo up && ip link add nvmf0 type veth peer name nvmf1 && ip addr add {ADDRESS}/24 dev nvmf0 && \
+         ip link set nvmf1 up && ip link set nvmf0 multicast on up && ip route add default dev nvmf0 && exec \"$0\" --exact {name} --nocapture"
     );
-    let probe =
-        Command::new("unshare").args(["-n", "-m", "sh", "-c", "ip link add nvmf0 type dummy"]).output();
+    let probe = Command::new("unshare")
+        .args(["-n", "-m", "sh", "-c", "ip link add nvmf0 type veth peer name nvmf1"])
+        .output();
     match probe {
         Ok(output) if output.status.success() => {}
         Ok(output) => {

@@ -292,8 +292,8 @@ impl Loopback {
     #[must_use]
     pub fn stats(&self) -> LoopbackStats {
         let c = &self.target.counters;
-        let [connections, admin_commands, io_commands, reads, writes] =
-            [&c.connections, &c.admin_commands, &c.io_commands, &c.reads, &c.writes]
+        let [connections, admin_commands, log_page_reads, io_commands, reads, writes] =
+            [&c.connections, &c.admin_commands, &c.log_page_reads, &c.io_commands, &c.reads, &c.writes]
                 .map(|counter| counter.load(Ordering::Relaxed));
         let [bytes_read, bytes_written, failed_commands, terminated_connections] =
             [&c.bytes_read, &c.bytes_written, &c.failed_commands, &c.terminated_connections]
@@ -301,6 +301,7 @@ impl Loopback {
         LoopbackStats {
             connections,
             admin_commands,
+            log_page_reads,
             io_commands,
             reads,
             writes,
@@ -459,6 +460,8 @@ pub struct LoopbackStats {
     pub connections: u64,
     /// Admin commands executed, Connect of any queue included.
     pub admin_commands: u64,
+    /// Get Log Page commands that succeeded.
+    pub log_page_reads: u64,
     /// I/O commands executed.
     pub io_commands: u64,
     /// Read commands that succeeded.

@@ -38,6 +38,7 @@ pub(crate) enum Front {
 pub(crate) struct Counters {
     pub(crate) connections: AtomicU64,
     pub(crate) admin_commands: AtomicU64,
+    pub(crate) log_page_reads: AtomicU64,
     pub(crate) io_commands: AtomicU64,
     pub(crate) reads: AtomicU64,
     pub(crate) writes: AtomicU64,

@@ -188,6 +188,6 @@ fn a_monitor_with_a_time_ends() {
     let run = nvmf(&[&"monitor", &target.discovery, &"--for", &"0.5"]);
     let text = run.text();
     assert!(text.contains("added        nvme+tcp://127.0.0.1:"), "{text}");
-    let line = nvmf(&[&"monitor"]).failed(2);
-    assert!(line.contains("no controller is named"), "{line}");
+    let line = nvmf(&[&"monitor", &"-J", &"/nonexistent/discovery.conf"]).failed(2);
+    assert!(line.contains("/nonexistent/discovery.conf"), "{line}");
 }

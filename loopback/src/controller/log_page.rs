@@ -15,7 +15,7 @@ use super::{Controller, INVALID_FIELD};
 use crate::config::ERROR_LOG_ENTRIES;
 use crate::data::Data;
 use crate::discovery;
-use crate::target::Front;
+use crate::target::{Front, count};
 
 const IO_PAGES: [LogPageId; 7] = [
     LogPageId::SUPPORTED_LOG_PAGES,
@@ -48,6 +48,7 @@ impl Controller {
         let n = page.len().min(to.len());
         to[..n].copy_from_slice(&page[..n]);
         to[n..].fill(0);
+        count(&self.target.counters.log_page_reads, 1);
         if !fields.retain_event {
             self.log_page_read(fields.lid);
         }

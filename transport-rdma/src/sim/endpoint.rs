@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::epoll;
 
 use super::peer::Pending;
-use super::wire::{Posted, Qp, Wire};
+use super::wire::{Qp, Wire};
 use super::{Sim, SimDomain, SimFault, SimShared, count};
 use crate::provider::{
     CmEvent, ConnectRequest, Domain, Endpoint, QueuePairSetup, ReceiveRequest, SendBatch, WorkCompletion,

@@ -1,11 +1,15 @@
 //! The rest of nvme-cli's connection options, so that its command lines work here as they are. What cannot be honoured is refused by
 //! name, never ignored.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use nvmf_core::ControllerOptions;
+use nvmf_discovery::{Seed, Walk};
 
+use crate::configured;
+use crate::connect::ConnectArgs;
 use crate::failure::Failure;
 use crate::recovery::{Limit, parse_limit};
 use crate::size::{parse_seconds, parse_seconds_or_none, parse_u16};
@@ -161,5 +165,37 @@ impl FabricsArgs {
         }
         options.disable_sq_flow_control = self.disable_sqflow;
         Ok(())
+    }
+}
+
+/// Where to look for discovery controllers when none is named.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ConfigArgs {
+    /// Without an address: ask the discovery controllers configured in this file instead of those in /etc/nvme
+    #[arg(short = 'J', long, value_name = "FILE", conflicts_with_all = ["trid", "transport"])]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    /// The discovery controller named, or those configured.
+    pub(crate) fn seeds(
+        &self,
+        connect: &ConnectArgs,
+        options: &ControllerOptions,
+    ) -> Result<Vec<Seed>, Failure> {
+        if !connect.is_empty() {
+            return Ok(vec![Seed::from(connect.trid()?)]);
+        }
+        let configured = configured::discovery_controllers(self.config.as_deref(), options)?;
+        Ok(configured.into_iter().map(|(trid, options)| Seed { trid, options: Some(options) }).collect())
+    }
+
+    /// What a walk from there comes to: the first failure, if there was one.
+    pub(crate) fn outcome(&self, connect: &ConnectArgs, found: &Walk) -> Result<(), Failure> {
+        match found.first_error() {
+            None => Ok(()),
+            Some(error) if connect.is_empty() => Err(Failure::attach(error)),
+            Some(error) => Err(connect.discovery_failure(error)),
+        }
     }
 }

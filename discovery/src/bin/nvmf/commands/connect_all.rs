@@ -2,13 +2,13 @@
 
 use nvmf_core::spec::discovery::{DiscoveryLogEntry, TcpSecurityType, TransportTypeCode};
 use nvmf_core::{Driver, TransportId};
-use nvmf_discovery::{Asked, DiscoverOptions, Seed, Verdict, Walk, walk};
+use nvmf_discovery::{Asked, DiscoverOptions, Verdict, Walk, walk};
 use serde::Serialize;
 
 use super::discover::AskArgs;
 use super::{Format, print, print_json};
 use crate::connect::{ConnectArgs, driver};
-use crate::fabrics::FabricsArgs;
+use crate::fabrics::{ConfigArgs, FabricsArgs};
 use crate::failure::Failure;
 
 /// Say what connecting to everything a discovery controller names comes to
@@ -22,6 +22,7 @@ use crate::failure::Failure;
 #[command(after_help = "\
 Examples:
   nvmf connect-all --dry-run -t tcp -a 192.0.2.1
+  nvmf connect-all --dry-run                           all that are configured in /etc/nvme
   nvmf connect-all --dry-run -t tcp -a 192.0.2.1 -o json | jq -r '.entries[] | select(.action == \"attach\").trid'")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -29,6 +30,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     fabrics: FabricsArgs,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 
     #[command(flatten)]
     ask: AskArgs,
@@ -79,9 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
              attached, `nvmf monitor` keeps up with changes, and `nvme connect-all` connects the kernel",
         ));
     }
-    let seeds = [Seed::from(args.connect.trid()?)];
     let mut controller = args.connect.options(1)?;
     args.fabrics.apply(&mut controller)?;
+    let seeds = args.config.seeds(&args.connect, &controller)?;
     let driver = driver();
     let found = walk(&driver, &seeds, &DiscoverOptions::new(controller).ask(args.ask.ask()));
     let plan = Plan::new(&found, &driver);
@@ -89,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         Format::Json => print_json(&plan)?,
         Format::Normal => print(plan.text())?,
     }
-    found.first_error().map_or(Ok(()), |error| Err(args.connect.discovery_failure(error)))
+    args.config.outcome(&args.connect, &found)
 }
 
 impl Plan {

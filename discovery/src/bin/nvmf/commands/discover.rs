@@ -4,13 +4,11 @@ use std::path::PathBuf;
 
 use nvmf_core::proto::discovery_log::DiscoveryLog;
 use nvmf_core::spec::discovery::DiscoveryLogAsk;
-use nvmf_core::{ControllerOptions, TransportId};
-use nvmf_discovery::{DiscoverOptions, Seed, discover_with, output, walk};
+use nvmf_discovery::{DiscoverOptions, output, walk};
 
 use super::print;
-use crate::configured;
 use crate::connect::ConnectArgs;
-use crate::fabrics::FabricsArgs;
+use crate::fabrics::{ConfigArgs, FabricsArgs};
 use crate::failure::Failure;
 
 /// Ask a discovery controller what it offers
@@ -23,8 +21,8 @@ Examples:
   nvmf discover -t tcp -a 192.0.2.1             port 8009
   nvmf discover -t tcp -a 192.0.2.1 -s 4420     many targets answer there
   nvmf discover nvme+tcp://[fe80::1%eth0]:4420
-  nvmf discover                                 all that are configured in /etc/nvme
   nvmf discover -t tcp -a 192.0.2.1 --referrals and where it refers to
+  nvmf discover                                 all that are configured in /etc/nvme
   nvmf discover -t tcp -a 192.0.2.1 -o json | jq -r '.records[].subnqn'")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -32,6 +30,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     fabrics: FabricsArgs,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 
     #[command(flatten)]
     ask: AskArgs,
@@ -43,10 +44,6 @@ pub(crate) struct Args {
     /// Write the log page as it is to a file, and nothing to standard output
     #[arg(short, long, value_name = "FILE", conflicts_with = "referrals")]
     raw: Option<PathBuf>,
-
-    /// Without an address: ask the discovery controllers configured in this file instead of those in /etc/nvme
-    #[arg(short = 'J', long, value_name = "FILE", conflicts_with_all = ["trid", "transport"])]
-    config: Option<PathBuf>,
 
     /// Ask those it refers to as well, and those they refer to, and print one log after the other
     #[arg(long)]
@@ -89,60 +86,31 @@ enum OutputFormat {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let controllers = args.controllers()?;
-    if args.raw.is_some() && controllers.len() > 1 {
+    let mut controller = args.connect.options(1)?;
+    args.fabrics.apply(&mut controller)?;
+    let seeds = args.config.seeds(&args.connect, &controller)?;
+    if args.raw.is_some() && seeds.len() > 1 {
         let what =
             "--raw: several discovery controllers are configured and there is one file; name the one to ask";
         return Err(Failure::usage(what));
     }
-    if args.referrals {
-        let seeds: Vec<Seed> =
-            controllers.into_iter().map(|(trid, options)| Seed { trid, options: Some(options) }).collect();
-        let options = DiscoverOptions::new(args.controller_options()?).ask(args.ask.ask());
-        let found = walk(&args.connect.driver()?, &seeds, &options);
-        found
-            .controllers
-            .iter()
-            .filter_map(|asked| asked.result.as_ref().ok())
-            .try_for_each(|discovery| args.print(&discovery.log))?;
-        return found.first_error().map_or(Ok(()), |error| Err(args.connect.discovery_failure(error)));
+    let mut options = DiscoverOptions::new(controller).ask(args.ask.ask());
+    options.controller.keep_alive_timeout = args.fabrics.keep_alive_tmo.unwrap_or_default();
+    if !args.referrals {
+        options.max_depth = 0;
     }
-    let driver = args.connect.driver()?;
-    let mut outcome = Ok(());
     // One that does not answer does not keep the others from being asked; it is what the command fails with.
-    for (trid, controller) in controllers {
-        match discover_with(&driver, &trid, &DiscoverOptions::new(controller).ask(args.ask.ask())) {
-            Ok(discovery) => {
-                if discovery.has_unique_nqn() {
-                    tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
-                }
-                args.print(&discovery.log)?;
-            }
-            Err(error) if outcome.is_ok() => outcome = Err(args.connect.discovery_failure(&error)),
-            Err(error) => tracing::warn!(%error, %trid, "another discovery controller did not answer"),
+    let found = walk(&args.connect.driver()?, &seeds, &options);
+    for discovery in found.controllers.iter().filter_map(|asked| asked.result.as_ref().ok()) {
+        if discovery.has_unique_nqn() {
+            tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
         }
+        args.print(&discovery.log)?;
     }
-    outcome
+    args.config.outcome(&args.connect, &found)
 }
 
 impl Args {
-    /// The discovery controllers to ask: the one that is named, or all that are configured.
-    fn controllers(&self) -> Result<Vec<(TransportId, ControllerOptions)>, Failure> {
-        let options = self.controller_options()?;
-        if self.connect.is_empty() {
-            return configured::discovery_controllers(self.config.as_deref(), &options);
-        }
-        Ok(vec![(self.connect.trid()?, options)])
-    }
-
-    /// What the command line says of the connection. A log that is read once needs no keep alive.
-    fn controller_options(&self) -> Result<ControllerOptions, Failure> {
-        let mut options = self.connect.options(1)?;
-        self.fabrics.apply(&mut options)?;
-        options.keep_alive_timeout = self.fabrics.keep_alive_tmo.unwrap_or_default();
-        Ok(options)
-    }
-
     fn print(&self, log: &DiscoveryLog) -> Result<(), Failure> {
         if let Some(path) = &self.raw {
             return std::fs::write(path, output::binary(log))

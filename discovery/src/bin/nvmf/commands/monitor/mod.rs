@@ -16,7 +16,7 @@ use self::line::Line;
 use super::discover::AskArgs;
 use super::{Format, print};
 use crate::connect::{ConnectArgs, driver};
-use crate::fabrics::FabricsArgs;
+use crate::fabrics::{ConfigArgs, FabricsArgs};
 use crate::failure::Failure;
 use crate::size::parse_seconds;
 
@@ -46,6 +46,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     fabrics: FabricsArgs,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 
     #[command(flatten)]
     ask: AskArgs,
@@ -135,8 +138,9 @@ impl Args {
             controllers.push(trid.map_err(|error| Failure::usage(format!("--also: {error}")))?);
         }
         if controllers.is_empty() && !self.browses() {
-            // Says what to do.
-            self.connect.trid()?;
+            // Those configured in /etc/nvme; without any it is said what to do.
+            let seeds = self.config.seeds(&self.connect, &self.connect.options(1)?)?;
+            controllers.extend(seeds.into_iter().map(|seed| seed.trid));
         }
         Ok(controllers)
     }
