@@ -10,7 +10,15 @@ use crate::shell;
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "nvmf"), ("zsh", "_nvmf"), ("fish", "nvmf.fish")];
 
 pub(crate) fn main() -> Result<()> {
-    shell::run(&mut shell::cargo(["build", "--release", "--quiet", "--package", "nvmf-discovery", "--bin", "nvmf"])?)?;
+    shell::run(&mut shell::cargo([
+        "build",
+        "--release",
+        "--quiet",
+        "--package",
+        "nvmf-discovery",
+        "--bin",
+        "nvmf",
+    ])?)?;
     let dist = shell::target_dir()?.join("dist");
     // Pages of commands that are no more would stay.
     if dist.exists() {

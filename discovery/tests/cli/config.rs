@@ -45,11 +45,15 @@ fn discover_asks_what_is_configured() {
     assert!(run.failed(3).contains("127.0.0.1"));
     let ini = File::new(
         "nvme-fabrics.conf",
-        &format!("[Discovery Controller]\ncontroller = transport=tcp;traddr=127.0.0.1;trsvcid={}\n", one.port),
+        &format!(
+            "[Discovery Controller]\ncontroller = transport=tcp;traddr=127.0.0.1;trsvcid={}\n",
+            one.port
+        ),
     );
     let json = nvmf(&[&"discover", &"--config", &ini.name(), &"-o", &"json"]).json();
     assert_eq!(json["records"][0]["subnqn"], NQN);
-    let tls = File::new("tls.conf", &format!("--transport=tcp --traddr=127.0.0.1 --trsvcid={} --tls\n", one.port));
+    let tls =
+        File::new("tls.conf", &format!("--transport=tcp --traddr=127.0.0.1 --trsvcid={} --tls\n", one.port));
     let error = nvmf(&[&"discover", &"-J", &tls.name()]).failed(2);
     assert!(error.contains("tls.conf:1 asks for TLS"), "{error}");
 }
@@ -87,7 +91,11 @@ fn config_is_shown_and_checked() {
     );
     assert_eq!(String::from_utf8_lossy(&run.stdout), expected);
     assert!(run.failed(2).contains("2 errors in the configuration"));
-    assert!(nvmf(&[&"config", &"show", &"-J", &wrong.name()]).failed(2).contains("wrong.conf:3: a controller needs"));
+    assert!(
+        nvmf(&[&"config", &"show", &"-J", &wrong.name()])
+            .failed(2)
+            .contains("wrong.conf:3: a controller needs")
+    );
 }
 
 #[test]
@@ -101,13 +109,14 @@ fn host_names() {
 
 #[test]
 fn completions_and_man_pages() {
-    for (shell, expected) in [
-        ("bash", "complete -F _nvmf"),
-        ("zsh", "#compdef nvmf"),
-        ("fish", "complete -c nvmf"),
-    ] {
+    for (shell, expected) in
+        [("bash", "complete -F _nvmf"), ("zsh", "#compdef nvmf"), ("fish", "complete -c nvmf")]
+    {
         let text = nvmf(&[&"completions", &shell]).text();
-        assert!(text.contains(expected) && text.contains("discover") && text.contains("trsvcid"), "{shell}: {text}");
+        assert!(
+            text.contains(expected) && text.contains("discover") && text.contains("trsvcid"),
+            "{shell}: {text}"
+        );
     }
     let folder = File::new("man", "");
     let dir = folder.0.with_file_name("man1");

@@ -44,12 +44,18 @@ fn read<'a>(format: Format, texts: impl IntoIterator<Item = &'a str>) {
         // What was accepted is an address, or one of a transport this initiator lacks.
         match controller.trid() {
             Ok(trid) => assert_eq!(trid.subnqn().is_some(), true, "{trid}"),
-            Err(error) => assert!(!matches!(controller.path.address.transport.value.as_str(), "tcp" | "rdma"), "{error}"),
+            Err(error) => assert!(
+                !matches!(controller.path.address.transport.value.as_str(), "tcp" | "rdma"),
+                "{error}"
+            ),
         }
         let _ = controller.controller_options(&base);
     }
     assert!(count <= size, "controllers out of nothing");
     let shown = show::text(&checked.config, None) + &show::json(&checked.config, None).to_string();
     assert!(count == 0 || shown.contains("traddr"), "{shown}");
-    assert_eq!(checked.clone().into_result().is_ok(), !checked.diagnostics.iter().any(|d| !d.to_string().contains(": warning: ")));
+    assert_eq!(
+        checked.clone().into_result().is_ok(),
+        !checked.diagnostics.iter().any(|d| !d.to_string().contains(": warning: "))
+    );
 }
