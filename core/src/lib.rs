@@ -30,6 +30,7 @@ pub mod poll_group;
 pub mod protection;
 pub mod proto;
 pub mod qpair;
+pub mod share;
 pub mod spec;
 #[cfg(test)]
 mod testing;
@@ -42,7 +43,7 @@ pub use controller::{
     DiscoveryLogOptions, DiscoveryLogRead, Event, NamespaceChange,
 };
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
-pub use driver::{Callbacks, Driver, DriverBuilder, Hotplug, ProbeContext};
+pub use driver::{Callbacks, Driver, DriverBuilder, Hotplug, ProbeContext, SharedBuilder};
 pub use error::{Error, ErrorKind, Result};
 pub use host::HostIdentity;
 pub use namespace::Namespace;
@@ -54,6 +55,7 @@ pub use qpair::{
     CommandError, CommandId, Completion, IoCommand, IoQpair, QpairStats, SubmitError, TimedOut,
     TimeoutAction, TimeoutPolicy,
 };
+pub use share::{Process, Role};
 pub use spec::log_page::AsyncEvent;
 pub use transport::{
     Capabilities, HotplugEvent, HotplugMonitor, Transport, TransportController, TransportQpair,

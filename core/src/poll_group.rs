@@ -234,7 +234,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
     fn watch(&mut self, place: usize, source: Option<(RawFd, u32)>) {
         let Some(Some(member)) = self.members.get_mut(place) else { return };
         // A descriptor that was closed is watched no longer, and its number may be another one's by now.
-        let before = std::mem::replace(&mut member.watched, None);
+        let before = member.watched.take();
         if self.waiter.is_none() {
             // Without an epoll set everything is polled every time.
             self.waiter = Waiter::new().ok();

@@ -9,13 +9,16 @@ mod group;
 use std::any::Any;
 use std::fmt;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use group::{GroupShare, GroupShares};
 
 use crate::error::{Error, Result};
+use crate::host::HostIdentity;
 use crate::options::ControllerOptions;
 use crate::proto::Tracker;
+pub use crate::share::Primary;
 use crate::spec::identify::IdentifyController;
 use crate::spec::{Cqe, Sqe, Status};
 use crate::transport_id::{TransportId, TransportType};
@@ -64,6 +67,33 @@ pub trait Transport: Send + Sync {
         trid: &TransportId,
         options: &ControllerOptions,
     ) -> Result<Box<dyn TransportController>>;
+
+    /// Makes the transport's side of a controller that another process, the primary of an instance, has attached: only I/O queues are
+    /// made of it. Fabrics need nothing beyond [`Transport::ctrlr_construct`], which is the default.
+    ///
+    /// # Errors
+    /// As [`Transport::ctrlr_construct`], and when controllers of this kind cannot be shared.
+    fn ctrlr_construct_secondary(
+        &self,
+        trid: &TransportId,
+        options: &ControllerOptions,
+        primary: &Arc<Primary>,
+    ) -> Result<Box<dyn TransportController>> {
+        let _ = primary;
+        if self.is_local() {
+            return Err(Error::unsupported("controllers of this transport are not shared").peer(trid));
+        }
+        self.ctrlr_construct(trid, options)
+    }
+
+    /// Who the host is to the controller at `trid`, where another process has decided that.
+    ///
+    /// # Errors
+    /// When that process cannot be asked, or does not know the controller.
+    fn shared_host(&self, trid: &TransportId) -> Result<Option<HostIdentity>> {
+        let _ = trid;
+        Ok(None)
+    }
 }
 
 /// A change of what is on a local bus.
@@ -153,6 +183,20 @@ pub trait TransportController: Send + Any {
         let _ = status;
     }
 
+    /// An I/O queue identifier that somebody else gives out, to be used by the next queue pair; `None`, the default, when the core
+    /// chooses.
+    ///
+    /// # Errors
+    /// When none is left, or nobody answers.
+    fn lease_qid(&mut self) -> Result<Option<u16>> {
+        Ok(None)
+    }
+
+    /// The queue pair with this identifier is gone for good.
+    fn return_qid(&mut self, qid: u16) {
+        let _ = qid;
+    }
+
     /// Upcast, for callers that want the concrete type.
     fn as_any(&mut self) -> &mut dyn Any;
 }
@@ -204,6 +248,8 @@ pub struct Capabilities {
     pub max_segments: u16,
     /// Fewest entries an admin queue may have.
     pub min_admin_entries: u16,
+    /// Most bytes of data of one admin command.
+    pub max_admin_transfer: u32,
     /// Whether a command's metadata may be in a buffer apart from its data ([`Tracker::metadata_segment`]). NVMe over Fabrics
     /// has no place for it: there it is always at the end of each logical block (Base 2.1 §2.2, Figure 92 MPTR).
     pub separate_metadata: bool,
@@ -227,6 +273,7 @@ impl Capabilities {
         Self {
             fabrics: true,
             max_transfer: u32::MAX,
+            max_admin_transfer: u32::MAX,
             max_segments: u16::MAX,
             min_admin_entries: 2,
             delays: InitDelays::default(),
@@ -474,7 +521,7 @@ impl fmt::Debug for dyn Transport {
 }
 
 /// The error of an address whose transport was not registered with the driver.
-pub(crate) fn not_registered(trid: &TransportId, registered: &[std::sync::Arc<dyn Transport>]) -> Error {
+pub(crate) fn not_registered(trid: &TransportId, registered: &[Arc<dyn Transport>]) -> Error {
     let known: Vec<String> = registered.iter().map(|t| t.trtype().to_string()).collect();
     Error::unsupported(format!(
         "no transport of type {} is registered with this driver (registered: {})",

@@ -8,6 +8,7 @@ mod init;
 mod log;
 mod pcie;
 mod rdma;
+mod share;
 mod tcp;
 mod text;
 
@@ -33,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     ("transport_id", text::transport_id),
     ("names", text::names),
     ("config", config::files),
+    ("share_messages", share::messages),
 ];
 
 /// Memory that is mapped once, not for each input.

@@ -109,6 +109,7 @@ fn aborts_at_every_queue_depth() -> Result<()> {
     for (target, driver, trid) in rigs(|| SubsystemBuilder::new(NQN).namespace(Namespace::memory(1 << 20)))? {
         let controller = driver.connect(&trid, &options())?;
         let ns = controller.namespace(1).context("no namespace")?;
+        let mut fired = 0;
         for depth in [1usize, 2, 7, 32, 128, 256] {
             let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
             target.faults().push(Rule::new(Fault::Drop).io().times(depth as u64));
@@ -117,6 +118,13 @@ fn aborts_at_every_queue_depth() -> Result<()> {
                 let buf = qpair.alloc(512)?;
                 ids.push(qpair.submit(IoCommand::read(&ns, 0, buf), n as u64)?);
             }
+            // A controller can abort only what it has: all that there are slots for.
+            let taken = fired + depth.min(255) as u64;
+            eventually(&format!("{depth} taken on {trid}"), || {
+                qpair.process_completions(0, |c| panic!("{c:?}"))?;
+                Ok(target.faults().fired() == taken)
+            })?;
+            fired = taken;
             let mut ends = vec![None; depth];
             let mut note = |completion: nvmf_core::Completion| {
                 let slot = &mut ends[completion.user_data as usize];
@@ -198,7 +206,7 @@ fn namespaces_come_and_go_under_load() -> Result<()> {
                 let mut rounds = 0;
                 while !stop.load(Ordering::Acquire) {
                     // The same identifier, another namespace each time.
-                    let uuid = [rounds as u8 + 1; 16];
+                    let uuid = [(rounds % 255) as u8 + 1; 16];
                     let namespace = Namespace::memory(1 << 20).nsid(2).uuid(uuid);
                     target.add_namespace(NQN, namespace)?;
                     std::thread::sleep(Duration::from_millis(3));

@@ -261,23 +261,23 @@ impl PcieQpair {
         let name = match self.life.sent.take()? {
             Sent::CreateCq => {
                 self.life.cq = created;
+                self.shared.note_queue(self.controller_life, self.qid, created == Exists::Yes);
                 "Create I/O Completion Queue"
             }
             Sent::CreateSq => {
                 self.life.sq = created;
-                self.shared.note_queue(self.controller_life, self.qid, created == Exists::Yes);
                 "Create I/O Submission Queue"
             }
             Sent::DeleteSq => {
-                if gone {
-                    self.life.sq = Exists::No;
-                    self.shared.note_queue(self.controller_life, self.qid, false);
-                }
+                self.life.sq = if gone { Exists::No } else { self.life.sq };
                 self.life.stuck |= !gone;
                 "Delete I/O Submission Queue"
             }
             Sent::DeleteCq => {
-                self.life.cq = if gone { Exists::No } else { self.life.cq };
+                if gone {
+                    self.life.cq = Exists::No;
+                    self.shared.note_queue(self.controller_life, self.qid, false);
+                }
                 self.life.stuck |= !gone;
                 "Delete I/O Completion Queue"
             }
@@ -462,7 +462,7 @@ impl PcieQpair {
 
     // --- stopping the controller ---------------------------------------------------------------------------------------------
 
-    /// Deletes the I/O submission queues of a controller that works before it is disabled; see [`Farewell`]. Only the admin queue
+    /// Deletes the I/O queues of a controller that works before it is disabled; see [`Farewell`]. Only the admin queue
     /// does, and it goes on with it in every call.
     fn say_farewell(&mut self, now: Instant) {
         let Some(mut farewell) = self.farewell.take() else { return };
@@ -614,7 +614,7 @@ impl TransportQpair for PcieQpair {
             }
         };
         *exists = Exists::Maybe;
-        if next == Sent::CreateSq {
+        if next == Sent::CreateCq {
             self.shared.note_queue(self.controller_life, self.qid, true);
         }
         self.life.sent = Some(next);

@@ -27,7 +27,7 @@ use crate::wake::{self, Bell};
 const MIN_DISABLE: Duration = Duration::from_millis(500);
 /// Longest; a caller that drops a queue pair waits for it.
 const MAX_DISABLE: Duration = Duration::from_secs(20);
-/// How long a controller may take to delete its I/O submission queues before it is disabled all the same.
+/// How long a controller may take to delete its I/O queues before it is disabled all the same.
 const MAX_DELETE: Duration = Duration::from_secs(1);
 /// What a read returns that nobody answers.
 const NOBODY_32: u32 = u32::MAX;
@@ -94,7 +94,7 @@ struct Inner {
     /// What the function may reach. The clone keeps a region until the function has forgotten it.
     maps: HashMap<RegionId, (DmaRegion, u64)>,
     stop: Stop,
-    /// I/O submission queues the controller may know.
+    /// I/O queues, by identifier, of which the controller may know the completion queue, or both.
     queues: BTreeSet<u16>,
 }
 
@@ -102,7 +102,7 @@ struct Inner {
 #[derive(Clone, Copy, Debug)]
 enum Stop {
     Running,
-    /// The admin queue deletes the I/O submission queues first, if it is done with that in time.
+    /// The admin queue deletes the I/O queues first, if it is done with that in time.
     Deleting {
         until: Instant,
     },
@@ -407,7 +407,7 @@ impl Shared {
         self.dead.load(Ordering::Acquire)
     }
 
-    /// Notes that the controller may know an I/O submission queue of this life, or knows it no more.
+    /// Notes that the controller may know an I/O queue of this life, or knows neither half of it any more.
     pub(crate) fn note_queue(&self, life: u32, qid: u16, exists: bool) {
         let queues = &mut self.lock().queues;
         if exists && self.life() == life {
@@ -418,7 +418,7 @@ impl Shared {
     }
 
     /// Begins to stop a controller that works: no queue rings its doorbell from now on, and the admin queue, which asks, is to delete
-    /// the I/O submission queues that are returned and then to say so with [`Shared::queues_deleted`]. None are when the controller
+    /// the I/O queues that are returned and then to say so with [`Shared::queues_deleted`]. None are when the controller
     /// does not work, is being stopped already or shut down, or has none.
     pub(crate) fn begin_deleting(&self, life: u32, now: Instant) -> Vec<u16> {
         let mut inner = self.lock();
@@ -444,7 +444,7 @@ impl Shared {
         inner.queues.iter().copied().collect()
     }
 
-    /// The I/O submission queues are deleted, or cannot be: the controller may be disabled.
+    /// The I/O queues are deleted, or cannot be: the controller may be disabled.
     pub(crate) fn queues_deleted(&self, life: u32, now: Instant) {
         let mut inner = self.lock();
         if self.life() == life && matches!(inner.stop, Stop::Deleting { .. }) {

@@ -8,13 +8,12 @@ use crate::shell;
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 7] = [
     ("format", || cargo(&["fmt", "--all", "--check"])),
     ("lint", crate::lint::main),
     ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
     ("docs", docs),
     ("tests", || cargo(&["test", "--workspace", "--quiet", "--no-fail-fast"])),
-    ("counts", crate::bench::counts::check),
     ("deny", crate::deny::main),
     ("vm", || crate::vm::main(&[])),
 ];

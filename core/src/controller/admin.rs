@@ -123,6 +123,8 @@ pub(super) struct Admin {
     qids: Vec<bool>,
     granted: u16,
     last_qid: u16,
+    /// Queue identifiers come from another process.
+    leased: bool,
     /// Completions that arrived for somebody, ever.
     pub(super) arrivals: u64,
     /// Detached on purpose: no removal is reported.
@@ -162,6 +164,7 @@ impl Admin {
             qids: Vec::new(),
             granted: 0,
             last_qid: 0,
+            leased: false,
             arrivals: 0,
             closed: false,
         }
@@ -177,7 +180,7 @@ impl Admin {
 
     /// Whether the controller grants so many queues that this one is among them.
     pub(super) fn grants(&self, qid: u16) -> bool {
-        qid <= self.granted
+        self.leased || qid <= self.granted
     }
 
     /// A free queue identifier, the one unused for longest: a target may take a moment to notice that a queue is gone,
@@ -199,6 +202,22 @@ impl Admin {
         if let Some(used) = self.qids.get_mut(usize::from(qid)) {
             *used = false;
         }
+    }
+
+    /// A queue identifier for a queue pair of this process: one of ours, or one that the transport has from elsewhere.
+    pub(super) fn lease_qid(&mut self) -> Result<Option<u16>> {
+        match self.transport.lease_qid()? {
+            None => Ok(self.take_qid()),
+            Some(qid) => {
+                self.leased = true;
+                Ok(Some(qid))
+            }
+        }
+    }
+
+    pub(super) fn return_qid(&mut self, qid: u16) {
+        self.free_qid(qid);
+        self.transport.return_qid(qid);
     }
 
     // --- submitting --------------------------------------------------------------------------------------------------

@@ -284,7 +284,8 @@ impl Controller {
         let Renewal { transport, slots, generations, connect, connect_timeout } =
             self.admin_connection(admin, now)?;
         let mut engine = Engine::new(transport, slots, ADMIN_OPS, generations, connect, connect_timeout, now);
-        engine.set_max_transfer(admin.transport.capabilities().max_transfer);
+        let capabilities = admin.transport.capabilities();
+        engine.set_max_transfer(capabilities.max_transfer.min(capabilities.max_admin_transfer));
         Ok(engine)
     }
 

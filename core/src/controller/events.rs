@@ -267,6 +267,7 @@ impl Controller {
         let callback = self.lock().on_event.clone();
         for event in events {
             tracing::debug!(?event, "controller event");
+            self.0.watchers.tell(&event);
             if let Some(callback) = &callback {
                 callback(self, &event);
             }

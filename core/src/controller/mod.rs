@@ -10,6 +10,7 @@ mod link;
 mod recovery;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,6 +31,8 @@ use link::Addresses;
 pub(crate) use link::{Link, LinkCell, Phase};
 pub use recovery::ControllerState;
 use recovery::Work;
+pub(crate) use watch::Watcher;
+use watch::Watchers;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 
@@ -85,6 +88,8 @@ pub(crate) struct Inner {
     /// The background thread processes the admin queue.
     background: AtomicBool,
     thread: Arc<AdminThread>,
+    /// Other processes' sessions.
+    watchers: Watchers,
 }
 
 /// What is known of a controller; replaced as a whole when it is identified again.
@@ -171,6 +176,7 @@ impl Controller {
             references: AtomicUsize::new(1),
             background: AtomicBool::new(false),
             thread,
+            watchers: Watchers::default(),
         }))
     }
 
@@ -373,6 +379,7 @@ impl Controller {
         }
         notices.wakers.into_iter().for_each(std::task::Waker::wake);
         self.tell(notices.events);
+        self.0.watchers.look(self.link());
         if let Some(remove) = notices.removed {
             remove(self.trid());
         }
@@ -531,7 +538,7 @@ impl Controller {
                 options.priority
             )));
         }
-        let Some(qid) = admin.take_qid() else {
+        let Some(qid) = admin.lease_qid()? else {
             return Err(Error::exhausted(format!(
                 "all {} I/O queues the controller granted are in use",
                 info.init.num_io_queues
@@ -557,7 +564,7 @@ impl Controller {
                 Ok(IoQpair::new(engine, self.clone(), qid, options.clone(), create))
             }
             Err(error) => {
-                admin.free_qid(qid);
+                admin.return_qid(qid);
                 Err(error.doing(format!("making I/O queue {qid}")).peer(self.trid()))
             }
         }
@@ -630,7 +637,7 @@ impl Controller {
     }
 
     pub(crate) fn free_qid(&self, qid: u16) {
-        self.lock().free_qid(qid);
+        self.lock().return_qid(qid);
     }
 
     /// Judges the completion of a Fabrics Connect command.

@@ -4,6 +4,7 @@ mod admin_thread;
 mod hotplug;
 mod log_entry;
 mod probe;
+mod sharing;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -12,6 +13,8 @@ use std::time::Instant;
 pub(crate) use admin_thread::AdminThread;
 pub use hotplug::Hotplug;
 pub use probe::{Callbacks, ProbeContext};
+pub use sharing::SharedBuilder;
+use sharing::Sharing;
 
 use crate::controller::{Attach, Controller, Environment, Inner};
 use crate::dma::DmaPool;
@@ -32,6 +35,7 @@ struct Shared {
     attached: Mutex<Vec<Attached>>,
     host: OnceLock<HostIdentity>,
     thread: Arc<AdminThread>,
+    sharing: OnceLock<Sharing>,
 }
 
 /// A controller that was attached and is not yet dropped.
@@ -82,6 +86,7 @@ impl DriverBuilder {
             attached: Mutex::default(),
             host,
             thread: Arc::new(AdminThread::default()),
+            sharing: OnceLock::new(),
         }))
     }
 }
@@ -234,6 +239,10 @@ impl Driver {
 
     /// Who we are to the controller at `trid`: its own `hostnqn`, else the options', else the driver's.
     fn host_for(&self, trid: &TransportId, options: &ControllerOptions) -> Result<HostIdentity> {
+        // With whom a controller is shared does not matter to it.
+        if let Some(host) = self.transport(trid)?.shared_host(trid)? {
+            return Ok(host);
+        }
         let base = match &options.host {
             Some(host) => host.clone(),
             None => self.default_host()?,
@@ -256,6 +265,7 @@ impl Driver {
 
     fn start(&self, trid: &TransportId, options: &ControllerOptions) -> Result<Attach> {
         let transport = self.transport(trid)?;
+        let options = &self.shared_options(options);
         let environment = Environment {
             pool: self.0.pool.clone(),
             host: self.host_for(trid, options)?,

@@ -7,4 +7,5 @@ mod discovery;
 mod failures;
 mod metadata;
 mod recovery;
+mod share;
 mod support;

@@ -176,6 +176,8 @@ fn a_target_that_is_killed_and_started_again_is_found_with_all_data() {
         let line: &[&dyn std::fmt::Display] = &[
             &"verify",
             &trid,
+            &"--length",
+            &"8MiB",
             &"--block-size",
             &512,
             &"--queue-depth",

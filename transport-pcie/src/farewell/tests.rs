@@ -68,6 +68,11 @@ fn nothing_is_in_flight_when_a_controller_that_works_is_disabled() {
     assert_eq!(admin.disconnect(now), Quiesce::Pending);
     assert!(is_enabled(&bench));
     bench.fake.post(acq, 1, 0, sqe.cid.get(), Status::SUCCESS, true);
+    assert_eq!(admin.disconnect(now), Quiesce::Pending);
+    let sqe = bench.fake.command(asq, 3);
+    assert_eq!((opcode(&sqe), sqe.cdw10.get()), (AdminOpcode::DELETE_IO_CQ, 1));
+    assert!(is_enabled(&bench));
+    bench.fake.post(acq, 2, 0, sqe.cid.get(), Status::SUCCESS, true);
     assert_eq!(admin.disconnect(now), Quiesce::Done);
     assert!(!is_enabled(&bench));
     assert_eq!(bench.qpair.disconnect(now), Quiesce::Done);
@@ -79,8 +84,11 @@ fn a_refused_deletion_does_not_keep_the_controller_enabled() {
     let now = Instant::now();
     assert_eq!(admin.disconnect(now), Quiesce::Pending);
     let (asq, acq) = admin.ring_addresses();
-    let cid = bench.fake.command(asq, 0).cid.get();
-    bench.fake.post(acq, 0, 0, cid, Status::INTERNAL_ERROR, true);
+    for index in 0..2 {
+        assert_eq!(admin.disconnect(now), Quiesce::Pending);
+        let cid = bench.fake.command(asq, index).cid.get();
+        bench.fake.post(acq, index, 0, cid, Status::INTERNAL_ERROR, true);
+    }
     assert_eq!(admin.disconnect(now), Quiesce::Done);
     assert!(!is_enabled(&bench));
 }
@@ -120,6 +128,8 @@ fn queues_that_are_gone_are_not_deleted_again() {
     let (mut bench, mut admin) = bench();
     assert_eq!(bench.delete_command(), AdminOpcode::DELETE_IO_SQ);
     bench.qpair.quiesce_completed(Some(&nvmf_core::spec::Cqe::default()));
+    assert_eq!(bench.delete_command(), AdminOpcode::DELETE_IO_CQ);
+    bench.qpair.quiesce_completed(Some(&nvmf_core::spec::Cqe::default()));
     assert_eq!(admin.disconnect(Instant::now()), Quiesce::Done);
     assert!(!is_enabled(&bench));
 }
@@ -140,15 +150,17 @@ fn more_queues_than_the_admin_queue_takes_are_deleted_in_turns() {
     let (asq, acq) = admin.ring_addresses();
     let now = Instant::now();
     let mut deleted = Vec::new();
-    for turn in 0..5 {
+    for turn in 0..10 {
         assert_eq!(admin.disconnect(now), Quiesce::Pending);
         let sqe = bench.fake.command(asq, turn % 4);
-        assert_eq!(opcode(&sqe), AdminOpcode::DELETE_IO_SQ);
-        deleted.push(sqe.cdw10.get());
-        bench.fake.post(acq, turn % 4, 0, sqe.cid.get(), Status::SUCCESS, turn < 4);
+        deleted.push((opcode(&sqe) == AdminOpcode::DELETE_IO_CQ, sqe.cdw10.get()));
+        bench.fake.post(acq, turn % 4, 0, sqe.cid.get(), Status::SUCCESS, turn / 4 % 2 == 0);
     }
+    assert!(deleted[..5].iter().all(|&(completion, _)| !completion), "submission queues first");
     deleted.sort_unstable();
-    assert_eq!(deleted, [1, 2, 3, 4, 5]);
+    let wanted: Vec<_> =
+        [false, true].into_iter().flat_map(|kind| (1..=5).map(move |qid| (kind, qid))).collect();
+    assert_eq!(deleted, wanted);
     assert_eq!(admin.disconnect(now), Quiesce::Done);
     // The controller restarts with a clean slate.
     assert!(bench.controller.restart().unwrap());

@@ -95,9 +95,13 @@ impl Bench {
         let (asq, acq) = admin.ring_addresses();
         assert_eq!(admin.disconnect(now), Quiesce::Pending);
         assert_eq!(self.fake.state().registers[&0x14] & 1, 1, "CC.EN");
-        let sqe = self.fake.command(asq, 0);
-        assert_eq!((opcode(&sqe), sqe.cdw10.get()), (AdminOpcode::DELETE_IO_SQ, 1));
-        self.fake.post(acq, 0, 0, sqe.cid.get(), Status::SUCCESS, true);
+        let opcodes = [AdminOpcode::DELETE_IO_SQ, AdminOpcode::DELETE_IO_CQ];
+        for (index, expected) in (0..).zip(opcodes) {
+            assert_eq!(admin.disconnect(now), Quiesce::Pending);
+            let sqe = self.fake.command(asq, index);
+            assert_eq!((opcode(&sqe), sqe.cdw10.get()), (expected, 1));
+            self.fake.post(acq, index, 0, sqe.cid.get(), Status::SUCCESS, true);
+        }
     }
 
     pub(crate) fn delete_command(&mut self) -> AdminOpcode {

@@ -199,18 +199,18 @@ impl Endpoint for SimEndpoint {
             }
             count(&counters.sends, 1);
             count(&counters.unsignalled, u64::from(!request.signalled));
-            let elements = batch.elements_of(request).to_vec();
-            let inline = match (&state.domain, request.inline) {
-                (Some(domain), true) => {
-                    let mut bytes = Vec::new();
-                    for element in &elements {
-                        domain.gather(element, &mut bytes)?;
-                    }
-                    Some(bytes)
+            let mut posted = state.spare.pop().unwrap_or_default();
+            (posted.id, posted.signalled, posted.inline) = (request.id, request.signalled, false);
+            posted.bytes.clear();
+            posted.elements.clear();
+            posted.elements.extend_from_slice(batch.elements_of(request));
+            if let (Some(domain), true) = (&state.domain, request.inline) {
+                posted.inline = true;
+                for element in &posted.elements {
+                    domain.gather(element, &mut posted.bytes)?;
                 }
-                _ => None,
-            };
-            state.sends.push_back(Posted { id: request.id, signalled: request.signalled, inline, elements });
+            }
+            state.sends.push_back(posted);
         }
         match state.qp {
             Qp::Error => self.wire.flush(&mut state),

@@ -23,10 +23,12 @@ pub(super) enum Qp {
 }
 
 /// A SEND that was posted. Inline data was copied, other data is where it was.
+#[derive(Default)]
 pub(super) struct Posted {
     pub(super) id: u64,
     pub(super) signalled: bool,
-    pub(super) inline: Option<Vec<u8>>,
+    pub(super) inline: bool,
+    pub(super) bytes: Vec<u8>,
     pub(super) elements: Vec<Element>,
 }
 
@@ -52,6 +54,8 @@ pub(super) struct State {
     pub(super) domain: Option<Arc<SimDomain>>,
     pub(super) events: VecDeque<CmEvent>,
     pub(super) sends: VecDeque<Posted>,
+    /// Entries of `sends` that are done, for the memory they have: a device that allocated would spoil what is measured of its user.
+    pub(super) spare: Vec<Posted>,
     pub(super) receives: VecDeque<ReceiveRequest>,
     pub(super) completions: VecDeque<WorkCompletion>,
     pub(super) held: VecDeque<WorkCompletion>,
@@ -86,6 +90,7 @@ impl Wire {
             domain: None,
             events: VecDeque::new(),
             sends: VecDeque::new(),
+            spare: Vec::new(),
             receives: VecDeque::new(),
             completions: VecDeque::new(),
             held: VecDeque::new(),
@@ -211,24 +216,21 @@ impl Wire {
             return None;
         }
         let send = state.sends.pop_front()?;
-        let bytes = match send.inline {
-            Some(bytes) => bytes,
-            None => {
-                let mut bytes = Vec::new();
-                for element in &send.elements {
-                    if let Err(error) = domain.gather(element, &mut bytes) {
-                        tracing::debug!(%error, "a SEND of memory that is not registered");
-                        self.fail(state, failed(id, WorkStatus::LOCAL_PROTECTION));
-                        return None;
-                    }
+        let mut bytes = send.bytes.clone();
+        if !send.inline {
+            for element in &send.elements {
+                if let Err(error) = domain.gather(element, &mut bytes) {
+                    tracing::debug!(%error, "a SEND of memory that is not registered");
+                    self.fail(state, failed(id, WorkStatus::LOCAL_PROTECTION));
+                    return None;
                 }
-                bytes
             }
-        };
+        }
         state.peer_receives -= 1;
         if send.signalled {
             self.complete(state, WorkCompletion { id, ..WorkCompletion::default() });
         }
+        state.spare.push(send);
         Some(bytes)
     }
 

@@ -61,9 +61,11 @@ fn baseline_file() -> PathBuf {
 }
 
 /// Counts and compares with the baseline.
-pub(crate) fn check() -> Result<()> {
+fn check() -> Result<()> {
     let path = baseline_file();
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("{}: is there no baseline yet? cargo xtask bench counts --update", path.display())
+    })?;
     let baseline: Counts = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let counts = counted()?;
     let (report, worse) = judge(&baseline, &counts);

@@ -3,7 +3,7 @@
 
 mod cell;
 mod child;
-pub(crate) mod counts;
+mod counts;
 mod nvmf;
 mod results;
 mod spdk;

@@ -1,10 +1,10 @@
 use std::cell::RefCell;
 
 use super::*;
-use crate::ErrorKind;
 use crate::spec::Status;
 use crate::spec::discovery::{AddressFamilyCode, TransportTypeCode};
 use crate::testing::{self, Target, entry, host, trid};
+use crate::{ErrorKind, TransportType};
 
 fn discovery() -> TransportId {
     "trtype:loop traddr:here".parse().unwrap()

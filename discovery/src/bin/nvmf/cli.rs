@@ -8,7 +8,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::commands::bind;
 use crate::commands::{
     config, connect_all, copy, dim, discover, generate, hostnqn, identify, list, list_subsys, monitor, perf,
-    reset, verify,
+    reset, share, verify,
 };
 #[cfg(feature = "tcp")]
 use crate::commands::{demo, target};
@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Completions(generate::CompletionsArgs),
     #[command(hide = true)]
     Man(generate::ManArgs),
+    Share(share::Args),
     #[cfg(feature = "tcp")]
     Target(target::Args),
 }

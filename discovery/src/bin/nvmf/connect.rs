@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use nvmf_core::nqn::Uuid;
 use nvmf_core::{
-    Controller, ControllerOptions, Driver, Error, ErrorKind, HostIdentity, Namespace, Nqn, TransportId,
-    TransportType,
+    Controller, ControllerOptions, Driver, DriverBuilder, Error, ErrorKind, HostIdentity, Namespace, Nqn,
+    Role, TransportId, TransportType,
 };
 
 use crate::failure::Failure;
@@ -83,6 +83,10 @@ pub(crate) struct ConnectArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30", help_heading = CONNECTION)]
     timeout: Duration,
 
+    /// Use the controller through the instance of this name that another process shares (`nvmf share`)
+    #[arg(long, value_name = "NAME", help_heading = CONNECTION)]
+    instance: Option<String>,
+
     /// Map the doorbells of a vfio-user server that could cut their file short, SPDK's being one: fast, but a server that does
     /// ends this process
     #[cfg(feature = "pcie")]
@@ -120,6 +124,11 @@ impl ConnectArgs {
             trid = trid.with_hostnqn(Nqn::new(nqn).map_err(|error| wrong("--hostnqn", &error))?);
         }
         Ok(trid)
+    }
+
+    /// The instance that is asked, if any.
+    pub(crate) fn instance(&self) -> Option<&str> {
+        self.instance.as_deref()
     }
 
     /// Whether no controller is named.
@@ -249,27 +258,45 @@ impl ConnectArgs {
     /// Attaches the controller with options made from [`ConnectArgs::options`].
     pub(crate) fn attach_with(&self, options: &ControllerOptions) -> Result<Controller, Failure> {
         let trid = self.subsystem_trid()?;
-        self.driver().connect(&trid, options).map_err(|error| Failure::attach(&error))
+        self.driver()?.connect(&trid, options).map_err(|error| Failure::attach(&error))
     }
 
     /// A driver with the transports of this build, as the options want them.
-    pub(crate) fn driver(&self) -> Driver {
-        build_driver(
+    pub(crate) fn driver(&self) -> Result<Driver, Failure> {
+        let builder = builder(
             #[cfg(feature = "pcie")]
             nvmf_transport_pcie::VfioUserOptions { map_unsealed: self.map_unsealed, ..Default::default() },
-        )
+        );
+        match &self.instance {
+            None => Ok(builder.build()),
+            Some(instance) => builder
+                .shared(instance)
+                .only(Role::Secondary)
+                .build()
+                .map_err(|error| Failure::attach(&error)),
+        }
     }
 }
 
 /// A driver with the transports of this build.
 pub(crate) fn driver() -> Driver {
-    build_driver(
+    builder(
         #[cfg(feature = "pcie")]
         nvmf_transport_pcie::VfioUserOptions::default(),
     )
+    .build()
 }
 
-fn build_driver(#[cfg(feature = "pcie")] vfio_user: nvmf_transport_pcie::VfioUserOptions) -> Driver {
+/// A driver that shares what it attaches.
+pub(crate) fn primary(instance: &str) -> Result<Driver, Failure> {
+    let builder = builder(
+        #[cfg(feature = "pcie")]
+        nvmf_transport_pcie::VfioUserOptions::default(),
+    );
+    builder.shared(instance).only(Role::Primary).build().map_err(|error| Failure::attach(&error))
+}
+
+fn builder(#[cfg(feature = "pcie")] vfio_user: nvmf_transport_pcie::VfioUserOptions) -> DriverBuilder {
     let builder = Driver::builder();
     #[cfg(feature = "tcp")]
     let builder = builder.transport(nvmf_transport_tcp::TcpTransport::new());
@@ -280,7 +307,7 @@ fn build_driver(#[cfg(feature = "pcie")] vfio_user: nvmf_transport_pcie::VfioUse
     let builder = builder.transport(nvmf_transport_pcie::PcieTransport::new());
     #[cfg(feature = "pcie")]
     let builder = builder.transport(nvmf_transport_pcie::vfio_user::transport(vfio_user));
-    builder.build()
+    builder
 }
 
 /// Shuts the controller down. What was to be done is done: a failing good-bye is only logged.

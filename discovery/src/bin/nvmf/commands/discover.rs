@@ -7,7 +7,7 @@ use nvmf_core::spec::discovery::DiscoveryLogAsk;
 use nvmf_discovery::{DiscoverOptions, output, walk};
 
 use super::print;
-use crate::connect::{ConnectArgs, driver};
+use crate::connect::ConnectArgs;
 use crate::fabrics::{ConfigArgs, FabricsArgs};
 use crate::failure::Failure;
 
@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         options.max_depth = 0;
     }
     // One that does not answer does not keep the others from being asked; it is what the command fails with.
-    let found = walk(&driver(), &seeds, &options);
+    let found = walk(&args.connect.driver()?, &seeds, &options);
     for discovery in found.controllers.iter().filter_map(|asked| asked.result.as_ref().ok()) {
         if discovery.has_unique_nqn() {
             tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");

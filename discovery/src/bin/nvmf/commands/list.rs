@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use nvmf_core::nqn::Uuid;
-use nvmf_core::{Callbacks, Controller, Error, Namespace, TransportId};
+use nvmf_core::{Callbacks, Controller, Error, Namespace, Role, TransportId};
 use serde::Serialize;
 
 use super::{Format, print, print_json};
-use crate::connect::{ConnectArgs, detach, driver};
+#[cfg(feature = "pcie")]
+use crate::connect::driver;
+use crate::connect::{ConnectArgs, detach};
 use crate::failure::Failure;
 use crate::units::{self, Table};
 
@@ -25,7 +27,9 @@ Examples:
   nvmf list -t tcp -a 192.0.2.1                         discovery on port 8009
   nvmf list nvme+tcp://192.0.2.1:4420                   discovery on port 4420
   nvmf list -t tcp -a 192.0.2.1 -n nqn.2024-01.com.example:disk
-  nvmf list -t tcp -a 192.0.2.1 -o json")]
+  nvmf list -t tcp -a 192.0.2.1 -o json
+  nvmf list --instance disks                            what does that instance share?
+  nvmf list --instance disks --processes                and with whom?")]
 pub(crate) struct Args {
     #[command(flatten)]
     connect: ConnectArgs,
@@ -33,6 +37,10 @@ pub(crate) struct Args {
     /// Output: a table, or JSON
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "normal")]
     output_format: Format,
+
+    /// List the processes of the instance instead
+    #[arg(long, requires = "instance")]
+    processes: bool,
 
     /// Go on with a line for each local controller that comes or goes, or can be attached or no longer, until interrupted
     #[cfg(feature = "pcie")]
@@ -190,9 +198,47 @@ impl Listing {
     }
 }
 
+#[derive(Serialize)]
+struct ProcessLine {
+    pid: u32,
+    role: &'static str,
+    controllers: u16,
+    queues: u32,
+}
+
+/// The processes of an instance.
+fn processes(args: &Args) -> Result<(), Failure> {
+    let processes = args.connect.driver()?.processes().map_err(|error| Failure::attach(&error))?;
+    let lines: Vec<ProcessLine> = processes
+        .iter()
+        .map(|process| ProcessLine {
+            pid: process.pid,
+            role: match process.role {
+                Role::Primary => "primary",
+                Role::Secondary => "secondary",
+            },
+            controllers: process.controllers,
+            queues: process.queues,
+        })
+        .collect();
+    if args.output_format == Format::Json {
+        return print_json(&lines);
+    }
+    let mut table = Table::new(&["PID", "Role", "Controllers", "I/O queues"], &[0, 2, 3]);
+    for line in lines {
+        let (controllers, queues) = (line.controllers.to_string(), line.queues.to_string());
+        table.line([line.pid.to_string(), line.role.to_owned(), controllers, queues]);
+    }
+    print(table.print())
+}
+
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    if args.processes {
+        return processes(args);
+    }
+    let local = args.connect.is_empty() && args.connect.instance().is_none();
     #[cfg(feature = "pcie")]
-    if args.connect.is_empty() {
+    if local {
         // Listening starts first, so that nothing is missed in between.
         let hotplug = args.watch.then(|| driver().hotplug()).transpose();
         let hotplug = hotplug.map_err(|error| Failure::failed(error.to_string()))?;
@@ -203,13 +249,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if args.watch {
         return Err(Failure::usage("--watch is for local controllers; leave the target out"));
     }
-    let trid = args.connect.trid()?;
+    let all = args.connect.is_empty() && !local;
+    let trid = if all { None } else { Some(args.connect.trid()?) };
     let options = args.connect.options(1)?;
     let (mut attached, mut failed) = (Vec::new(), Vec::new());
-    let driver = driver();
+    let driver = args.connect.driver()?;
     driver
         .probe(
-            Some(&trid),
+            trid.as_ref(),
             Callbacks::new()
                 .options(options)
                 .attach(|controller| attached.push(controller))

@@ -20,6 +20,7 @@ mod metadata;
 pub(crate) mod monitor;
 pub(crate) mod perf;
 pub(crate) mod reset;
+pub(crate) mod share;
 #[cfg(feature = "tcp")]
 pub(crate) mod target;
 pub(crate) mod verify;
@@ -52,6 +53,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(&args),
         Command::Perf(args) => perf::run(&args),
         Command::Reset(args) => reset::reset(&args),
+        Command::Share(args) => share::run(&args),
         Command::SubsystemReset(args) => reset::subsystem_reset(&args),
         Command::Config(args) => config::run(&args),
         Command::ShowHostnqn(args) => hostnqn::show(&args),
