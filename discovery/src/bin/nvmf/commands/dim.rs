@@ -44,11 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let mut options = args.connect.options(1)?;
     options.keep_alive_timeout = std::time::Duration::ZERO;
     args.fabrics.apply(&mut options)?;
-    let controller = args
-        .connect
-        .driver()?
-        .connect(&trid, &options)
-        .map_err(|error| args.connect.discovery_failure(&error))?;
+    let driver = args.connect.driver()?;
+    let controller =
+        driver.connect(&trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
     let task = match args.task {
         Task::Register => DimTask::REGISTER,
         Task::Deregister => DimTask::DEREGISTER,
