@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::discover::AskArgs;
 use super::{Format, print, print_json};
-use crate::connect::{ConnectArgs, driver};
+use crate::connect::ConnectArgs;
 use crate::fabrics::{ConfigArgs, FabricsArgs};
 use crate::failure::Failure;
 
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let mut controller = args.connect.options(1)?;
     args.fabrics.apply(&mut controller)?;
     let seeds = args.config.seeds(&args.connect, &controller)?;
-    let driver = driver();
+    let driver = args.connect.driver()?;
     let found = walk(&driver, &seeds, &DiscoverOptions::new(controller).ask(args.ask.ask()));
     let plan = Plan::new(&found, &driver);
     match args.output_format {

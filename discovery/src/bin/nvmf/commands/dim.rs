@@ -3,7 +3,7 @@
 use nvmf_core::spec::dim::DimTask;
 use nvmf_discovery::register;
 
-use crate::connect::{ConnectArgs, detach, driver};
+use crate::connect::{ConnectArgs, detach};
 use crate::fabrics::FabricsArgs;
 use crate::failure::Failure;
 
@@ -44,8 +44,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let mut options = args.connect.options(1)?;
     options.keep_alive_timeout = std::time::Duration::ZERO;
     args.fabrics.apply(&mut options)?;
+    let driver = args.connect.driver()?;
     let controller =
-        driver().connect(&trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
+        driver.connect(&trid, &options).map_err(|error| args.connect.discovery_failure(&error))?;
     let task = match args.task {
         Task::Register => DimTask::REGISTER,
         Task::Deregister => DimTask::DEREGISTER,

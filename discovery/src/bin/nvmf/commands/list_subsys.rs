@@ -6,7 +6,7 @@ use nvmf_core::{Callbacks, Controller};
 use serde::Serialize;
 
 use super::{Format, print, print_json};
-use crate::connect::{ConnectArgs, detach, driver};
+use crate::connect::{ConnectArgs, detach};
 use crate::fabrics::FabricsArgs;
 use crate::failure::Failure;
 
@@ -72,7 +72,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         .options(options)
         .attach(|controller| attached.push(controller))
         .attach_fail(|_, error| failed.push(error.clone()));
-    driver().probe(Some(&trid), callbacks).map_err(|error| args.connect.discovery_failure(&error))?;
+    let driver = args.connect.driver()?;
+    driver.probe(Some(&trid), callbacks).map_err(|error| args.connect.discovery_failure(&error))?;
     attached.sort_by_key(|controller: &Controller| (controller.subnqn(), controller.trid().to_string()));
     let host = Host::new(&attached);
     let printed = match args.output_format {

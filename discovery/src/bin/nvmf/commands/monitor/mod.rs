@@ -15,7 +15,7 @@ use self::hook::Hook;
 use self::line::Line;
 use super::discover::AskArgs;
 use super::{Format, print};
-use crate::connect::{ConnectArgs, driver};
+use crate::connect::ConnectArgs;
 use crate::fabrics::{ConfigArgs, FabricsArgs};
 use crate::failure::Failure;
 use crate::size::parse_seconds;
@@ -157,7 +157,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         Some(command) => Some(Hook::start(command, args.exec_timeout)?),
         None => None,
     };
-    let monitor = DiscoveryMonitor::new(driver(), options);
+    let monitor = DiscoveryMonitor::new(args.connect.driver()?, options);
     for trid in &controllers {
         monitor.watch(trid).map_err(|error| Failure::failed(error.to_string()))?;
     }
