@@ -206,7 +206,9 @@ fn admin_commands_and_events_pass_but_nobody_changes_what_all_rely_on() -> Resul
     controller.set_features(FeatureId::ASYNC_EVENT_CONFIG, 0, 0)?;
     ensure!(rig.attached.get_features(FeatureId::ASYNC_EVENT_CONFIG, 0, 0)? != 0);
     let (send, events) = std::sync::mpsc::channel();
-    controller.on_event(move |_, event| drop(send.send(*event)));
+    controller.on_event(move |_, event| {
+        let _ = send.send(*event);
+    });
     let nsid = rig.target.add_namespace(NQN, Namespace::memory(1 << 20))?;
     let event = events.recv_timeout(SOON)?;
     ensure!(event == Event::Namespace { nsid, change: NamespaceChange::Added }, "{event:?}");
