@@ -191,7 +191,7 @@ fn data_passes_between_processes() {
     let data = noise(300 << 10, 3);
     std::fs::write(&input, &data).unwrap();
     let (input, output) = (input.display(), output.display());
-    instance.run(&[&"write", &target.trid, &"--instance", &"disks", &"--input", &input, &"--yes"]).ok();
+    instance.run(&[&"write", &target.trid, &"--instance", &"disks", &"--input", &input]).ok();
     instance
         .run(&[
             &"read",
