@@ -160,8 +160,16 @@ fn allocated(driver: &Driver, trid: &TransportId, options: &ControllerOptions, g
 #[track_caller]
 fn check(driver: &Driver, trid: &TransportId, options: &ControllerOptions) {
     for group in [false, true] {
-        let n = allocated(driver, trid, options, group).unwrap();
-        assert_eq!(n, 0, "allocations by {MEASURED} I/Os (in a poll group: {group})");
+        // What grows with use may once still grow when this machine is busy. An I/O that allocates does so every time.
+        let mut tries = Vec::new();
+        while tries.len() < 3 && tries.last() != Some(&0) {
+            tries.push(allocated(driver, trid, options, group).unwrap());
+        }
+        assert_eq!(
+            tries.last(),
+            Some(&0),
+            "allocations by {MEASURED} I/Os (in a poll group: {group}): {tries:?}"
+        );
     }
 }
 

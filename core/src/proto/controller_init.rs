@@ -35,6 +35,8 @@ use state::State;
 /// Largest memory page (CC.MPS) that queues are aligned to and padded for, bytes.
 pub const MAX_PAGE: u64 = 2 << 20;
 /// First and longest pause between two looks at CSTS.
+/// What CRTO may ask for at most; it could say nine hours.
+const READY_LIMIT: Duration = Duration::from_secs(600);
 const CSTS_POLL: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(10));
 /// CAP.CRMS: ready with media, the mode in use, and CRTO says how long that takes.
 const CRWMS: u8 = 1;
@@ -520,12 +522,12 @@ impl ControllerInit {
     }
 
     /// Enters a state that polls CSTS; CAP.TO bounds it (Base 2.1 §3.1.4.1; units of 500 ms, at least one). Becoming ready may take longer
-    /// than that can say (CRTO.CRWMT, §3.1.4.21), but never less: there are controllers whose CRTO is zero.
+    /// than that can say (CRTO.CRWMT, §3.1.4.21), but never less: there are controllers whose CRTO is zero, and [`READY_LIMIT`] at most.
     fn enter_wait(&mut self, state: State, now: Instant) {
         self.enter(state, now);
         self.limit = self.result.cap.ready_timeout().max(Duration::from_millis(500));
         if state != State::DisableWaitReady0 {
-            self.limit = self.limit.max(self.crto.ready_with_media());
+            self.limit = self.limit.max(self.crto.ready_with_media().min(READY_LIMIT));
         }
         self.deadline = now + self.limit;
         self.pause = CSTS_POLL.0;

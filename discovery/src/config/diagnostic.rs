@@ -127,11 +127,15 @@ pub(super) fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str
     let word: String = word.chars().take(128).collect::<String>().to_ascii_lowercase().replace('_', "-");
     let nearest = known
         .into_iter()
-        .map(|name| (strsim::jaro_winkler(&word, &name.to_ascii_lowercase().replace('_', "-")), name))
-        .filter(|(similarity, _)| *similarity > SIMILAR)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+        .map(|name| {
+            let plain = name.to_ascii_lowercase().replace('_', "-");
+            (strsim::osa_distance(&word, &plain), strsim::jaro_winkler(&word, &plain), name)
+        })
+        // Jaro and Winkler do not take two letters of a short word that changed places for a likeness.
+        .filter(|(distance, similarity, _)| *similarity > SIMILAR || word.len() > 2 && *distance == 1)
+        .min_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)));
     match nearest {
-        Some((_, name)) => format!("; did you mean {name:?}?"),
+        Some((.., name)) => format!("; did you mean {name:?}?"),
         None => String::new(),
     }
 }

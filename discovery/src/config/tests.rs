@@ -57,11 +57,11 @@ fn discovery_conf() {
     assert_eq!((options.int(Key::KeepAliveTmo), options.int(Key::CtrlLossTmo)), (Some(30), Some(-1)));
     assert_eq!((options.bool(Key::HdrDigest), options.bool(Key::DataDigest)), (Some(true), Some(true)));
     assert_eq!(found[1].path.origin.to_string(), "f:3");
-    assert_eq!(found[2].trid().unwrap().trsvcid(), "4420");
-    assert_eq!(found[2].path.options.persistent(), Some(Persistent::Auto));
-    assert_eq!(found[3].path.options.persistent(), Some(Persistent::Force));
-    assert!(found[3].trid().unwrap_err().to_string().contains("f:6"));
-    // The third line is that of another host.
+    assert_eq!(found[2].path.options.persistent(), Some(Persistent::Force));
+    assert!(found[2].trid().unwrap_err().to_string().contains("f:6"));
+    // Another host's come after.
+    assert_eq!(found[3].trid().unwrap().trsvcid(), "4420");
+    assert_eq!(found[3].path.options.persistent(), Some(Persistent::Auto));
     assert_eq!(config.hosts.len(), 2);
     let other = config.hosts.iter().find(|host| host.nqn.is_some()).unwrap();
     let identity =

@@ -28,7 +28,8 @@ fn read<'a>(format: Format, texts: impl IntoIterator<Item = &'a str>) {
         text: text.to_owned(),
     };
     let sources: Vec<Source> = texts.into_iter().enumerate().map(source).collect();
-    let lines = sources.iter().map(|source| source.text.lines().count().max(1)).max().unwrap_or_default();
+    // What ends too early may end in the line after the last.
+    let lines = sources.iter().map(|source| source.text.lines().count() + 1).max().unwrap_or_default();
     let size: usize = sources.iter().map(|source| source.text.len()).sum();
     let checked = Config::check_sources(sources);
     for diagnostic in &checked.diagnostics {

@@ -33,7 +33,7 @@ pub(super) fn machine(input: &[u8]) {
     let mut machine = ControllerInit::new(config, start);
     let mut enabled = 0;
     for step in 0.. {
-        assert!(step < 100_000, "it goes on for ever, in state {}", machine.state());
+        assert!(step < 200_000, "it goes on for ever, in state {}", machine.state());
         assert!(now - start < Duration::from_secs(3600), "it takes an hour, in state {}", machine.state());
         let action = match machine.next(now) {
             Err(error) => {

@@ -231,7 +231,7 @@ fn hostile_headers_are_refused() {
     ));
     let mut reader = DiscoveryLogReader::new(unlimited);
     let mut page = log_page(1, 0);
-    page[8..16].copy_from_slice(&(u64::MAX / 1024 - 1).to_le_bytes());
+    page[8..16].copy_from_slice(&(u64::MAX / 4096 - 1).to_le_bytes());
     reader.complete(&page).expect("the greatest log there can be");
     assert_eq!(reader.next(), Step::Read { offset: 1024, len: 4096 });
 }
