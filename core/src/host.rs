@@ -1,29 +1,35 @@
 //! Who we are: the host NQN and the host identifier, which every Connect command carries.
 //!
 //! A host NQN must always come with the same host identifier: a subsystem that sees one name with two identifiers
-//! (or the reverse) may refuse the second, and reservations follow the identifier. So both are found together,
-//! in the order nvme-cli has established:
+//! (or the reverse) may refuse the second, and reservations follow the identifier. So both are found together, and
+//! every process of this machine finds the same, in the order nvme-cli has established and then two steps on:
 //!
-//! 1. `/etc/nvme/hostnqn` and `/etc/nvme/hostid`. If only one of them exists, the other is derived from the UUID;
-//! 2. the system UUID of the firmware, `/sys/class/dmi/id/product_uuid`, which only root may read;
-//! 3. a random UUID, which stays the same for the life of the process.
+//! 1. `/etc/nvme/hostnqn` and `/etc/nvme/hostid`. If only one of them exists, the other is taken from the UUID in it
+//!    (TP4126);
+//! 2. the system UUID of the firmware: `/sys/class/dmi/id/product_uuid`, `/sys/firmware/dmi/entries`, or the partition
+//!    UUID of the device tree. Most systems let only root read them;
+//! 3. a UUID derived from `/etc/machine-id`;
+//! 4. a UUID derived from the kernel's boot identifier and the host's name: until the next boot.
+//!
+//! An identity is random only where [`HostIdentity::random`] or [`HostIdentity::generate`] is asked for one.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+mod derive;
+mod file;
+
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use crate::nqn::{HostId, Nqn, NqnError, Uuid, UuidError};
+
+pub use file::MAX_FILE_SIZE;
+use file::read_line;
 
 #[cfg(test)]
 mod tests;
 
 /// Where the two files live.
 const CONFIG_DIR: &str = "etc/nvme";
-/// The system UUID as the firmware's SMBIOS tables give it.
-const PRODUCT_UUID: &str = "sys/class/dmi/id/product_uuid";
-/// Identity files hold one short line; anything above this many bytes is some other file.
-const MAX_FILE_SIZE: usize = 4096;
 
 /// A host NQN and the host identifier that goes with it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -32,6 +38,38 @@ pub struct HostIdentity {
     pub nqn: Nqn,
     /// The identifier (HOSTID).
     pub id: HostId,
+}
+
+/// Where an identity was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HostSource {
+    /// The two files `hostnqn` and `hostid`, or one of them, in this directory.
+    Files(PathBuf),
+    /// The firmware's system UUID, in this file.
+    Firmware(PathBuf),
+    /// Derived from the machine's identifier in this file.
+    MachineId(PathBuf),
+    /// Derived from the identifier of the current boot in this file: the next boot has another.
+    BootId(PathBuf),
+}
+
+impl HostSource {
+    /// Whether the identity outlives a boot.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, Self::BootId(_))
+    }
+}
+
+impl fmt::Display for HostSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files(dir) => write!(f, "{}", dir.display()),
+            Self::Firmware(path) => write!(f, "{}", path.display()),
+            Self::MachineId(path) | Self::BootId(path) => write!(f, "derived from {}", path.display()),
+        }
+    }
 }
 
 /// Why no host identity could be found.
@@ -47,7 +85,7 @@ pub enum HostIdentityError {
         source: io::Error,
     },
     /// A file is no short text file.
-    #[error("{} holds {what}; it should hold one line of text, at most {MAX_FILE_SIZE} bytes", path.display())]
+    #[error("{}:1: {what}; the file should hold one line of text, at most {MAX_FILE_SIZE} bytes", path.display())]
     NotOneLine {
         /// The file.
         path: PathBuf,
@@ -55,7 +93,7 @@ pub enum HostIdentityError {
         what: &'static str,
     },
     /// The host NQN file holds no NQN.
-    #[error("{} holds no valid host NQN: {source}", path.display())]
+    #[error("{}:1: no valid host NQN: {source}", path.display())]
     Nqn {
         /// The file.
         path: PathBuf,
@@ -63,7 +101,7 @@ pub enum HostIdentityError {
         source: NqnError,
     },
     /// The host identifier file holds no UUID.
-    #[error("{} holds no valid host identifier: {source}", path.display())]
+    #[error("{}:1: no valid host identifier: {source}", path.display())]
     Id {
         /// The file.
         path: PathBuf,
@@ -71,7 +109,7 @@ pub enum HostIdentityError {
         source: UuidError,
     },
     /// The host identifier is all zeroes, which fabrics controllers refuse.
-    #[error("{} holds an all-zero host identifier, which controllers refuse: put a UUID there", path.display())]
+    #[error("{}:1: an all-zero host identifier, which controllers refuse: put a UUID there", path.display())]
     ZeroId {
         /// The file.
         path: PathBuf,
@@ -82,6 +120,16 @@ pub enum HostIdentityError {
         /// The name found.
         nqn: Nqn,
         /// The file that is missing.
+        path: PathBuf,
+    },
+    /// The machine has none, and nothing to derive one from.
+    #[error(
+        "this machine has no host identity: there is no {}/hostnqn, the firmware's UUID cannot be read, and there is no \
+         machine-id; `nvmf gen-hostnqn` makes a name to be written there",
+        path.display()
+    )]
+    None {
+        /// The directory of the two files.
         path: PathBuf,
     },
     /// No random numbers.
@@ -105,8 +153,28 @@ impl HostIdentity {
         Ok(Self::from_uuid(Uuid::random()?))
     }
 
-    /// The identity of this host: from the files, else from the firmware, else random (the same for the life of
-    /// the process).
+    /// A new identity to be kept: that of the firmware's UUID, else a random one. What `nvme gen-hostnqn` prints.
+    ///
+    /// # Errors
+    ///
+    /// [`HostIdentityError::Random`] if `/dev/urandom` can not be read.
+    pub fn generate() -> Result<Self, HostIdentityError> {
+        Self::generate_from(Path::new("/"))
+    }
+
+    /// As [`Self::generate`], with `root` in place of `/` for the firmware's files.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::generate`].
+    pub fn generate_from(root: &Path) -> Result<Self, HostIdentityError> {
+        match derive::firmware(root) {
+            Some((uuid, _)) => Ok(Self::from_uuid(uuid)),
+            None => Self::random(),
+        }
+    }
+
+    /// The identity of this host, the same for every process that may read the same files: see the [module](self).
     ///
     /// # Errors
     ///
@@ -122,18 +190,50 @@ impl HostIdentity {
     ///
     /// Those of [`Self::load`].
     pub fn load_from(root: &Path) -> Result<Self, HostIdentityError> {
-        if let Some(identity) = Self::from_files(&root.join(CONFIG_DIR))? {
-            return Ok(identity);
+        let (identity, source) = Self::find(root)?;
+        if !source.is_permanent() {
+            tracing::warn!(nqn = %identity.nqn, "the host identity is {source} and lasts until the next boot");
         }
-        if let Some(identity) = Self::from_firmware(root) {
-            return Ok(identity);
+        Ok(identity)
+    }
+
+    /// The identity of the host whose file system is at `root`, and where it was found.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::load`].
+    pub fn find(root: &Path) -> Result<(Self, HostSource), HostIdentityError> {
+        let dir = root.join(CONFIG_DIR);
+        if let Some(identity) = Self::from_files(&dir)? {
+            return Ok((identity, HostSource::Files(dir)));
         }
-        static OF_THIS_PROCESS: OnceLock<HostIdentity> = OnceLock::new();
-        if let Some(identity) = OF_THIS_PROCESS.get() {
-            return Ok(identity.clone());
+        let (uuid, source) = derive::firmware(root)
+            .or_else(|| derive::machine(root))
+            .or_else(|| derive::boot(root))
+            .ok_or(HostIdentityError::None { path: dir })?;
+        Ok((Self::from_uuid(uuid), source))
+    }
+
+    /// The identity of which a name, an identifier, both or neither are given. A name with a UUID in it always goes with
+    /// that identifier; anything else missing is `machine`'s.
+    ///
+    /// # Errors
+    ///
+    /// Those of `machine`, which is asked only if needed.
+    pub fn complete<E>(
+        nqn: Option<Nqn>,
+        id: Option<HostId>,
+        machine: impl FnOnce() -> Result<Self, E>,
+    ) -> Result<Self, E> {
+        match (nqn, id) {
+            (Some(nqn), Some(id)) => Ok(Self { nqn, id }),
+            (Some(nqn), None) => match nqn.uuid().filter(|uuid| !uuid.is_zero()) {
+                Some(uuid) => Ok(Self { id: uuid.into(), nqn }),
+                None => machine().map(|machine| Self { nqn, id: machine.id }),
+            },
+            (None, Some(id)) => machine().map(|machine| Self { nqn: machine.nqn, id }),
+            (None, None) => machine(),
         }
-        let fresh = Self::random()?;
-        Ok(OF_THIS_PROCESS.get_or_init(|| fresh).clone())
     }
 
     /// Reads `hostnqn` and `hostid` in `dir` (usually `/etc/nvme`): the first line of each, white space trimmed.
@@ -175,37 +275,5 @@ impl HostIdentity {
                 None => Err(HostIdentityError::NoId { nqn, path: id_path }),
             },
         }
-    }
-
-    /// The identity the firmware's system UUID gives, if it may be read and is one: boards without a UUID
-    /// of their own report all zeroes or all ones (SMBIOS 3.7 §7.2.1).
-    fn from_firmware(root: &Path) -> Option<Self> {
-        let uuid: Uuid = read_line(&root.join(PRODUCT_UUID)).ok()??.parse().ok()?;
-        let placeholder = uuid.is_zero() || uuid.to_bytes() == [0xff; 16];
-        (!placeholder).then(|| Self::from_uuid(uuid))
-    }
-}
-
-/// The first line of a small file, trimmed; `None` if the file does not exist.
-fn read_line(path: &Path) -> Result<Option<String>, HostIdentityError> {
-    let wrong = |what| HostIdentityError::NotOneLine { path: path.to_owned(), what };
-    let failed = |source| HostIdentityError::Read { path: path.to_owned(), source };
-    match fs::metadata(path) {
-        // Opening a FIFO would wait for a writer.
-        Ok(metadata) if !metadata.is_file() => return Err(wrong("no text (not a regular file)")),
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed(e)),
-    }
-    let mut content = Vec::new();
-    let limit = MAX_FILE_SIZE as u64 + 1;
-    File::open(path).and_then(|file| file.take(limit).read_to_end(&mut content)).map_err(failed)?;
-    if content.len() > MAX_FILE_SIZE {
-        return Err(wrong("too much"));
-    }
-    let Ok(text) = std::str::from_utf8(&content) else { return Err(wrong("bytes that are not UTF-8")) };
-    match text.lines().next().map(str::trim) {
-        Some(line) if !line.is_empty() => Ok(Some(line.to_owned())),
-        _ => Err(wrong("an empty first line")),
     }
 }

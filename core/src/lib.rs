@@ -39,8 +39,8 @@ pub mod transport_id;
 mod wait;
 
 pub use controller::{
-    AbortStats, AdminCommand, AdminPending, AdminResult, Controller, ControllerState, Detach, Event,
-    NamespaceChange,
+    AbortStats, AdminCommand, AdminPending, AdminResult, Controller, ControllerState, Detach,
+    DiscoveryLogOptions, DiscoveryLogRead, Event, NamespaceChange,
 };
 pub use dma::{DmaBuf, DmaPool, DmaRegion, IoBuf};
 pub use driver::{Callbacks, Driver, DriverBuilder, Hotplug, ProbeContext, SharedBuilder};

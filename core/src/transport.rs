@@ -4,11 +4,15 @@
 //! registers where there are any, [`TransportQpair`] moves commands, data and completions. All three are object
 //! safe; a third party can register its own with [`crate::DriverBuilder::transport`].
 
+mod group;
+
 use std::any::Any;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub use group::{GroupShare, GroupShares};
 
 use crate::error::{Error, Result};
 use crate::host::HostIdentity;
@@ -401,6 +405,14 @@ pub trait TransportQpair: Send {
         let _ = cqe;
     }
 
+    /// It is in a poll group from now on and may share with the other members what `shares` holds, or what it puts there. Called
+    /// when it is put into a group, connected or not, and right after it was made anew for one that is in a group. A queue pair
+    /// that shares something still does all of its work when it is polled alone: it may be taken out of the group. By default
+    /// nothing is shared.
+    fn join_group(&mut self, shares: &GroupShares) {
+        let _ = shares;
+    }
+
     /// File descriptor that becomes readable when [`TransportQpair::poll`] has something to do; `None` before there is one.
     fn event_fd(&self) -> Option<RawFd>;
 
@@ -409,8 +421,15 @@ pub trait TransportQpair: Send {
         false
     }
 
+    /// Whether a queue pair that is connected and has no local work needs no [`TransportQpair::poll`] until its event source becomes
+    /// readable (or writable, if it waited for that) once more, seen edge-triggered: so it is with sockets. Otherwise the source
+    /// has to be armed, or may stay silent, and who waits for many queue pairs polls this one all the same.
+    fn is_event_driven(&self) -> bool {
+        false
+    }
+
     /// Whether [`TransportQpair::poll`] could go on at once although the event source stays silent, because it stopped
-    /// at its budget with something already received.
+    /// at its budget with something already received, or with something left in the event source.
     fn has_local_work(&self) -> bool {
         false
     }
@@ -470,12 +489,20 @@ impl<T: TransportQpair + ?Sized> TransportQpair for Box<T> {
         (**self).quiesce_completed(cqe);
     }
 
+    fn join_group(&mut self, shares: &GroupShares) {
+        (**self).join_group(shares);
+    }
+
     fn event_fd(&self) -> Option<RawFd> {
         (**self).event_fd()
     }
 
     fn wants_write(&self) -> bool {
         (**self).wants_write()
+    }
+
+    fn is_event_driven(&self) -> bool {
+        (**self).is_event_driven()
     }
 
     fn has_local_work(&self) -> bool {

@@ -7,19 +7,32 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
+/// The token of sources that are watched during one wait only.
+pub(crate) const TRANSIENT: Token = Token(usize::MAX);
+
 /// Longest sleep without a look at the world: a bound for events that reach no file descriptor.
 pub(crate) const MAX_SLEEP: Duration = Duration::from_millis(100);
 
 /// Waits on a few file descriptors. Registration is renewed for every wait, so that readiness that was there before
 /// is seen (mio is edge-triggered).
+#[derive(Debug)]
 pub(crate) struct Waiter {
     poll: Poll,
     events: Events,
+    /// What [`Waiter::wait_edge`] watches.
+    lasting: Option<(RawFd, u32)>,
+    /// Memory for the list of what is watched during one wait.
+    registered: Vec<RawFd>,
 }
 
 impl Waiter {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { poll: Poll::new()?, events: Events::with_capacity(64) })
+        Ok(Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(256),
+            lasting: None,
+            registered: Vec::new(),
+        })
     }
 
     /// The epoll instance and its registry, for a waker.
@@ -31,22 +44,71 @@ impl Waiter {
     /// [`Waiter::registry`] fires, or `timeout` passes. Returns whether anything was ready.
     pub(crate) fn wait(&mut self, fds: &[(RawFd, bool)], timeout: Duration) -> io::Result<bool> {
         let registry = self.poll.registry();
-        let mut registered = Vec::with_capacity(fds.len());
+        let mut registered = std::mem::take(&mut self.registered);
         for &(fd, write) in fds {
             let interest = if write { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             // A descriptor that cannot be watched (closed meanwhile, or listed twice) is simply not waited for.
-            if registry.register(&mut SourceFd(&fd), Token(0), interest).is_ok() {
+            if registry.register(&mut SourceFd(&fd), TRANSIENT, interest).is_ok() {
                 registered.push(fd);
             }
         }
-        let result = match self.poll.poll(&mut self.events, Some(timeout)) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            other => other,
-        };
-        for fd in registered {
+        let result = self.poll(timeout);
+        for fd in registered.drain(..) {
             // Fails only when the descriptor was closed, which ends its registration as well.
             let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
         }
-        result.map(|()| !self.events.is_empty())
+        self.registered = registered;
+        result
+    }
+
+    /// As [`Waiter::wait`] for one descriptor that is seen edge-triggered: it stays registered as long as `source`, the descriptor and
+    /// the number of the connection behind it, is the same.
+    pub(crate) fn wait_edge(&mut self, source: (RawFd, u32), timeout: Duration) -> io::Result<bool> {
+        if self.lasting != Some(source) {
+            self.forget_edge();
+            self.watch(source.0, Token(0))?;
+            self.lasting = Some(source);
+        }
+        self.poll(timeout)
+    }
+
+    /// Watches no descriptor for longer than one wait any more.
+    pub(crate) fn forget_edge(&mut self) {
+        if let Some((fd, _)) = self.lasting.take() {
+            self.unwatch(fd);
+        }
+    }
+
+    /// Watches a descriptor until [`Waiter::unwatch`] or its end, edge-triggered, for reading and writing. What it is ready for now counts
+    /// as an edge.
+    pub(crate) fn watch(&self, fd: RawFd, token: Token) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registry = self.poll.registry();
+        match registry.register(&mut SourceFd(&fd), token, interest) {
+            // Left over from a connection before.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                registry.reregister(&mut SourceFd(&fd), token, interest)
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn unwatch(&self, fd: RawFd) {
+        // Fails only when the descriptor was closed, which ends its registration as well.
+        let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+    }
+
+    /// Waits for what is watched.
+    pub(crate) fn poll(&mut self, timeout: Duration) -> io::Result<bool> {
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => Ok(!self.events.is_empty()),
+        }
+    }
+
+    /// The tokens of what the last wait found ready.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = Token> + '_ {
+        self.events.iter().map(|event| event.token())
     }
 }

@@ -2,6 +2,11 @@
 //! expect it.
 //!
 //! * [`discover`] attaches a discovery controller, reads its log in one consistent piece, and detaches again.
+//! * [`walk`](walk()) asks any number of them side by side, and those they refer to, and tells what each entry comes to.
+//! * [`DiscoveryMonitor`] stays connected to discovery controllers, named, referred to or announced by multicast DNS, and tells
+//!   what changes.
+//! * [`register`](register()) enters this host into a central discovery controller.
+//! * [`config`] reads nvme-cli's configuration files.
 //! * [`output`] renders a log as `nvme discover` does, byte for byte: text, JSON and the raw log page.
 //!
 //! ```no_run
@@ -21,9 +26,20 @@
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod config;
+#[cfg(feature = "mdns")]
+mod mdns;
+mod monitor;
 pub mod output;
+mod register;
+mod walk;
 
-pub use client::{Discovery, discover};
+pub use client::{DiscoverOptions, Discovery, discover, discover_with};
+#[cfg(feature = "mdns")]
+pub use mdns::{MdnsBrowser, MdnsOptions, SERVICE as MDNS_SERVICE};
+pub use monitor::{DiscoveryMonitor, MonitorEvent, MonitorOptions, Path};
+pub use register::{is_central, register};
+pub use walk::{Asked, Seed, Verdict, Walk, walk};
 
 // The examples of the README compile, and the one that can runs.
 #[cfg(all(doctest, feature = "tcp"))]

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nvmf_core::spec::dim::{DimData, dim_task};
 use nvmf_core::spec::fabrics::{PropertySize, property_set_value};
 use nvmf_core::spec::features::{AsyncEventConfig, FeatureSelect, NumberOfQueues};
 use nvmf_core::spec::identify::IDENTIFY_SIZE;
@@ -450,7 +451,25 @@ impl Controller {
                 data.none()?;
                 Ok(Admin::Done(self.abort(sqe)))
             }
+            AdminOpcode::DISCOVERY_INFORMATION_MANAGEMENT
+                if self.subsystem.is_discovery() && self.target.config.central_discovery =>
+            {
+                self.discovery_information(sqe, data).map(|()| Admin::Done(0))
+            }
             _ => Err(Status::INVALID_OPCODE.with_dnr()),
+        }
+    }
+
+    /// Discovery Information Management (Base 2.1 §5.3.4).
+    fn discovery_information(&self, sqe: &Sqe, data: Data<'_>) -> Result<(), Status> {
+        let Data::Out(bytes) = data else { return Err(INVALID_FIELD) };
+        let data = DimData::parse(bytes).map_err(|error| {
+            tracing::debug!(%error, "a registration was refused");
+            INVALID_FIELD
+        })?;
+        match self.target.register(dim_task(sqe), data) {
+            true => Ok(()),
+            false => Err(INVALID_FIELD),
         }
     }
 

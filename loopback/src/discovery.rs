@@ -2,41 +2,65 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use nvmf_core::Nqn;
+use nvmf_core::spec::discovery::extended::{ExtendedAttribute, ExtendedAttributeType, extended_entry};
 use nvmf_core::spec::discovery::{
-    AddressFamilyCode, CNTLID_DYNAMIC, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags, RdmaCms,
-    RdmaProviderType, RdmaQpType, SubsystemType, TransportTypeCode, Treq,
+    AddressFamilyCode, CNTLID_DYNAMIC, DiscoveryLogAsk, DiscoveryLogEntry, DiscoveryLogHeader, EntryFlags,
+    RdmaCms, RdmaProviderType, RdmaQpType, SubsystemType, TransportTypeCode, Treq,
 };
 use nvmf_core::transport_id::AddressFamily;
-use nvmf_core::{Nqn, TransportId};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 
-use crate::config::MAX_ADMIN_ENTRIES;
+use crate::config::{MAX_ADMIN_ENTRIES, Referral};
 use crate::controller::Controller;
 use crate::target::{Front, Target};
 
+/// What may be asked of the log.
+pub(crate) const SUPPORTED: DiscoveryLogAsk =
+    DiscoveryLogAsk::EXTENDED.union(DiscoveryLogAsk::PORT_LOCAL).union(DiscoveryLogAsk::ALL_SUBSYSTEMS);
+
 /// The log as the host of this discovery controller sees it: an entry for each subsystem that it may connect to and each way
 /// that leads there from where it is.
-pub(crate) fn log_page(target: &Target, controller: &Controller) -> Vec<u8> {
+pub(crate) fn log_page(target: &Target, controller: &Controller, ask: DiscoveryLogAsk) -> Vec<u8> {
     // The counter first: if the log changes meanwhile, the host sees another counter when it looks again.
     let genctr = target.genctr();
-    let ways = ways(target, controller.front);
+    let mut ways = ways(target, controller.front);
+    if ask.contains(DiscoveryLogAsk::PORT_LOCAL)
+        && let Front::Tcp(local) | Front::Rdma(local) = controller.front
+    {
+        let port = local.port().to_string();
+        ways.retain(|way| way.trsvcid == port && way.traddr == local.ip().to_canonical().to_string());
+    }
     let mut entries = Vec::new();
     if target.config.report_discovery_subsystem {
         for way in &ways {
-            let mut entry = way.entry(SubsystemType::CURRENT_DISCOVERY, &Nqn::discovery());
+            let mut entry = way.entry(SubsystemType::CURRENT_DISCOVERY, target.discovery.nqn());
             entry.eflags = U16::new(EntryFlags::EXPLICIT_PERSISTENT.0);
-            entries.push(entry);
+            entries.push((entry, None));
         }
     }
     for subsystem in target.subsystems() {
-        if subsystem.allows(&controller.hostnqn) {
-            entries.extend(ways.iter().map(|way| way.entry(SubsystemType::NVM, subsystem.nqn())));
+        if subsystem.allows(&controller.hostnqn) || ask.contains(DiscoveryLogAsk::ALL_SUBSYSTEMS) {
+            let name = Some(subsystem.model.clone());
+            let of_subsystem = ways.iter().map(|way| way.entry(SubsystemType::NVM, subsystem.nqn()));
+            entries.extend(of_subsystem.map(|entry| (entry, name.clone())));
         }
     }
-    entries.extend(target.referrals().iter().filter_map(referral));
+    entries.extend(target.referrals().iter().filter_map(referral).map(|entry| (entry, None)));
     let header = DiscoveryLogHeader::new(genctr, entries.len() as u64);
-    [header.as_bytes(), entries.as_bytes()].concat()
+    let mut page = header.as_bytes().to_vec();
+    for (entry, name) in &entries {
+        match ask.contains(DiscoveryLogAsk::EXTENDED) {
+            false => page.extend(entry.as_bytes()),
+            true => {
+                let kind = ExtendedAttributeType::SYMBOLIC_NAME;
+                let name = name.as_ref().map(|name| ExtendedAttribute { kind, value: name.as_bytes() });
+                page.extend(extended_entry(entry, name.as_slice()));
+            }
+        }
+    }
+    page
 }
 
 /// One way to the subsystems.
@@ -118,7 +142,7 @@ impl Way {
 }
 
 /// A referral; `None` for transports the log has no number for.
-fn referral(trid: &TransportId) -> Option<DiscoveryLogEntry> {
+fn referral((trid, flags): &Referral) -> Option<DiscoveryLogEntry> {
     let way = Way {
         trtype: TransportTypeCode(trid.trtype().to_wire()?),
         adrfam: AddressFamilyCode(trid.adrfam().map_or(0, AddressFamily::to_wire)),
@@ -126,7 +150,9 @@ fn referral(trid: &TransportId) -> Option<DiscoveryLogEntry> {
         trsvcid: trid.trsvcid().to_owned(),
         portid: 0,
     };
-    Some(way.entry(SubsystemType::REFERRAL, trid.subnqn().unwrap_or(&Nqn::discovery())))
+    let mut entry = way.entry(SubsystemType::REFERRAL, trid.subnqn().unwrap_or(&Nqn::discovery()));
+    entry.eflags = U16::new(flags.0);
+    Some(entry)
 }
 
 /// ASCII padded with spaces, as the specification has these two fields.

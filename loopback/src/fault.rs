@@ -36,6 +36,8 @@ pub enum Fault {
     WrongCid,
     /// It completes twice.
     DuplicateCompletion,
+    /// After it was executed the discovery log is another one: a subsystem of this name is added, unless it is there.
+    DiscoveryLogChange(String),
     /// Of the data it returns, only this many bytes are sent, in a C2HData PDU that claims success and to be the last.
     ShortData(u32),
     /// These bytes are sent instead of an answer.
@@ -69,6 +71,7 @@ impl Fault {
             | Self::Disconnect
             | Self::CorruptData
             | Self::WrongCid
+            | Self::DiscoveryLogChange(_)
             | Self::DuplicateCompletion => true,
             Self::StuckPhase | Self::FatalStatus => front == Front::Pci,
             Self::ShortData(_)

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use nvmf_core::spec::dim::DimData;
+use nvmf_core::spec::discovery::EntryFlags;
 use nvmf_core::spec::log_page::AnaState;
 use nvmf_core::spec::registers::Version;
 use nvmf_core::{Nqn, TransportId};
@@ -130,8 +132,25 @@ impl Builder {
     }
 
     /// Adds a referral to another discovery subsystem to the discovery log.
-    pub fn referral(mut self, trid: TransportId) -> Self {
-        self.config.referrals.push(trid);
+    pub fn referral(self, trid: TransportId) -> Self {
+        self.referral_with(trid, EntryFlags::default())
+    }
+
+    /// Adds a referral with these flags.
+    pub fn referral_with(mut self, trid: TransportId, flags: EntryFlags) -> Self {
+        self.config.referrals.push((trid, flags));
+        self
+    }
+
+    /// Gives the discovery subsystem an NQN of its own, which it reports and can be reached under, besides the well-known one.
+    pub fn discovery_nqn(mut self, nqn: Nqn) -> Self {
+        self.config.discovery_nqn = nqn;
+        self
+    }
+
+    /// Makes the discovery controllers central ones (CDC), in which hosts can be entered. Off.
+    pub fn central_discovery(mut self, on: bool) -> Self {
+        self.config.central_discovery = on;
         self
     }
 
@@ -273,8 +292,8 @@ impl Loopback {
     #[must_use]
     pub fn stats(&self) -> LoopbackStats {
         let c = &self.target.counters;
-        let [connections, admin_commands, io_commands, reads, writes] =
-            [&c.connections, &c.admin_commands, &c.io_commands, &c.reads, &c.writes]
+        let [connections, admin_commands, log_page_reads, io_commands, reads, writes] =
+            [&c.connections, &c.admin_commands, &c.log_page_reads, &c.io_commands, &c.reads, &c.writes]
                 .map(|counter| counter.load(Ordering::Relaxed));
         let [bytes_read, bytes_written, failed_commands, terminated_connections] =
             [&c.bytes_read, &c.bytes_written, &c.failed_commands, &c.terminated_connections]
@@ -282,6 +301,7 @@ impl Loopback {
         LoopbackStats {
             connections,
             admin_commands,
+            log_page_reads,
             io_commands,
             reads,
             writes,
@@ -388,7 +408,14 @@ impl Loopback {
 
     /// Replaces the referrals of the discovery log. Discovery controllers are told.
     pub fn set_referrals(&self, referrals: Vec<TransportId>) {
-        self.target.set_referrals(referrals);
+        let flags = EntryFlags::default();
+        self.target.set_referrals(referrals.into_iter().map(|trid| (trid, flags)).collect());
+    }
+
+    /// Who is entered in the discovery service (Discovery Information Management), by NQN.
+    #[must_use]
+    pub fn registrations(&self) -> Vec<DimData> {
+        self.target.registrations()
     }
 
     /// GENCTR of the discovery log as it is now.
@@ -433,6 +460,8 @@ pub struct LoopbackStats {
     pub connections: u64,
     /// Admin commands executed, Connect of any queue included.
     pub admin_commands: u64,
+    /// Get Log Page commands that succeeded.
+    pub log_page_reads: u64,
     /// I/O commands executed.
     pub io_commands: u64,
     /// Read commands that succeeded.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -78,7 +79,7 @@ impl Namespace {
         Self::new(Source::File(path.as_ref().to_owned(), len))
     }
 
-    /// `len` bytes that are kept nowhere, for benchmarks: writes are discarded, reads return whatever the buffer held, and
+    /// `len` bytes that are kept nowhere, for benchmarks: writes are discarded, reads return zeroes (over PCIe whatever the buffer held), and
     /// Compare always succeeds.
     #[must_use]
     pub fn null(len: u64) -> Self {
@@ -100,7 +101,8 @@ impl Namespace {
         self
     }
 
-    /// The namespace UUID. Random unless given.
+    /// The namespace UUID. Unless given, that of a file is made of its path and this machine's identifier, so that a target that is
+    /// started again serves the namespace its hosts knew; any other is random.
     #[must_use]
     pub fn uuid(mut self, uuid: [u8; 16]) -> Self {
         self.uuid = Some(uuid);
@@ -171,17 +173,22 @@ impl Namespace {
             Some(_) => (len >> block_shift).saturating_mul(stride),
             None => len,
         };
+        let mut of_file = None;
         let (backing, len) = match self.source {
             Source::Memory(len) => (Backing::memory(kept(len), stride), kept(len)),
             Source::Null(len) => (Backing::Null, len),
-            Source::File(path, len) => Backing::file(&path, kept(len), stride)
-                .map_err(|source| LoopbackError::File { path, source })?,
+            Source::File(path, len) => {
+                let made = Backing::file(&path, kept(len), stride);
+                // The file is there now, and so is its canonical path.
+                of_file = Some(uuid_of_file(&path));
+                made.map_err(|source| LoopbackError::File { path, source })?
+            }
         };
         let blocks = len / stride;
         if blocks == 0 {
             return Err(LoopbackError::TooSmall { bytes: len, block_size: self.block_size });
         }
-        let uuid = match self.uuid {
+        let uuid = match self.uuid.or(of_file) {
             Some(uuid) => uuid,
             None => Uuid::random().map_err(LoopbackError::Start)?.to_bytes(),
         };
@@ -200,6 +207,21 @@ impl Namespace {
             uncorrectable: Mutex::default(),
         })
     }
+}
+
+/// A UUID that the same file of the same machine always has: two FNV-1a hashes, marked as made in a way of our own (RFC 9562, version
+/// 8).
+fn uuid_of_file(path: &Path) -> [u8; 16] {
+    let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let hash = |seed: u64| {
+        let bytes = machine.iter().chain(&[0]).chain(path.as_os_str().as_bytes());
+        bytes.fold(seed, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    };
+    let halves = [hash(0xcbf2_9ce4_8422_2325), hash(0x6c62_272e_07bb_0142)];
+    let mut uuid: [u8; 16] = zerocopy::transmute!(halves);
+    (uuid[6], uuid[8]) = (uuid[6] & 0x0f | 0x80, uuid[8] & 0x3f | 0x80);
+    uuid
 }
 
 /// A namespace of a running subsystem.

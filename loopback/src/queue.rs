@@ -27,6 +27,7 @@ use crate::controller::{self, Admin, Association, Controller, Local, Notify};
 use crate::data::Data;
 use crate::fault::Fault;
 use crate::namespace::ActiveNamespace;
+use crate::subsystem::SubsystemBuilder;
 use crate::target::{Front, Target, count};
 
 /// SQHD of a Connect response that grants to go without SQ flow control (Base 2.1 §6.3).
@@ -89,6 +90,8 @@ pub(crate) struct Queue {
     notify: Notify,
     link: Option<Link>,
     held: Vec<Held>,
+    /// The subsystem a fault adds once the command of this identifier was executed.
+    log_change: Option<(u16, String)>,
 }
 
 type ConnectError = (Status, u32);
@@ -107,7 +110,7 @@ const DATA_HOSTNQN: u16 = 512;
 
 impl Queue {
     pub(crate) fn new(target: Arc<Target>, front: Front, notify: Notify) -> Self {
-        Self { target, front, notify, link: None, held: Vec::new() }
+        Self { target, front, notify, link: None, held: Vec::new(), log_change: None }
     }
 
     /// A submission queue of an emulated PCI function's controller.
@@ -129,7 +132,7 @@ impl Queue {
             })?,
         };
         let link = Link { controller, qid, epoch, entries, sqhd: 0, flow_control: true, namespace: None };
-        Ok(Self { target, front: Front::Pci, notify, link: Some(link), held: Vec::new() })
+        Ok(Self { target, front: Front::Pci, notify, link: Some(link), held: Vec::new(), log_change: None })
     }
 
     /// Queue identifier, once connected.
@@ -173,6 +176,10 @@ impl Queue {
             Some(Fault::Drop) => Admit::Hold(None),
             Some(Fault::Delay(delay)) => Admit::Hold(Some(delay)),
             Some(Fault::Disconnect) => Admit::Close,
+            Some(Fault::DiscoveryLogChange(subnqn)) => {
+                self.log_change = Some((sqe.cid.get(), subnqn));
+                Admit::Execute(None)
+            }
             Some(fault) => Admit::Execute(Some(fault)),
         }
     }
@@ -241,6 +248,16 @@ impl Queue {
 
     /// Executes a command.
     pub(crate) fn execute(&mut self, sqe: &Sqe, data: Data<'_>) -> Outcome {
+        let outcome = self.run(sqe, data);
+        if let Some((_, subnqn)) = self.log_change.take_if(|(cid, _)| *cid == sqe.cid.get())
+            && self.target.add_subsystem(SubsystemBuilder::new(subnqn)).is_err()
+        {
+            self.target.discovery_changed();
+        }
+        outcome
+    }
+
+    fn run(&mut self, sqe: &Sqe, data: Data<'_>) -> Outcome {
         let counters = &self.target.counters;
         match &self.link {
             Some(link) if link.qid != 0 => count(&counters.io_commands, 1),

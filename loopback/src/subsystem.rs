@@ -145,10 +145,10 @@ impl Subsystem {
         }
     }
 
-    pub(crate) fn discovery() -> Self {
+    pub(crate) fn discovery(nqn: Nqn) -> Self {
         let builder = SubsystemBuilder::new(Nqn::DISCOVERY);
         let texts = [builder.serial, builder.model, builder.firmware];
-        Self::new(Nqn::discovery(), true, texts, builder.hosts)
+        Self::new(nqn, true, texts, builder.hosts)
     }
 
     pub(crate) fn nqn(&self) -> &Nqn {

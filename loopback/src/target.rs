@@ -6,15 +6,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
+use nvmf_core::Nqn;
+use nvmf_core::spec::dim::{DimData, DimTask};
 use nvmf_core::spec::features::AsyncEventConfig;
 use nvmf_core::spec::log_page::{AsyncEvent, LogPageId, NoticeEvent};
-use nvmf_core::{Nqn, TransportId};
 
-use crate::config::Config;
+use crate::config::{Config, Referral};
 use crate::error::LoopbackError;
 use crate::fault::Faults;
 use crate::namespace::Namespace;
 use crate::subsystem::{Subsystem, SubsystemBuilder};
+
+/// Most hosts and subsystems that may be entered at a time.
+const MAX_REGISTRATIONS: usize = 1024;
 
 /// By which way a queue was reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +38,7 @@ pub(crate) enum Front {
 pub(crate) struct Counters {
     pub(crate) connections: AtomicU64,
     pub(crate) admin_commands: AtomicU64,
+    pub(crate) log_page_reads: AtomicU64,
     pub(crate) io_commands: AtomicU64,
     pub(crate) reads: AtomicU64,
     pub(crate) writes: AtomicU64,
@@ -58,7 +63,8 @@ pub(crate) struct Target {
     subsystems: RwLock<BTreeMap<Nqn, Arc<Subsystem>>>,
     listeners: RwLock<Vec<SocketAddr>>,
     rdma_listeners: RwLock<Vec<SocketAddr>>,
-    referrals: RwLock<Vec<TransportId>>,
+    referrals: RwLock<Vec<Referral>>,
+    registrations: RwLock<BTreeMap<String, DimData>>,
     genctr: AtomicU64,
     stopped: AtomicBool,
     refusing: AtomicBool,
@@ -80,11 +86,12 @@ impl Target {
             faults: Faults::default(),
             counters: Counters::default(),
             started: Instant::now(),
-            discovery: Arc::new(Subsystem::discovery()),
+            discovery: Arc::new(Subsystem::discovery(config.discovery_nqn.clone())),
             subsystems: RwLock::default(),
             listeners: RwLock::default(),
             rdma_listeners: RwLock::default(),
             referrals: RwLock::new(config.referrals.clone()),
+            registrations: RwLock::default(),
             genctr: AtomicU64::new(1),
             stopped: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
@@ -139,11 +146,11 @@ impl Target {
         *write(&self.rdma_listeners) = addresses;
     }
 
-    pub(crate) fn referrals(&self) -> Vec<TransportId> {
+    pub(crate) fn referrals(&self) -> Vec<Referral> {
         read(&self.referrals).clone()
     }
 
-    pub(crate) fn set_referrals(&self, referrals: Vec<TransportId>) {
+    pub(crate) fn set_referrals(&self, referrals: Vec<Referral>) {
         *write(&self.referrals) = referrals;
         self.discovery_changed();
     }
@@ -154,7 +161,7 @@ impl Target {
 
     /// The subsystem a host asks for, the discovery subsystem included.
     pub(crate) fn find(&self, nqn: &Nqn) -> Option<Arc<Subsystem>> {
-        if nqn.is_discovery() {
+        if nqn.is_discovery() || nqn == self.discovery.nqn() {
             return Some(Arc::clone(&self.discovery));
         }
         read(&self.subsystems).get(nqn).cloned()
@@ -191,6 +198,26 @@ impl Target {
 
     pub(crate) fn add_namespace(&self, subnqn: &str, namespace: Namespace) -> Result<u32, LoopbackError> {
         self.subsystem(subnqn)?.add_namespace(namespace)
+    }
+
+    /// Who is entered, by NQN.
+    pub(crate) fn registrations(&self) -> Vec<DimData> {
+        read(&self.registrations).values().cloned().collect()
+    }
+
+    /// Enters somebody or takes them out. Returns whether it made sense.
+    pub(crate) fn register(&self, task: DimTask, data: DimData) -> bool {
+        let mut registrations = write(&self.registrations);
+        match task {
+            DimTask::REGISTER | DimTask::UPDATE
+                if registrations.len() < MAX_REGISTRATIONS || registrations.contains_key(&data.eid) =>
+            {
+                registrations.insert(data.eid.clone(), data);
+                true
+            }
+            DimTask::DEREGISTER => registrations.remove(&data.eid).is_some(),
+            _ => false,
+        }
     }
 
     /// GENCTR of the discovery log.

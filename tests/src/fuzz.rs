@@ -1,11 +1,13 @@
-//! What parsers of a peer's bytes must withstand: one function for each, fed with any bytes. `cargo xtask fuzz` drives them with
+//! What parsers of a peer's bytes and of files must withstand: one function for each, fed with any bytes. `cargo xtask fuzz` drives them with
 //! libFuzzer, `cargo test` with the corpus and with seeded noise.
 //!
 //! A harness panics when something is wrong: a panic of the code under test, or a broken promise of its interface.
 
+mod config;
 mod init;
 mod log;
 mod pcie;
+mod rdma;
 mod share;
 mod tcp;
 mod text;
@@ -21,14 +23,17 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("tcp_stream", tcp::stream),
     ("tcp_session", tcp::session),
+    ("rdma_responses", rdma::responses),
     ("cqe", pcie::completions),
     ("vfio_user", pcie::messages),
     ("identify", log::identify),
     ("log_pages", log::pages),
     ("discovery_log", log::discovery),
+    ("registration", log::registration),
     ("init", init::machine),
     ("transport_id", text::transport_id),
     ("names", text::names),
+    ("config", config::files),
     ("share_messages", share::messages),
 ];
 

@@ -9,6 +9,8 @@ pub mod metadata;
 pub mod program;
 pub mod proxy;
 pub mod rng;
+pub mod scale;
 pub mod session;
 pub mod soak;
+pub mod tiny;
 pub mod workload;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nvmf_core::spec::Status;
 use nvmf_core::{CommandError, Completion, Controller, ControllerOptions, Driver, IoBuf, IoCommand, IoQpair};
-use nvmf_core::{IoQpairOptions, Namespace as Ns, TransportId};
+use nvmf_core::{IoQpairOptions, Namespace as Ns, TimeoutPolicy, TransportId};
 use nvmf_loopback::{Loopback, Namespace, SubsystemBuilder};
 use nvmf_transport_tcp::TcpTransport;
 
@@ -35,6 +35,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 const GROWTH: u64 = 32 * 1024;
 /// Calls on the I/O thread that take longer are looked at.
 pub const SLOW: Duration = Duration::from_millis(2);
+/// How long a controller with a recovery policy may stay away.
+const LOSS: Duration = Duration::from_secs(20);
 /// How long a worker may go without a single success before the soak is stuck.
 const STUCK: Duration = Duration::from_secs(60);
 
@@ -70,6 +72,12 @@ pub struct Report {
     pub attached: u64,
     /// Attempts to attach that failed.
     pub refused: u64,
+    /// Of the times a worker attached, those with a recovery policy.
+    pub persistent: u64,
+    /// Times a queue pair with a recovery policy was connected again.
+    pub reconnected: u64,
+    /// I/Os that ended without having been sent, or were refused, while the controller was away.
+    pub not_sent: u64,
     /// Acts of harm.
     pub harm: u64,
     /// The longest call of `process_completions`.
@@ -96,6 +104,9 @@ impl Report {
         self.resolved += other.resolved;
         self.attached += other.attached;
         self.refused += other.refused;
+        self.persistent += other.persistent;
+        self.reconnected += other.reconnected;
+        self.not_sent += other.not_sent;
         self.harm += other.harm;
         self.longest_poll = self.longest_poll.max(other.longest_poll);
         self.longest_submit = self.longest_submit.max(other.longest_submit);
@@ -281,16 +292,23 @@ impl Worker {
         })
     }
 
-    /// Attaches and does I/O, again and again.
+    /// Attaches and does I/O, again and again: as often as not until the connection is lost, else with a recovery policy and for some
+    /// time.
     fn run(&mut self, until: Instant, stop: &AtomicBool) -> Result<()> {
         let mut last_success = Instant::now();
         while Instant::now() < until && !stop.load(Ordering::SeqCst) {
             let before = self.report.succeeded;
-            if let Some((controller, mut qpair, ns)) = self.attach()? {
-                let outcome = self.io(&mut qpair, &ns, until, stop);
+            let (options, life) = self.draw();
+            if let Some((controller, mut qpair, ns)) = self.attach(&options)? {
+                let end = life.map_or(until, |life| until.min(Instant::now() + life));
+                self.report.persistent += u64::from(life.is_some());
+                let outcome = self.io(&mut qpair, &ns, life.is_some(), end, stop);
                 drop(qpair);
+                let began = Instant::now();
                 let _ = controller.detach();
                 outcome?;
+                let limit = DEADLINE * 5;
+                ensure!(began.elapsed() < limit, "detaching took {:?}", began.elapsed());
             }
             let left = self.driver.pool().stats().outstanding;
             ensure!(left == 0, "{left} buffers did not come back");
@@ -302,16 +320,35 @@ impl Worker {
         Ok(())
     }
 
-    fn attach(&mut self) -> Result<Option<(Controller, IoQpair, Ns)>> {
+    /// How the next controller is to be treated, and for how long if it is connected again when it is lost.
+    fn draw(&mut self) -> (ControllerOptions, Option<Duration>) {
+        let mut options = self.options.clone();
+        if self.rng.below(2) == 0 {
+            return (options, None);
+        }
+        options.reconnect_delay = Some(Duration::from_millis(5 + self.rng.below(200)));
+        options.ctrl_loss_timeout = Some(LOSS);
+        options.fast_io_fail_timeout =
+            (self.rng.below(2) == 0).then(|| Duration::from_millis(self.rng.below(800)));
+        options.retry_after_reconnect = self.rng.below(4) as u8;
+        options.timeout_policy = match self.rng.below(3) {
+            0 => TimeoutPolicy::Disconnect,
+            1 => TimeoutPolicy::Abort,
+            _ => TimeoutPolicy::AbortThenReset,
+        };
+        (options, Some(Duration::from_millis(1000 + self.rng.below(20_000))))
+    }
+
+    fn attach(&mut self, options: &ControllerOptions) -> Result<Option<(Controller, IoQpair, Ns)>> {
         let limit = self.options.attach_timeout + DEADLINE * 4;
         let began = Instant::now();
-        let attached = self.driver.connect(&self.trid, &self.options).and_then(|controller| match controller
-            .alloc_io_qpair(&IoQpairOptions::default())
-        {
-            Ok(qpair) => Ok((controller, qpair)),
-            Err(error) => {
-                let _ = controller.detach();
-                Err(error)
+        let attached = self.driver.connect(&self.trid, options).and_then(|controller| {
+            match controller.alloc_io_qpair(&IoQpairOptions::default()) {
+                Ok(qpair) => Ok((controller, qpair)),
+                Err(error) => {
+                    let _ = controller.detach();
+                    Err(error)
+                }
             }
         });
         ensure!(began.elapsed() < limit, "attaching took {:?}", began.elapsed());
@@ -331,9 +368,20 @@ impl Worker {
         }
     }
 
-    fn io(&mut self, qpair: &mut IoQpair, ns: &Ns, until: Instant, stop: &AtomicBool) -> Result<()> {
+    /// I/O until `until`, or until the connection is lost for good: `persistent` ones come back.
+    fn io(
+        &mut self,
+        qpair: &mut IoQpair,
+        ns: &Ns,
+        persistent: bool,
+        until: Instant,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         let mut pending: HashMap<u64, Io> = HashMap::new();
         let mut lost = false;
+        let mut connected = true;
+        // What is held waits for the controller until that is given up.
+        let limit = if persistent { LOSS + DEADLINE * 5 } else { DEADLINE * 5 };
         let mut progress = Instant::now();
         self.switches = voluntary_switches()?;
         loop {
@@ -347,8 +395,10 @@ impl Worker {
                 if over {
                     break;
                 }
-                lost |= !qpair.is_connected();
+                lost |= !persistent && !qpair.is_connected();
             }
+            let before = std::mem::replace(&mut connected, qpair.is_connected());
+            self.report.reconnected += u64::from(connected && !before);
             let mut done = VecDeque::new();
             let began = Instant::now();
             let polled = qpair.process_completions(0, |completion| done.push_back(completion));
@@ -371,9 +421,9 @@ impl Worker {
             }
             if let Err(error) = polled {
                 lost = true;
+                ensure!(!persistent || !qpair.is_reconnecting(), "given up although it comes back: {error}");
                 ensure!(pending.is_empty(), "{} I/Os never ended: {error}", pending.len());
             }
-            let limit = DEADLINE * 5;
             ensure!(
                 pending.is_empty() || progress.elapsed() < limit,
                 "{} I/Os do not end within {limit:?}",
@@ -448,6 +498,7 @@ impl Worker {
             }
             Err(refused) => {
                 ensure!(refused.is_queue_full() || !qpair.is_connected(), "submitting: {refused}");
+                self.report.not_sent += u64::from(!refused.is_queue_full());
                 Ok(false)
             }
         }
@@ -472,17 +523,20 @@ impl Worker {
                     report.blocks_read += io.blocks;
                 }
             }
+            // It was not done, and will not be.
+            (Err(CommandError::NotSent), _) => report.not_sent += 1,
             (Err(CommandError::Disconnected | CommandError::TimedOut | CommandError::Aborted), written) => {
                 report.lost += 1;
                 if let Some(version) = written {
                     history.unknown(io.slba, io.blocks, version, now);
                 }
             }
-            // A digest did not match, or the target missed a keep alive and has shut the controller down: the command is over,
-            // its data is not to be used.
+            // A digest did not match, the target missed a keep alive and has shut the controller down, or the policy had the command
+            // aborted: it is over, its data is not to be used.
             (Err(CommandError::Status(status)), written)
                 if status.is(Status::TRANSIENT_TRANSPORT_ERROR)
-                    || status.is(Status::COMMAND_SEQUENCE_ERROR) =>
+                    || status.is(Status::COMMAND_SEQUENCE_ERROR)
+                    || status.is(Status::ABORT_REQUESTED) =>
             {
                 report.lost += 1;
                 if let Some(version) = written {
@@ -500,7 +554,7 @@ impl Worker {
         loop {
             ensure!(Instant::now() < deadline, "no connection for the last check within {STUCK:?}");
             // Harm that was ordered for the last connections may still hit one of these.
-            let Some((controller, mut qpair, ns)) = self.attach()? else { continue };
+            let Some((controller, mut qpair, ns)) = self.attach(&self.options.clone())? else { continue };
             let submitted = Instant::now();
             let outcome = self.read_all(&mut qpair, &ns);
             drop(qpair);

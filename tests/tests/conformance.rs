@@ -136,6 +136,7 @@ mod rdma_sim_narrow {
             max_elements: 2,
             max_completions: 48,
             max_reads: 1,
+            max_shared_receives: 16_384,
         });
         let mut options = ControllerOptions::default();
         options.background_admin = false;

@@ -11,6 +11,7 @@ fn everything_is_explained() -> Result<()> {
         Soak { time: Duration::from_secs(6), seed: 20_260_101, workers: 2, pace: Duration::from_millis(300) };
     let report = soak.run()?;
     ensure!(report.harm > 10 && report.attached > 5, "hardly any harm was done: {report:?}");
+    ensure!(report.persistent > 0 && report.reconnected > 0, "no connection came back: {report:?}");
     ensure!(report.succeeded > 1000 && report.lost > 10, "{report:?}");
     Ok(())
 }

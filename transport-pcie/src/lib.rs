@@ -24,6 +24,7 @@ mod cmb;
 pub mod controller;
 mod data;
 pub mod device;
+mod farewell;
 // UNSAFETY: the promises of docs/safety.md, A1.
 #[expect(unsafe_code, reason = "leave for devices to access memory")]
 mod grant;

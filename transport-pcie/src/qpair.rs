@@ -23,6 +23,7 @@ use zerocopy::IntoBytes;
 
 use crate::cmb::CmbPart;
 use crate::data::{self, LIST_BYTES, List, Piece};
+use crate::farewell::Farewell;
 use crate::shadow::QueueDoorbells;
 use crate::shared::{SglSupport, Shared};
 
@@ -127,6 +128,8 @@ pub struct PcieQpair {
     /// The queues were created; commands are taken from then on.
     usable_at: Option<Instant>,
     life: Life,
+    /// Of the admin queue.
+    farewell: Option<Farewell>,
     stats: TransportStats,
 }
 
@@ -197,6 +200,7 @@ impl PcieQpair {
                 quiesced: false,
                 stuck: false,
             },
+            farewell: (setup.qid == 0).then(Farewell::default),
             stats: TransportStats::default(),
         })
     }
@@ -257,6 +261,7 @@ impl PcieQpair {
         let name = match self.life.sent.take()? {
             Sent::CreateCq => {
                 self.life.cq = created;
+                self.shared.note_queue(self.controller_life, self.qid, created == Exists::Yes);
                 "Create I/O Completion Queue"
             }
             Sent::CreateSq => {
@@ -269,7 +274,10 @@ impl PcieQpair {
                 "Delete I/O Submission Queue"
             }
             Sent::DeleteCq => {
-                self.life.cq = if gone { Exists::No } else { self.life.cq };
+                if gone {
+                    self.life.cq = Exists::No;
+                    self.shared.note_queue(self.controller_life, self.qid, false);
+                }
                 self.life.stuck |= !gone;
                 "Delete I/O Completion Queue"
             }
@@ -404,6 +412,21 @@ impl PcieQpair {
         Ok(())
     }
 
+    /// Writes a command into the submission ring.
+    #[inline(always)]
+    fn put(&mut self, sqe: &Sqe) -> Result<()> {
+        let at = usize::from(self.sq_tail) * SQE_BYTES;
+        match &self.cmb {
+            Some(part) => part.write(at, sqe.as_bytes())?,
+            None => self.memory()?.write_words(self.sq_offset + at, &sqe.words()),
+        }
+        self.sq_tail += 1;
+        if self.sq_tail == self.entries {
+            self.sq_tail = 0;
+        }
+        Ok(())
+    }
+
     /// Whether the controller was stopped since, and so has forgotten the queue.
     fn is_forgotten(&self) -> bool {
         self.shared.life() != self.controller_life
@@ -437,28 +460,81 @@ impl PcieQpair {
         Ok(())
     }
 
+    // --- stopping the controller ---------------------------------------------------------------------------------------------
+
+    /// Deletes the I/O queues of a controller that works before it is disabled; see [`Farewell`]. Only the admin queue
+    /// does, and it goes on with it in every call.
+    fn say_farewell(&mut self, now: Instant) {
+        let Some(mut farewell) = self.farewell.take() else { return };
+        if farewell.begins() {
+            farewell.begin(self.shared.begin_deleting(self.controller_life, now));
+        }
+        if !farewell.is_over() {
+            match self.delete_queues(&mut farewell) {
+                Ok(()) if !farewell.is_over() => {}
+                result => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "while deleting the I/O queues of a controller that is stopped");
+                        farewell.end();
+                    }
+                    self.shared.queues_deleted(self.controller_life, now);
+                }
+            }
+        }
+        self.farewell = Some(farewell);
+    }
+
+    fn delete_queues(&mut self, farewell: &mut Farewell) -> Result<()> {
+        for _ in 0..self.entries {
+            let Some(cqe) = self.next_cqe()? else { break };
+            // What the other commands came to is nobody's business any more.
+            farewell.completed(cqe.cid.get());
+        }
+        let (tail, head) = (self.sq_tail, self.cq_head);
+        // Commands without a completion may not have been fetched.
+        while let Some(sqe) = farewell.next(usize::from(self.entries) - 1) {
+            self.put(&sqe)?;
+        }
+        if self.cq_rung != head {
+            self.shared.bar.doorbell(self.cq_doorbell, u32::from(head))?;
+            self.cq_rung = head;
+        }
+        if self.sq_tail != tail {
+            self.shared.bar.doorbell(self.sq_doorbell, u32::from(self.sq_tail))?;
+            self.sq_rung = self.sq_tail;
+        }
+        Ok(())
+    }
+
     // --- completing --------------------------------------------------------------------------------------------------------
+
+    /// Takes the next completion the controller has written.
+    #[inline(always)]
+    fn next_cqe(&mut self) -> Result<Option<Cqe>> {
+        let at = self.cq_offset + usize::from(self.cq_head) * CQE_BYTES;
+        let memory = self.memory()?;
+        // The dword with the phase tag is written last (Base 2.1 §4.2.4); nothing else is read before it.
+        let dw3 = memory.load_acquire_u32(at + 12);
+        if (dw3 >> 16 & 1 != 0) != self.phase {
+            return Ok(None);
+        }
+        let dw2 = memory.read_u32(at + 8);
+        let cqe = Cqe::from_words([memory.read_u64(at), u64::from(dw3) << 32 | u64::from(dw2)]);
+        self.cq_head += 1;
+        if self.cq_head == self.entries {
+            self.cq_head = 0;
+            self.phase = !self.phase;
+        }
+        Ok(Some(cqe))
+    }
 
     /// Takes new completions. Returns how many.
     fn consume(&mut self, tracker: &mut Tracker, budget: usize) -> Result<usize> {
         let mut count = 0;
         // One round at most: a controller that writes without end must not keep us here.
         while tracker.completed() < budget && count < usize::from(self.entries) {
-            let at = self.cq_offset + usize::from(self.cq_head) * CQE_BYTES;
-            let memory = self.memory()?;
-            // The dword with the phase tag is written last (Base 2.1 §4.2.4); nothing else is read before it.
-            let dw3 = memory.load_acquire_u32(at + 12);
-            if (dw3 >> 16 & 1 != 0) != self.phase {
-                return Ok(count);
-            }
-            let dw2 = memory.read_u32(at + 8);
-            let cqe = Cqe::from_words([memory.read_u64(at), u64::from(dw3) << 32 | u64::from(dw2)]);
+            let Some(cqe) = self.next_cqe()? else { return Ok(count) };
             count += 1;
-            self.cq_head += 1;
-            if self.cq_head == self.entries {
-                self.cq_head = 0;
-                self.phase = !self.phase;
-            }
             self.complete(&cqe, tracker)?;
         }
         self.more = true;
@@ -485,6 +561,9 @@ impl PcieQpair {
                 self.qid
             )));
         };
+        if let Some(farewell) = &mut self.farewell {
+            farewell.completed(cid);
+        }
         let len = u64::from(tracker.data_len(slot));
         match tracker.direction(slot) {
             DataDirection::None => {}
@@ -535,6 +614,9 @@ impl TransportQpair for PcieQpair {
             }
         };
         *exists = Exists::Maybe;
+        if next == Sent::CreateCq {
+            self.shared.note_queue(self.controller_life, self.qid, true);
+        }
         self.life.sent = Some(next);
         Ok(ConnectProgress::Admin(self.command(next)))
     }
@@ -562,15 +644,11 @@ impl TransportQpair for PcieQpair {
             self.unsent.push((slot, sqe.cid.get()));
             return Ok(());
         }
+        if let Some(farewell) = &mut self.farewell {
+            farewell.submitted(sqe.cid.get());
+        }
         let at = usize::from(self.sq_tail) * SQE_BYTES;
-        match &self.cmb {
-            Some(part) => part.write(at, sqe.as_bytes())?,
-            None => self.memory()?.write_words(self.sq_offset + at, &sqe.words()),
-        }
-        self.sq_tail += 1;
-        if self.sq_tail == self.entries {
-            self.sq_tail = 0;
-        }
+        self.put(&sqe)?;
         if self.cmb.is_none() {
             // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
             self.memory()?.prefetch_write(self.sq_offset + at + PREFETCH * SQE_BYTES);
@@ -634,6 +712,7 @@ impl TransportQpair for PcieQpair {
             || self.shared.failure(self.controller_life).is_some()
         {
             // The admin queue itself, or nobody is left to answer Delete commands.
+            self.say_farewell(now);
             self.shared.stop(self.controller_life, now)
         } else if self.life.sent.is_some() {
             Quiesce::Pending

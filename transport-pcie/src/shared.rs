@@ -1,6 +1,6 @@
 //! What a controller and its queue pairs share: registers, mappings, and how the controller is stopped.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -12,7 +12,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use nvmf_core::dma::{DMA_PAGE, RegionId, SharedMemory};
 use nvmf_core::proto::controller_init::MAX_PAGE;
-use nvmf_core::spec::registers::{Cap, ControllerConfig, ControllerStatus, PropertyOffset};
+use nvmf_core::spec::registers::{Cap, ControllerConfig, ControllerStatus, PropertyOffset, Shn, Shst};
 use nvmf_core::transport::Quiesce;
 use nvmf_core::{DmaPool, DmaRegion, Error, ErrorKind, Result};
 
@@ -27,6 +27,8 @@ use crate::wake::{self, Bell};
 const MIN_DISABLE: Duration = Duration::from_millis(500);
 /// Longest; a caller that drops a queue pair waits for it.
 const MAX_DISABLE: Duration = Duration::from_secs(20);
+/// How long a controller may take to delete its I/O queues before it is disabled all the same.
+const MAX_DELETE: Duration = Duration::from_secs(1);
 /// What a read returns that nobody answers.
 const NOBODY_32: u32 = u32::MAX;
 
@@ -92,12 +94,18 @@ struct Inner {
     /// What the function may reach. The clone keeps a region until the function has forgotten it.
     maps: HashMap<RegionId, (DmaRegion, u64)>,
     stop: Stop,
+    /// I/O queues, by identifier, of which the controller may know the completion queue, or both.
+    queues: BTreeSet<u16>,
 }
 
 /// How far the controller is stopped as a whole.
 #[derive(Clone, Copy, Debug)]
 enum Stop {
     Running,
+    /// The admin queue deletes the I/O queues first, if it is done with that in time.
+    Deleting {
+        until: Instant,
+    },
     /// CC.EN was cleared; CSTS.RDY has to follow.
     Disabling {
         /// CSTS is not looked at before.
@@ -162,7 +170,12 @@ impl Shared {
             shadow: Mutex::default(),
             cmb: Mutex::default(),
             left_alone: Mutex::default(),
-            inner: Mutex::new(Inner { device, maps: HashMap::new(), stop: Stop::Running }),
+            inner: Mutex::new(Inner {
+                device,
+                maps: HashMap::new(),
+                stop: Stop::Running,
+                queues: BTreeSet::new(),
+            }),
         })
     }
 
@@ -394,6 +407,51 @@ impl Shared {
         self.dead.load(Ordering::Acquire)
     }
 
+    /// Notes that the controller may know an I/O queue of this life, or knows neither half of it any more.
+    pub(crate) fn note_queue(&self, life: u32, qid: u16, exists: bool) {
+        let queues = &mut self.lock().queues;
+        if exists && self.life() == life {
+            queues.insert(qid);
+        } else if self.life() == life {
+            queues.remove(&qid);
+        }
+    }
+
+    /// Begins to stop a controller that works: no queue rings its doorbell from now on, and the admin queue, which asks, is to delete
+    /// the I/O queues that are returned and then to say so with [`Shared::queues_deleted`]. None are when the controller
+    /// does not work, is being stopped already or shut down, or has none.
+    pub(crate) fn begin_deleting(&self, life: u32, now: Instant) -> Vec<u16> {
+        let mut inner = self.lock();
+        let works = || {
+            let register = |offset: PropertyOffset| self.bar.read32(u64::from(offset.0)).ok();
+            let (cc, csts) = (register(PropertyOffset::CC)?, register(PropertyOffset::CSTS)?);
+            let (cc, csts) = (ControllerConfig(cc), ControllerStatus(csts));
+            // All ones, from a function that is gone, are no such status.
+            let up = csts.rdy() && !csts.cfs() && csts.shst() == Shst::NORMAL;
+            Some(cc.en() && cc.shn() == Shn::NONE && up)
+        };
+        if self.life() != life
+            || !matches!(inner.stop, Stop::Running)
+            || inner.queues.is_empty()
+            || self.lost.load(Ordering::Acquire)
+            || works() != Some(true)
+        {
+            return Vec::new();
+        }
+        self.dead.store(true, Ordering::Release);
+        self.ring();
+        inner.stop = Stop::Deleting { until: now + MAX_DELETE };
+        inner.queues.iter().copied().collect()
+    }
+
+    /// The I/O queues are deleted, or cannot be: the controller may be disabled.
+    pub(crate) fn queues_deleted(&self, life: u32, now: Instant) {
+        let mut inner = self.lock();
+        if self.life() == life && matches!(inner.stop, Stop::Deleting { .. }) {
+            inner.stop = Stop::Deleting { until: now };
+        }
+    }
+
     /// Stops the controller one step further: CC.EN is cleared and CSTS.RDY awaited (NVMe Base 2.1 §3.1.4.5: afterwards the
     /// controller has forgotten all queues). Whoever is gone or does not obey is cut off from memory. `life` is that of the
     /// queue that asks: the queues of an earlier one were stopped with it.
@@ -406,14 +464,15 @@ impl Shared {
             self.ring();
         }
         inner.stop = match inner.stop {
-            Stop::Running => self.disable(&mut inner, now),
+            Stop::Deleting { until } if now < until => Stop::Deleting { until },
+            Stop::Running | Stop::Deleting { .. } => self.disable(&mut inner, now),
             Stop::Disabling { not_before, deadline } => {
                 self.await_disabled(&mut inner, now, not_before, deadline)
             }
             done => done,
         };
         match inner.stop {
-            Stop::Running | Stop::Disabling { .. } => Quiesce::Pending,
+            Stop::Running | Stop::Deleting { .. } | Stop::Disabling { .. } => Quiesce::Pending,
             Stop::Quiet | Stop::CutOff => Quiesce::Done,
             Stop::Unconfirmed => Quiesce::Unconfirmed,
         }
@@ -436,6 +495,7 @@ impl Shared {
                 // Queues of the life before see that it is over before they could see the controller running again.
                 self.life.fetch_add(1, Ordering::AcqRel);
                 inner.stop = Stop::Running;
+                inner.queues.clear();
                 self.dead.store(false, Ordering::Release);
             }
             Stop::CutOff | Stop::Unconfirmed => {
@@ -445,7 +505,7 @@ impl Shared {
                 ))
                 .hint("detach it and attach it anew"));
             }
-            Stop::Disabling { .. } => {
+            Stop::Deleting { .. } | Stop::Disabling { .. } => {
                 return Err(Error::api_misuse("a controller is used again before it is stopped"));
             }
         }

@@ -21,6 +21,8 @@ use crate::qpair::{Memories, Plan, RdmaQpair, Route};
 const MAX_DESCRIPTORS: u16 = 16;
 /// Most in-capsule data that is used, bytes.
 const MAX_IN_CAPSULE: u64 = 1 << 20;
+/// Most bytes between a command and its in-capsule data: each slot has them, in locked memory.
+const MAX_OFFSET: u32 = 8 << 10;
 /// Unit of the acknowledgement timeout.
 const ACK_UNIT: Duration = Duration::from_nanos(4096);
 
@@ -67,7 +69,7 @@ impl<P: Provider> RdmaController<P> {
             0 => (Limits { descriptors: 1, ..Limits::default() }, 0),
             _ => (self.limits, self.cntlid),
         };
-        RdmaQpair::new(setup, Plan { route: Arc::clone(&self.route), limits, cntlid })
+        RdmaQpair::new(setup, Plan { route: Arc::clone(&self.route), limits, cntlid, share: None })
     }
 }
 
@@ -96,9 +98,9 @@ impl<P: Provider> TransportController for RdmaController<P> {
         }
         let in_capsule = identify.in_capsule_data_size().min(MAX_IN_CAPSULE);
         let offset = if in_capsule > 0 { identify.in_capsule_data_offset() } else { 0 };
-        let offset = u32::try_from(offset).ok().filter(|&offset| offset <= MAX_IN_CAPSULE as u32);
+        let offset = u32::try_from(offset).ok().filter(|&offset| offset <= MAX_OFFSET);
         let offset = offset.ok_or_else(|| {
-            Error::unsupported("in-capsule data more than 1 MiB behind the command (ICDOFF)")
+            Error::unsupported("in-capsule data more than 8 KiB behind the command (ICDOFF)")
         })?;
         let fitting = u16::try_from(in_capsule / 16).unwrap_or(u16::MAX);
         let wanted = match identify.msdbd {

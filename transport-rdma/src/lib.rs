@@ -32,7 +32,7 @@ pub use controller::RdmaController;
 pub use options::RdmaOptions;
 pub use qpair::RdmaQpair;
 pub use requirements::{Missing, Requirements};
-pub use verbs::{VerbsDomain, VerbsEndpoint, VerbsProvider, VerbsRegistration};
+pub use verbs::{VerbsDomain, VerbsEndpoint, VerbsProvider, VerbsRegistration, VerbsShared};
 
 use crate::provider::Provider;
 use crate::qpair::Memories;

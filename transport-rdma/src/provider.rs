@@ -39,6 +39,8 @@ pub trait Provider: Send + Sync + 'static {
 pub trait Domain: Send + Sync + 'static {
     /// A registration; ends when dropped.
     type Registration: Registration;
+    /// Queues for several queue pairs.
+    type Shared: SharedQueues;
 
     /// Name of the device.
     fn device(&self) -> &str;
@@ -63,6 +65,36 @@ pub trait Domain: Send + Sync + 'static {
         len: usize,
         access: Access,
     ) -> io::Result<Self::Registration>;
+
+    /// Makes a completion queue with room for so many, and a receive queue with room for so many, for several queue pairs.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn share(self: &Arc<Self>, completions: u32, receives: u32) -> io::Result<Self::Shared>;
+}
+
+/// A completion queue and a receive queue of several queue pairs. Destroyed when it is dropped and its last queue pair is gone.
+pub trait SharedQueues: Send + Sync + 'static {
+    /// As [`Endpoint::post_receive`]; whichever queue pair gets a message takes the oldest.
+    ///
+    /// # Errors
+    /// What the device says; none or some of them may be posted then.
+    fn post_receive(&self, requests: &[ReceiveRequest]) -> io::Result<()>;
+
+    /// As [`Endpoint::poll_completions`], for all queue pairs.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn poll_completions(&self, completions: &mut [WorkCompletion]) -> io::Result<usize>;
+
+    /// As [`Endpoint::request_notification`]: every queue pair's descriptor becomes readable.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn request_notification(&self) -> io::Result<()>;
+
+    /// As [`Endpoint::take_notifications`].
+    fn take_notifications(&self) -> bool;
 }
 
 /// What a registration allows.
@@ -95,6 +127,8 @@ pub struct DeviceLimits {
     pub max_completions: u32,
     /// Most RDMA READs the device answers at a time on one queue pair.
     pub max_reads: u8,
+    /// Most receives of a receive queue that several queue pairs share; 0 when it has none of these.
+    pub max_shared_receives: u32,
 }
 
 /// What a queue pair is to be.
@@ -287,6 +321,8 @@ pub struct WorkCompletion {
     pub length: u32,
     /// The key the peer invalidated with its message.
     pub invalidated: Option<u32>,
+    /// Number of the queue pair, also when it failed.
+    pub queue_pair: u32,
 }
 
 /// One end of one connection, with its completion queue and its event channels. Nothing blocks.
@@ -329,11 +365,20 @@ pub trait Endpoint: Send + 'static {
     /// What the operating system says.
     fn domain(&mut self) -> io::Result<Arc<Self::Domain>>;
 
-    /// Makes the queue pair and its completion queue. Returns how many bytes fit into a work request itself.
+    /// Makes the queue pair with queues of its own, or with these for completions and receives. Returns how many bytes fit into a
+    /// work request itself.
     ///
     /// # Errors
     /// What the operating system says.
-    fn create_queue_pair(&mut self, domain: &Arc<Self::Domain>, setup: &QueuePairSetup) -> io::Result<u32>;
+    fn create_queue_pair(
+        &mut self,
+        domain: &Arc<Self::Domain>,
+        setup: &QueuePairSetup,
+        shared: Option<&Arc<<Self::Domain as Domain>::Shared>>,
+    ) -> io::Result<u32>;
+
+    /// Number of the queue pair, 0 without one.
+    fn queue_pair_number(&self) -> u32;
 
     /// Starts connecting; the outcome is an event.
     ///
@@ -365,13 +410,14 @@ pub trait Endpoint: Send + 'static {
     /// What the device says; none or some of them may be posted then.
     fn post_send(&mut self, batch: &SendBatch) -> io::Result<()>;
 
-    /// Posts receives, with one doorbell.
+    /// Posts receives, with one doorbell. For a queue pair with a receive queue of its own.
     ///
     /// # Errors
     /// As [`Endpoint::post_send`].
     fn post_receive(&mut self, requests: &[ReceiveRequest]) -> io::Result<()>;
 
-    /// Takes completions, at most as many as there is room for and at most 32. No system call.
+    /// Takes completions, at most as many as there is room for and at most 32. No system call. For a queue pair with a
+    /// completion queue of its own.
     ///
     /// # Errors
     /// What the device says.
@@ -387,6 +433,9 @@ pub trait Endpoint: Send + 'static {
     /// Takes the notification back that made [`Endpoint::event_fd`] readable; there is at most one for each time one was asked
     /// for. Whether there was one.
     fn take_notifications(&mut self) -> bool;
+
+    /// What is wrong now with the device or the port the connection uses, in words; for explaining failures.
+    fn trouble(&self) -> Option<String>;
 
     /// A descriptor that is readable when there is an event of the connection manager or a notification.
     fn event_fd(&self) -> RawFd;

@@ -9,6 +9,7 @@
 mod connect;
 mod link;
 mod reject;
+mod share;
 
 use std::cell::Cell;
 use std::fmt;
@@ -20,7 +21,9 @@ use nvmf_core::proto::Tracker;
 use nvmf_core::spec::command::DataDirection;
 use nvmf_core::spec::fabrics::FabricsType;
 use nvmf_core::spec::{AdminOpcode, Cqe, Sqe};
-use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
+use nvmf_core::transport::{
+    ConnectProgress, GroupShares, QpairSetup, Quiesce, TransportQpair, TransportStats,
+};
 use nvmf_core::{DmaRegion, Error, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -33,6 +36,7 @@ use crate::provider::{
 use crate::qpair::connect::Connector;
 pub(crate) use crate::qpair::connect::{Memories, Plan, Route};
 use crate::qpair::link::{Kind, Link, RESPONSE_BYTES};
+use crate::qpair::share::Share;
 
 /// How often an idle queue pair asks the connection manager for news: that is a system call.
 const CM_CHECK: Duration = Duration::from_millis(20);
@@ -86,6 +90,8 @@ pub struct RdmaQpair<P: Provider> {
     /// Keys of regions, by region.
     regions: Vec<(RegionId, Keys)>,
     completions: [WorkCompletion; POLL_BATCH],
+    /// Responses that came with completions of a queue that is shared.
+    responses: [[u8; RESPONSE_BYTES]; POLL_BATCH],
     /// The slot of the Connect command.
     connect_slot: Option<u16>,
     /// The last poll stopped at its budget.
@@ -119,6 +125,7 @@ impl<P: Provider> RdmaQpair<P> {
             pool,
             regions: Vec::new(),
             completions: [WorkCompletion::default(); POLL_BATCH],
+            responses: [[0; RESPONSE_BYTES]; POLL_BATCH],
             connect_slot: None,
             more: false,
             armed: Cell::new(false),
@@ -280,7 +287,7 @@ impl<P: Provider> RdmaQpair<P> {
         let signal = self.ledger.post(slot, !inline);
         let kind = if signal == Signal::Command { Kind::Command } else { Kind::Account };
         self.batch.requests.push(SendRequest {
-            id: kind.id(u32::from(slot)),
+            id: link.name(kind.id(u32::from(slot))),
             first,
             count: self.batch.elements.len() as u32 - first,
             signalled: signal != Signal::None,
@@ -331,10 +338,7 @@ impl<P: Provider> RdmaQpair<P> {
                 return Ok(found);
             }
             let link = self.link.as_mut().ok_or_else(closed)?;
-            let count = link
-                .endpoint
-                .poll_completions(&mut self.completions[..room])
-                .map_err(|error| Error::disconnected(format!("the completion queue failed: {error}")))?;
+            let count = link.poll(&mut self.completions[..room], &mut self.responses)?;
             if count == 0 {
                 self.stats.empty_receives += 1;
                 return Ok(found);
@@ -345,7 +349,7 @@ impl<P: Provider> RdmaQpair<P> {
             for index in 0..count {
                 let completion = self.completions[index];
                 if completion.status == WorkStatus::SUCCESS {
-                    self.completed(&completion, tracker)?;
+                    self.completed(&completion, index, tracker)?;
                 } else if failure.is_none_or(|first| first.status == WorkStatus::FLUSHED) {
                     // The first that was not just flushed is the cause.
                     failure = Some(completion);
@@ -361,12 +365,13 @@ impl<P: Provider> RdmaQpair<P> {
         }
     }
 
-    fn completed(&mut self, completion: &WorkCompletion, tracker: &mut Tracker) -> Result<()> {
+    /// One that succeeded, the `place`th of those taken.
+    fn completed(&mut self, completion: &WorkCompletion, place: usize, tracker: &mut Tracker) -> Result<()> {
         let number = completion.id as u32;
         let broken =
             |violation: proto::Violation| Error::disconnected(format!("the RDMA device reports {violation}"));
         match Kind::of(completion.id) {
-            Some(Kind::Receive) => self.response(number, completion, tracker),
+            Some(Kind::Receive) => self.response(number, place, completion, tracker),
             Some(Kind::Command) => {
                 let slot = number as u16;
                 if let Some(cqe) = self.ledger.sent(Some(slot)).map_err(broken)? {
@@ -379,8 +384,14 @@ impl<P: Provider> RdmaQpair<P> {
         }
     }
 
-    /// A response capsule in receive buffer `index`.
-    fn response(&mut self, index: u32, completion: &WorkCompletion, tracker: &mut Tracker) -> Result<()> {
+    /// A response capsule in receive buffer `index`, or that came with the `place`th completion.
+    fn response(
+        &mut self,
+        index: u32,
+        place: usize,
+        completion: &WorkCompletion,
+        tracker: &mut Tracker,
+    ) -> Result<()> {
         self.ledger
             .received()
             .map_err(|violation| Error::disconnected(format!("the RDMA device reports {violation}")))?;
@@ -391,16 +402,21 @@ impl<P: Provider> RdmaQpair<P> {
             )));
         }
         let link = self.link.as_ref().ok_or_else(closed)?;
-        let ring = link.ring()?;
-        let receive = ring.receive(index);
-        let Some(receive) = receive else {
-            return Err(Error::disconnected("the RDMA device reports a receive that was not posted"));
-        };
-        let mut bytes = [0; RESPONSE_BYTES];
-        ring.memory.read_bytes(ring.response(index), &mut bytes);
+        let mut bytes = self.responses[place];
+        if link.is_member() {
+            // The receive was posted again when the response was copied.
+            self.ledger.receives_posted(1);
+        } else {
+            let ring = link.ring()?;
+            let receive = ring.receive(index);
+            let Some(receive) = receive else {
+                return Err(Error::disconnected("the RDMA device reports a receive that was not posted"));
+            };
+            ring.memory.read_bytes(ring.response(index), &mut bytes);
+            self.reposts.push(receive);
+        }
         let cqe = Cqe::read_from_bytes(&bytes)
             .map_err(|_| Error::peer_misbehaved("a response capsule that is no completion"))?;
-        self.reposts.push(receive);
         self.stats.bytes_received += RESPONSE_BYTES as u64;
         let cid = cqe.cid.get();
         let unknown = || {
@@ -433,7 +449,7 @@ impl<P: Provider> RdmaQpair<P> {
             // Something before it ended the connection; the connection manager may know what.
             return match self.news() {
                 Err(error) => error,
-                Ok(()) => Error::disconnected("the RDMA queue pair failed and flushed its work"),
+                Ok(()) => self.with_cause("the RDMA queue pair failed and flushed its work".to_owned()),
             };
         }
         let what = match Kind::of(completion.id) {
@@ -443,7 +459,16 @@ impl<P: Provider> RdmaQpair<P> {
         if status == WorkStatus::LOCAL_LENGTH && what == "receiving a response" {
             return Error::peer_misbehaved(format!("a response capsule longer than {RESPONSE_BYTES} bytes"));
         }
-        Error::disconnected(format!("{what} failed: {status} (vendor code {:#x})", completion.vendor))
+        self.with_cause(format!("{what} failed: {status} (vendor code {:#x})", completion.vendor))
+    }
+
+    /// A lost connection, and what is wrong with the device if that can be told.
+    fn with_cause(&self, what: String) -> Error {
+        let link = self.link.as_ref();
+        match link.and_then(|link| link.endpoint.trouble()) {
+            Some(trouble) => Error::disconnected(format!("{trouble}: {what}")),
+            None => Error::disconnected(what),
+        }
     }
 
     /// Looks at what the connection manager has to say. An error ends the connection.
@@ -490,7 +515,9 @@ impl<P: Provider> RdmaQpair<P> {
             }
         } else if found == 0 {
             self.idle_polls += 1;
-            if self.idle_polls >= IDLE_POLLS {
+            if self.link.as_ref().is_some_and(Link::is_asleep) {
+                self.news()?;
+            } else if self.idle_polls >= IDLE_POLLS {
                 self.idle_polls = 0;
                 let now = Instant::now();
                 if now.saturating_duration_since(self.last_check) >= CM_CHECK {
@@ -519,7 +546,8 @@ impl<P: Provider> RdmaQpair<P> {
         match link.begin_flush() {
             Ok(()) => {
                 let deadline = now + FLUSH_TIMEOUT;
-                self.teardown = Teardown::Flushing { deadline, send: true, receive: true };
+                let receive = !link.is_member();
+                self.teardown = Teardown::Flushing { deadline, send: true, receive };
             }
             Err(error) => {
                 tracing::debug!(%error, "an RDMA queue pair is destroyed without being flushed");
@@ -533,7 +561,7 @@ impl<P: Provider> RdmaQpair<P> {
         let Teardown::Flushing { deadline, mut send, mut receive } = self.teardown else { return };
         let Some(link) = &mut self.link else { return };
         while send || receive {
-            match link.endpoint.poll_completions(&mut self.completions) {
+            match link.poll(&mut self.completions, &mut self.responses) {
                 Ok(count @ 1..) => {
                     for completion in &self.completions[..count] {
                         if Kind::of(completion.id) == Some(Kind::Drain) {
@@ -618,6 +646,15 @@ impl<P: Provider> TransportQpair for RdmaQpair<P> {
         }
     }
 
+    fn join_group(&mut self, shares: &GroupShares) {
+        // One that is connected keeps the queues it has.
+        if let Phase::Opening(connector) = &mut self.phase
+            && self.qid != 0
+        {
+            connector.join(shares.get_or_insert_with(Share::<P>::new));
+        }
+    }
+
     fn event_fd(&self) -> Option<RawFd> {
         match (&self.link, &self.phase) {
             (Some(link), _) => Some(link.endpoint.event_fd()),
@@ -631,13 +668,8 @@ impl<P: Provider> TransportQpair for RdmaQpair<P> {
             return true;
         }
         let (Phase::Running, Some(link)) = (&self.phase, &self.link) else { return false };
-        if self.armed.get() {
-            return false;
-        }
-        // Whoever asks is about to sleep. A completion that came before this raises nothing: poll once more. Programs that only
-        // poll never get here, and the device raises no interrupt for them.
-        self.armed.set(link.endpoint.request_notification().is_ok());
-        true
+        // Programs that only poll never get here, and the device raises no interrupt for them.
+        link.may_have_more(&self.armed)
     }
 
     fn stats(&self) -> TransportStats {

@@ -126,6 +126,19 @@ pub(crate) fn locked_memory_limit(root: &Path) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// What is wrong with a device or its port; `None` when nothing is, or nothing is known.
+pub(crate) fn port_trouble(root: &Path, device: &str, port: u8) -> Option<String> {
+    let devices = root.join("sys/class/infiniband");
+    if devices.exists() && !devices.join(device).exists() {
+        return Some(format!("the RDMA device {device} is gone"));
+    }
+    let state = fs::read_to_string(devices.join(format!("{device}/ports/{port}/state"))).ok()?;
+    // As in "4: ACTIVE".
+    let name = state.rsplit(':').next().unwrap_or_default().trim();
+    (!name.starts_with("ACTIVE"))
+        .then(|| format!("port {port} of the RDMA device {device} is not up (its state is {name:?})"))
+}
+
 #[cfg(test)]
 mod tests {
     use nvmf_core::{ControllerOptions, Driver};
@@ -173,6 +186,20 @@ mod tests {
         assert_eq!(Requirements::of(&root.0).missing, [Missing::Device]);
         root.add("sys/class/infiniband/rxe0/node_type");
         assert_eq!(Requirements::of(&root.0), Requirements { devices: vec!["rxe0".into()], missing: vec![] });
+    }
+
+    #[test]
+    fn a_port_that_is_down_and_a_device_that_is_gone_are_told() {
+        let root = Root::new("port");
+        assert_eq!(port_trouble(&root.0, "rxe0", 1), None);
+        root.add("sys/class/infiniband/rxe0/ports/1/state");
+        let state = root.0.join("sys/class/infiniband/rxe0/ports/1/state");
+        fs::write(&state, "4: ACTIVE\n").unwrap();
+        assert_eq!(port_trouble(&root.0, "rxe0", 1), None);
+        fs::write(&state, "1: DOWN\n").unwrap();
+        let down = port_trouble(&root.0, "rxe0", 1).unwrap();
+        assert_eq!(down, "port 1 of the RDMA device rxe0 is not up (its state is \"DOWN\")");
+        assert_eq!(port_trouble(&root.0, "rxe1", 1).unwrap(), "the RDMA device rxe1 is gone");
     }
 
     #[test]

@@ -35,10 +35,11 @@ pub(crate) struct Opaque {
     _private: [u8; 0],
 }
 
-type PollCq = unsafe extern "C" fn(*mut Cq, c_int, *mut Wc) -> c_int;
-type ReqNotifyCq = unsafe extern "C" fn(*mut Cq, c_int) -> c_int;
-type PostSend = unsafe extern "C" fn(*mut Qp, *mut SendWr, *mut *mut SendWr) -> c_int;
-type PostRecv = unsafe extern "C" fn(*mut Qp, *mut RecvWr, *mut *mut RecvWr) -> c_int;
+pub(crate) type PollCq = unsafe extern "C" fn(*mut Cq, c_int, *mut Wc) -> c_int;
+pub(crate) type ReqNotifyCq = unsafe extern "C" fn(*mut Cq, c_int) -> c_int;
+pub(crate) type PostSend = unsafe extern "C" fn(*mut Qp, *mut SendWr, *mut *mut SendWr) -> c_int;
+pub(crate) type PostRecv = unsafe extern "C" fn(*mut Qp, *mut RecvWr, *mut *mut RecvWr) -> c_int;
+pub(crate) type PostSrqRecv = unsafe extern "C" fn(*mut Srq, *mut RecvWr, *mut *mut RecvWr) -> c_int;
 type AllocMw = unsafe extern "C" fn(*mut Pd, c_int) -> *mut Mw;
 type DeallocMw = unsafe extern "C" fn(*mut Mw) -> c_int;
 
@@ -53,7 +54,7 @@ pub(crate) struct ContextOps {
     pub(crate) poll_cq: Option<PollCq>,
     pub(crate) req_notify_cq: Option<ReqNotifyCq>,
     _cq_and_srq: [*mut c_void; 7],
-    _post_srq_recv: *mut c_void,
+    pub(crate) post_srq_recv: Option<PostSrqRecv>,
     _qp: [*mut c_void; 4],
     pub(crate) post_send: Option<PostSend>,
     pub(crate) post_recv: Option<PostRecv>,
@@ -61,7 +62,7 @@ pub(crate) struct ContextOps {
 }
 
 layout!(ContextOps, 256, {
-    alloc_mw @ 56, dealloc_mw @ 72, poll_cq @ 88, req_notify_cq @ 96, _post_srq_recv @ 160, post_send @ 200, post_recv @ 208,
+    alloc_mw @ 56, dealloc_mw @ 72, poll_cq @ 88, req_notify_cq @ 96, post_srq_recv @ 160, post_send @ 200, post_recv @ 208,
 });
 
 /// `struct ibv_context`.
@@ -122,6 +123,29 @@ pub(crate) struct Cq {
 
 const _: () = assert!(offset_of!(Cq, channel) == 8);
 
+/// The start of `struct ibv_srq`.
+#[repr(C)]
+pub(crate) struct Srq {
+    pub(crate) context: *mut Context,
+    pub(crate) srq_context: *mut c_void,
+    pub(crate) pd: *mut Pd,
+    pub(crate) handle: u32,
+}
+
+const _: () = assert!(offset_of!(Srq, pd) == 16);
+const _: () = assert!(offset_of!(Srq, handle) == 24);
+
+/// `struct ibv_srq_init_attr`, `struct ibv_srq_attr` included.
+#[repr(C)]
+pub(crate) struct SrqInitAttr {
+    pub(crate) srq_context: *mut c_void,
+    pub(crate) max_wr: u32,
+    pub(crate) max_sge: u32,
+    pub(crate) srq_limit: u32,
+}
+
+layout!(SrqInitAttr, 24, { srq_context @ 0, max_wr @ 8, max_sge @ 12, srq_limit @ 16 });
+
 /// The start of `struct ibv_qp`.
 #[repr(C)]
 pub(crate) struct Qp {
@@ -130,7 +154,7 @@ pub(crate) struct Qp {
     pub(crate) pd: *mut Pd,
     pub(crate) send_cq: *mut Cq,
     pub(crate) recv_cq: *mut Cq,
-    pub(crate) srq: *mut Opaque,
+    pub(crate) srq: *mut Srq,
     pub(crate) handle: u32,
     pub(crate) qp_num: u32,
     pub(crate) state: c_int,
@@ -254,7 +278,7 @@ pub(crate) struct QpInitAttr {
     pub(crate) qp_context: *mut c_void,
     pub(crate) send_cq: *mut Cq,
     pub(crate) recv_cq: *mut Cq,
-    pub(crate) srq: *mut Opaque,
+    pub(crate) srq: *mut Srq,
     pub(crate) cap: QpCap,
     pub(crate) qp_type: c_int,
     pub(crate) sq_sig_all: c_int,
@@ -293,12 +317,17 @@ pub(crate) struct DeviceAttr {
     pub(crate) max_ee_rd_atom: c_int,
     pub(crate) max_res_rd_atom: c_int,
     pub(crate) max_qp_init_rd_atom: c_int,
-    pub(crate) rest: [u32; 18],
+    pub(crate) mixed: [u32; 13],
+    pub(crate) max_srq: c_int,
+    pub(crate) max_srq_wr: c_int,
+    pub(crate) max_srq_sge: c_int,
+    pub(crate) rest: [u32; 2],
 }
 
 layout!(DeviceAttr, 232, {
     fw_ver @ 0, max_mr_size @ 80, page_size_cap @ 88, max_qp @ 108, max_qp_wr @ 112, device_cap_flags @ 116, max_sge @ 120,
     max_cq @ 128, max_cqe @ 132, max_mr @ 136, max_qp_rd_atom @ 144, max_qp_init_rd_atom @ 156,
+    max_srq @ 212, max_srq_wr @ 216,
 });
 
 /// `struct rdma_event_channel`.
@@ -443,6 +472,8 @@ api! {
     ibv_destroy_comp_channel(*mut CompChannel) -> c_int;
     ibv_create_cq(*mut Context, c_int, *mut c_void, *mut CompChannel, c_int) -> *mut Cq;
     ibv_destroy_cq(*mut Cq) -> c_int;
+    ibv_create_srq(*mut Pd, *mut SrqInitAttr) -> *mut Srq;
+    ibv_destroy_srq(*mut Srq) -> c_int;
     ibv_get_cq_event(*mut CompChannel, *mut *mut Cq, *mut *mut c_void) -> c_int;
     ibv_ack_cq_events(*mut Cq, c_uint);
     ibv_modify_qp(*mut Qp, *mut QpAttr, c_int) -> c_int;

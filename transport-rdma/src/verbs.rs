@@ -1,9 +1,12 @@
 //! The provider over libibverbs and librdmacm.
 
+// UNSAFETY: completion queues and shared receive queues.
+#[expect(unsafe_code, reason = "calls into libibverbs")]
+mod completion;
 // UNSAFETY: protection domains, registrations and the connection manager's handles.
 #[expect(unsafe_code, reason = "calls into libibverbs and librdmacm")]
 mod domain;
-// UNSAFETY: queue pairs, completion queues and events.
+// UNSAFETY: queue pairs and events.
 #[expect(unsafe_code, reason = "calls into libibverbs and librdmacm")]
 mod endpoint;
 
@@ -14,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use nvmf_core::{Error, Result};
 
+pub use completion::VerbsShared;
 pub use domain::{VerbsDomain, VerbsRegistration};
 pub use endpoint::VerbsEndpoint;
 

@@ -47,6 +47,8 @@ pub struct TcpQpair {
     deadline: Instant,
     /// Sending failed. What the peer said before is read first: it may say why.
     send_error: Option<Error>,
+    /// Polling stopped at its budget before the socket was seen empty.
+    unread: bool,
     stats: TransportStats,
 }
 
@@ -85,6 +87,7 @@ impl TcpQpair {
             started,
             deadline: setup.deadline,
             send_error: None,
+            unread: false,
             stats: TransportStats::default(),
         })
     }
@@ -243,15 +246,19 @@ impl TcpQpair {
         let Some(socket) = &self.socket else { return Err(closed()) };
         while self.connection.wants_transmit() {
             self.connection.fill(tracker)?;
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.connection.transmit_slices(tracker, &mut slices);
-            let slices = &slices[..count];
-            let result = match slices {
-                [] => return Err(Error::api_misuse("the buffer of a command is shorter than its data")),
-                [one] => retry(|| socket.send_with_flags(one, libc::MSG_NOSIGNAL)),
-                many => retry(|| socket.send_vectored_with_flags(many, libc::MSG_NOSIGNAL)),
+            let (result, offered) = match self.connection.transmit_one() {
+                Some(one) => (retry(|| socket.send_with_flags(one, libc::MSG_NOSIGNAL)), one.len()),
+                None => {
+                    let mut slices = [IoSlice::new(&[]); SLICES];
+                    let count = self.connection.transmit_slices(tracker, &mut slices);
+                    let slices = &slices[..count];
+                    if slices.is_empty() {
+                        return Err(Error::api_misuse("the buffer of a command is shorter than its data"));
+                    }
+                    let sent = retry(|| socket.send_vectored_with_flags(slices, libc::MSG_NOSIGNAL));
+                    (sent, slices.iter().map(|slice| slice.len()).sum::<usize>())
+                }
             };
-            let offered = slices.iter().map(|slice| slice.len()).sum::<usize>();
             match result {
                 Ok(n) => {
                     self.stats.sends += 1;
@@ -276,9 +283,12 @@ impl TcpQpair {
         if self.connection.is_paused() {
             self.connection.process(tracker, budget)?;
         }
+        // Until a receive says otherwise.
+        self.unread = true;
         while tracker.completed() < budget {
             let received = self.receive(tracker)?;
             if let Received::Nothing = received {
+                self.unread = false;
                 if let Some(error) = self.send_error.take() {
                     return Err(error);
                 }
@@ -287,6 +297,7 @@ impl TcpQpair {
             self.connection.process(tracker, budget)?;
             // A short receive emptied the socket: no second look at it.
             if let Received::Some = received {
+                self.unread = false;
                 break;
             }
         }
@@ -294,6 +305,7 @@ impl TcpQpair {
             self.send(tracker)?;
             self.connection.release_held(tracker);
         }
+        self.connection.park();
         Ok(())
     }
 }
@@ -358,8 +370,12 @@ impl TransportQpair for TcpQpair {
         matches!(self.phase, Phase::Opening(_)) || self.connection.wants_transmit()
     }
 
+    fn is_event_driven(&self) -> bool {
+        true
+    }
+
     fn has_local_work(&self) -> bool {
-        self.connection.is_paused()
+        self.connection.is_paused() || self.unread
     }
 
     fn stats(&self) -> TransportStats {

@@ -26,6 +26,10 @@ pub(crate) struct SocketOptions {
     priority: Option<u32>,
     tos: u8,
     ack_timeout: Option<Duration>,
+    nodelay: bool,
+    quickack: bool,
+    send_buffer: Option<u32>,
+    receive_buffer: Option<u32>,
 }
 
 impl SocketOptions {
@@ -61,6 +65,10 @@ impl SocketOptions {
             priority,
             tos: options.transport_tos,
             ack_timeout: options.transport_ack_timeout,
+            nodelay: options.tcp_nodelay,
+            quickack: options.tcp_quickack,
+            send_buffer: options.tcp_send_buffer,
+            receive_buffer: options.tcp_receive_buffer,
         })
     }
 
@@ -69,7 +77,19 @@ impl SocketOptions {
         let socket = Socket::new(Domain::for_address(*peer), Type::STREAM.nonblocking(), Some(Protocol::TCP))
             .map_err(|error| Error::from(error).doing("opening a TCP socket"))?;
         let failed = |what: String| move |error: io::Error| Error::from(error).doing(what);
-        socket.set_tcp_nodelay(true).map_err(failed("setting TCP_NODELAY".to_owned()))?;
+        socket.set_tcp_nodelay(self.nodelay).map_err(failed("setting TCP_NODELAY".to_owned()))?;
+        if self.quickack {
+            socket.set_tcp_quickack(true).map_err(failed("setting TCP_QUICKACK".to_owned()))?;
+        }
+        // Before connecting: the window that is offered depends on them.
+        if let Some(bytes) = self.send_buffer {
+            let set = socket.set_send_buffer_size(bytes as usize);
+            set.map_err(failed(format!("setting SO_SNDBUF to {bytes} bytes")))?;
+        }
+        if let Some(bytes) = self.receive_buffer {
+            let set = socket.set_recv_buffer_size(bytes as usize);
+            set.map_err(failed(format!("setting SO_RCVBUF to {bytes} bytes")))?;
+        }
         let (time, interval, retries) = TCP_KEEPALIVE;
         let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
         socket.set_tcp_keepalive(&keepalive).map_err(failed("setting TCP keepalive".to_owned()))?;

@@ -314,6 +314,8 @@ fn local_address_and_port_are_used() {
     options.src_svcid = Some(free.to_string());
     options.transport_ack_timeout = Some(Duration::from_secs(3));
     options.transport_tos = 0x20;
+    (options.tcp_nodelay, options.tcp_quickack) = (false, true);
+    (options.tcp_send_buffer, options.tcp_receive_buffer) = (Some(1 << 16), Some(1 << 15));
     let address = format!("{} priority:3", trid(address));
     open(address, &options, Duration::from_secs(5)).unwrap();
     serving.join().unwrap();

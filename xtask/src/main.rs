@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod check;
 mod deny;
+mod dist;
 mod fuzz;
 mod lint;
 mod shell;
@@ -19,6 +21,8 @@ cargo xtask COMMAND
   vm [SUITE[::TEST]...]        suites against real Linux peers in a QEMU guest (`cargo xtask vm --help`)
   soak [--seconds N] [--seed S]  random I/O over TCP while its connections are harmed (`cargo xtask soak --help`)
   fuzz [--seconds N] [HARNESS...]  parsers of a peer's bytes under libFuzzer (`cargo xtask fuzz --help`)
+  bench [counts|scale] [OPTION...]  the initiator beside the machine's limits and beside SPDK (`cargo xtask bench --help`)
+  dist                         nvmf in a release build, its man pages and completions, in target/dist
   lint                         house rules the compiler does not know
   deny                         licences, duplicate and forbidden crates, sources (cargo-deny)
 ";
@@ -31,7 +35,9 @@ fn main() -> ExitCode {
         "test" => check::main(&rest),
         "vm" => vm::main(&rest),
         "fuzz" => fuzz::main(&rest),
+        "bench" => bench::main(&rest),
         "soak" => soak::main(&rest),
+        "dist" => no_arguments(&rest).and_then(|()| dist::main()),
         "lint" => no_arguments(&rest).and_then(|()| lint::main()),
         "deny" => no_arguments(&rest).and_then(|()| deny::main()),
         "" | "help" | "-h" | "--help" => {

@@ -98,7 +98,7 @@ impl Lab {
 
     /// Runs a suite's tests. They share one guest; when a test takes it down, the rest get a new one. When it was QEMU itself that
     /// crashed, the test gets a second chance there: no guest may do that to an emulator, whatever its programs do, and
-    /// QEMU 7.2's NVMe device is known to when its controller is reset under load.
+    /// QEMU's NVMe device is known to when it is unplugged while it fetches commands.
     fn run(&self, suite: &Suite, args: &Args) -> Result<Vec<Report>> {
         let base = initramfs::base(suite, &self.kernel, &self.cache)?;
         let wanted = |name: &str| name == "nvmf" || suite.conf.tests.iter().any(|wanted| wanted == name);

@@ -25,7 +25,7 @@ use admin::{Admin, Notices};
 pub use admin_command::{AdminCommand, AdminPending};
 pub(crate) use attach::{Attach, Environment, NAP};
 pub use detach::Detach;
-pub(crate) use discovery::DiscoveryRead;
+pub use discovery::{DiscoveryLogOptions, DiscoveryLogRead};
 pub use events::{Event, NamespaceChange};
 use link::Addresses;
 pub(crate) use link::{Link, LinkCell, Phase};
@@ -55,7 +55,7 @@ use crate::spec::log_page::AsyncEvent;
 use crate::spec::registers::{Cap, Version};
 use crate::spec::status::{CommandKind, Status};
 use crate::spec::{Cqe, Sqe};
-use crate::transport::{QpairSetup, Transport, TransportController, TransportQpair};
+use crate::transport::{GroupShares, QpairSetup, Transport, TransportController, TransportQpair};
 use crate::transport_id::TransportId;
 
 /// A handle of an attached controller: cheap to clone, usable from any thread.
@@ -452,9 +452,23 @@ impl Controller {
     /// # Errors
     /// When the controller grants no more queues, is lost, or the connection fails.
     pub fn alloc_io_qpair(&self, options: &IoQpairOptions) -> Result<IoQpair> {
+        self.connected_io_qpair(options, None)
+    }
+
+    /// As [`Controller::alloc_io_qpair`], and the queue pair shares what it can with others that one thread polls, as those of a
+    /// [`crate::PollGroup`] do: for programs that have a loop of their own, in which they call [`GroupShares::poll`] before
+    /// each round of polls.
+    ///
+    /// # Errors
+    /// As [`Controller::alloc_io_qpair`].
+    pub fn alloc_io_qpair_in(&self, shares: &GroupShares, options: &IoQpairOptions) -> Result<IoQpair> {
+        self.connected_io_qpair(options, Some(shares))
+    }
+
+    fn connected_io_qpair(&self, options: &IoQpairOptions, shares: Option<&GroupShares>) -> Result<IoQpair> {
         let deadline = Instant::now() + self.0.options.connect_timeout;
         loop {
-            match self.connect_io_qpair(options) {
+            match self.connect_io_qpair(options, shares) {
                 // The identifier was used before and the target has not noticed yet that the old queue is gone.
                 Err(error)
                     if error.status().is_some_and(|s| s.is(Status::COMMAND_SEQUENCE_ERROR))
@@ -468,8 +482,11 @@ impl Controller {
         }
     }
 
-    fn connect_io_qpair(&self, options: &IoQpairOptions) -> Result<IoQpair> {
+    fn connect_io_qpair(&self, options: &IoQpairOptions, shares: Option<&GroupShares>) -> Result<IoQpair> {
         let mut qpair = self.alloc_io_qpair_async(options)?;
+        if let Some(shares) = shares {
+            qpair.join_group(shares.clone());
+        }
         let mut waiter = None;
         loop {
             let seen = self.arrivals();

@@ -2,6 +2,7 @@
 
 mod admin_thread;
 mod hotplug;
+mod log_entry;
 mod probe;
 mod sharing;
 
@@ -230,44 +231,36 @@ impl Driver {
             .ok_or_else(|| not_registered(trid, &self.0.transports))
     }
 
-    fn has_transport(&self, trtype: TransportType) -> bool {
+    /// Whether controllers of this transport type can be attached: it was registered.
+    #[must_use]
+    pub fn has_transport(&self, trtype: TransportType) -> bool {
         self.0.transports.iter().any(|transport| transport.trtype() == trtype)
     }
 
     /// Who we are to the controller at `trid`: its own `hostnqn`, else the options', else the driver's.
-    fn host_for(&self, trid: &TransportId, options: &ControllerOptions) -> HostIdentity {
+    fn host_for(&self, trid: &TransportId, options: &ControllerOptions) -> Result<HostIdentity> {
         // With whom a controller is shared does not matter to it.
-        if let Some(Some(host)) =
-            self.transport(trid).ok().and_then(|transport| transport.shared_host(trid).ok())
-        {
-            return host;
+        if let Some(host) = self.transport(trid)?.shared_host(trid)? {
+            return Ok(host);
         }
-        let base = options.host.clone().unwrap_or_else(|| self.default_host());
-        match trid.hostnqn() {
+        let base = match &options.host {
+            Some(host) => host.clone(),
+            None => self.default_host()?,
+        };
+        Ok(match trid.hostnqn() {
             Some(nqn) if *nqn != base.nqn => HostIdentity { id: host_id_of(nqn, base.id), nqn: nqn.clone() },
             _ => base,
-        }
+        })
     }
 
-    fn default_host(&self) -> HostIdentity {
-        let load = || {
-            HostIdentity::load().or_else(|error| {
-                tracing::warn!(%error, "no host identity; one is made up for this process");
-                HostIdentity::random()
-            })
-        };
-        self.0
-            .host
-            .get_or_init(|| {
-                load().unwrap_or_else(|error| {
-                    // Without a source of randomness there is still the process to tell hosts apart.
-                    tracing::error!(%error, "no random host identity");
-                    let mut id = [0x5a; 16];
-                    id[12..].copy_from_slice(&std::process::id().to_be_bytes());
-                    HostIdentity::from_uuid(crate::nqn::Uuid::from_bytes(id))
-                })
-            })
-            .clone()
+    fn default_host(&self) -> Result<HostIdentity> {
+        if let Some(host) = self.0.host.get() {
+            return Ok(host.clone());
+        }
+        let host = HostIdentity::load().map_err(|error| {
+            Error::api_misuse(error.to_string()).doing("finding the identity of this host")
+        })?;
+        Ok(self.0.host.get_or_init(|| host).clone())
     }
 
     fn start(&self, trid: &TransportId, options: &ControllerOptions) -> Result<Attach> {
@@ -275,10 +268,7 @@ impl Driver {
         let options = &self.shared_options(options);
         let environment = Environment {
             pool: self.0.pool.clone(),
-            host: match transport.shared_host(trid)? {
-                Some(host) => host,
-                None => self.host_for(trid, options),
-            },
+            host: self.host_for(trid, options)?,
             thread: Arc::clone(&self.0.thread),
         };
         Attach::start(transport, trid, options, environment, Instant::now())

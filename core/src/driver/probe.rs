@@ -1,18 +1,19 @@
 //! Probing: scans and discovery, and any number of controllers attaching side by side.
 
-use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Driver;
-use crate::controller::{Attach, Controller, Detach, DiscoveryRead, NAP, RemoveCallback};
+use crate::controller::{
+    Attach, Controller, Detach, DiscoveryLogOptions, DiscoveryLogRead, NAP, RemoveCallback,
+};
 use crate::error::{Error, Result};
 use crate::options::ControllerOptions;
 use crate::proto::discovery_log::DiscoveryLog;
 use crate::spec::discovery::{DiscoveryLogEntry, SubsystemType};
 use crate::transport::Transport;
-use crate::transport_id::{AddressFamily, TransportId, TransportType};
+use crate::transport_id::TransportId;
 use crate::wait::{MAX_SLEEP, Waiter};
 
 #[cfg(test)]
@@ -89,7 +90,7 @@ enum Item {
     Attaching(Attach),
     /// A discovery controller connecting, being read, being let go of.
     Discovering(Attach),
-    Reading(Controller, DiscoveryRead),
+    Reading(DiscoveryLogRead),
     Leaving(Detach),
 }
 
@@ -145,7 +146,7 @@ impl<'a> ProbeContext<'a> {
         done: DoneFn<'a>,
     ) -> Result<Self> {
         let mut context = Self::new(driver, Callbacks::new());
-        let host = context.driver.host_for(trid, options);
+        let host = context.driver.host_for(trid, options)?;
         if let Some(controller) = context.driver.find_attached(trid, &host) {
             done(Ok(controller));
             return Ok(context);
@@ -179,7 +180,10 @@ impl<'a> ProbeContext<'a> {
         if self.items.iter().any(|item| matches!(item, Item::Attaching(attach) if *attach.trid() == trid)) {
             return;
         }
-        let host = self.driver.host_for(&trid, &options);
+        let host = match self.driver.host_for(&trid, &options) {
+            Ok(host) => host,
+            Err(error) => return self.failed(&trid, error),
+        };
         if let Some(controller) = self.driver.find_attached(&trid, &host) {
             if let Some(attach) = &mut self.callbacks.attach {
                 attach(controller);
@@ -247,7 +251,7 @@ impl<'a> ProbeContext<'a> {
             tracing::debug!(subnqn = %entry.subnqn(), subtype = %entry.subtype, "discovery entry is no NVM subsystem");
             return;
         }
-        match trid_of_entry(entry, parent) {
+        match TransportId::of_log_entry(entry, parent) {
             Ok(trid) if self.driver.has_transport(trid.trtype()) => self.offer(trid),
             Ok(trid) => {
                 let error = super::not_registered(&trid, &self.driver.0.transports);
@@ -265,7 +269,7 @@ impl<'a> ProbeContext<'a> {
             .iter()
             .filter_map(|item| match item {
                 Item::Attaching(attach) | Item::Discovering(attach) => attach.event_source(),
-                Item::Reading(controller, _) => controller.admin_event_source(),
+                Item::Reading(read) => read.controller().admin_event_source(),
                 Item::Leaving(_) => None,
             })
             .collect()
@@ -304,16 +308,16 @@ fn step(item: Item, now: Instant) -> Step {
         Item::Discovering(mut attach) => match attach.poll(now) {
             Ok(None) => Step::Pending(Item::Discovering(attach)),
             Ok(Some(controller)) => {
-                let read = DiscoveryRead::new(&controller);
-                Step::Next(Item::Reading(controller, read))
+                let read = controller.read_discovery_log(&DiscoveryLogOptions::new());
+                Step::Next(Item::Reading(read))
             }
             Err(error) => Step::DiscoveryFailed(error),
         },
-        Item::Reading(controller, mut read) => match read.poll(&controller) {
-            Ok(None) => Step::Pending(Item::Reading(controller, read)),
-            Ok(Some(log)) => Step::Log(controller, log),
+        Item::Reading(mut read) => match read.poll() {
+            Ok(None) => Step::Pending(Item::Reading(read)),
+            Ok(Some(log)) => Step::Log(read.controller().clone(), log),
             Err(error) => {
-                controller.close();
+                read.controller().clone().close();
                 Step::DiscoveryFailed(error)
             }
         },
@@ -325,47 +329,5 @@ fn step(item: Item, now: Instant) -> Step {
                 Step::Finished
             }
         },
-    }
-}
-
-/// The transport identifier of a discovery log entry, with what is ours (host NQN, source address) from `parent`.
-fn trid_of_entry(entry: &DiscoveryLogEntry, parent: &TransportId) -> Result<TransportId> {
-    let trtype = TransportType::from_wire(entry.trtype.0)
-        .ok_or_else(|| Error::unsupported(format!("transport type {}", entry.trtype)))?;
-    let subnqn = entry.subnqn();
-    let subnqn = crate::nqn::Nqn::new(&subnqn)
-        .map_err(|error| Error::peer_misbehaved(format!("subsystem NQN {subnqn:?}: {error}")))?;
-    let adrfam = AddressFamily::from_wire(entry.adrfam.0);
-    let mut trid = TransportId::new(trtype, adrfam, &entry.traddr())?.with_subnqn(subnqn);
-    let service = entry.trsvcid();
-    if !service.is_empty() && service != "none" {
-        trid = trid.with_trsvcid(&service)?;
-    }
-    if let Some(nqn) = parent.hostnqn() {
-        trid = trid.with_hostnqn(nqn.clone());
-    }
-    if trtype == parent.trtype() {
-        // An address of ours reaches only targets of its own family; for others the system chooses.
-        if let Some(address) = parent.host_traddr().filter(|address| may_reach(address, &trid)) {
-            trid = trid.with_host_traddr(address)?;
-        }
-        if let Some(iface) = parent.host_iface() {
-            trid = trid.with_host_iface(iface)?;
-        }
-        if let Some(priority) = parent.priority() {
-            trid = trid.with_priority(priority);
-        }
-    }
-    Ok(trid)
-}
-
-/// Whether the local address may be the source of a connection to `trid`: unless both are known to be of different
-/// families.
-fn may_reach(local: &str, trid: &TransportId) -> bool {
-    let bare = local.split_once('%').map_or(local, |(address, _scope)| address);
-    match (bare.parse::<IpAddr>(), trid.adrfam()) {
-        (Ok(IpAddr::V4(_)), Some(family)) => family == AddressFamily::Ipv4,
-        (Ok(IpAddr::V6(_)), Some(family)) => family == AddressFamily::Ipv6,
-        _ => true,
     }
 }

@@ -17,7 +17,9 @@ use crate::spec::identify::{
     IdentifyNamespaceNvm, NamespaceDescriptor, NamespaceDescriptors, NamespaceList, ctratt,
 };
 use crate::spec::log_page::{AnaLog, AnaState, GetLogPage, LogPageId};
-use crate::spec::registers::{Cap, ControllerConfig, ControllerStatus, Css, PropertyOffset, Shst, Version};
+use crate::spec::registers::{
+    Cap, ControllerConfig, ControllerStatus, Crto, Css, PropertyOffset, Shst, Version,
+};
 use crate::spec::status::CommandKind;
 use crate::spec::{AdminOpcode, Cqe, Sqe, Status};
 use crate::transport::InitDelays;
@@ -34,6 +36,8 @@ use state::State;
 pub const MAX_PAGE: u64 = 2 << 20;
 /// First and longest pause between two looks at CSTS.
 const CSTS_POLL: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(10));
+/// CAP.CRMS: ready with media, the mode in use, and CRTO says how long that takes.
+const CRWMS: u8 = 1;
 /// How much later than the queue pair's own deadline connecting the admin queue is given up here.
 pub const CONNECT_SLACK: Duration = Duration::from_secs(1);
 /// Most namespaces taken notice of; 4 KiB of Identify data are kept for each.
@@ -216,6 +220,8 @@ pub struct ControllerInit {
     pause: Duration,
     cc: ControllerConfig,
     mps: u8,
+    /// Zero on controllers without.
+    crto: Crto,
     result: InitResult,
     /// Index of the namespace being identified.
     cursor: usize,
@@ -247,6 +253,7 @@ impl ControllerInit {
             pause: CSTS_POLL.0,
             cc: ControllerConfig(0),
             mps: 0,
+            crto: Crto(0),
             result: InitResult::blank(discovery),
             cursor: 0,
             list_after: 0,
@@ -313,6 +320,7 @@ impl ControllerInit {
             State::ConnectAdminQueue => Action::ConnectAdminQueue,
             State::ReadVs => Action::PropertyGet(PropertyOffset::VS, Dword),
             State::ReadCap => Action::PropertyGet(PropertyOffset::CAP, Qword),
+            State::ReadCrto => Action::PropertyGet(PropertyOffset::CRTO, Dword),
             State::CheckEn => Action::PropertyGet(PropertyOffset::CC, Dword),
             State::DisableWaitReady1 | State::DisableWaitReady0 | State::EnableWaitReady1 => {
                 Action::PropertyGet(PropertyOffset::CSTS, Dword)
@@ -459,6 +467,11 @@ impl ControllerInit {
                         12 + self.result.cap.mpsmax()
                     ))
                 })?;
+                let next = if self.result.cap.crms() & CRWMS != 0 { State::ReadCrto } else { State::CheckEn };
+                self.enter(next, now);
+            }
+            State::ReadCrto => {
+                self.crto = Crto(value as u32);
                 self.enter(State::CheckEn, now);
             }
             State::CheckEn => {
@@ -506,10 +519,14 @@ impl ControllerInit {
         self.deadline = now + self.limit;
     }
 
-    /// Enters a state that polls CSTS; CAP.TO bounds it (Base 2.1 §3.1.4.1; units of 500 ms, at least one).
+    /// Enters a state that polls CSTS; CAP.TO bounds it (Base 2.1 §3.1.4.1; units of 500 ms, at least one). Becoming ready may take longer
+    /// than that can say (CRTO.CRWMT, §3.1.4.21), but never less: there are controllers whose CRTO is zero.
     fn enter_wait(&mut self, state: State, now: Instant) {
         self.enter(state, now);
         self.limit = self.result.cap.ready_timeout().max(Duration::from_millis(500));
+        if state != State::DisableWaitReady0 {
+            self.limit = self.limit.max(self.crto.ready_with_media());
+        }
         self.deadline = now + self.limit;
         self.pause = CSTS_POLL.0;
     }
@@ -682,11 +699,12 @@ impl ControllerInit {
         self.namespace().map_or(0, |ns| ns.nsid)
     }
 
+    /// Leaves out the namespace that was asked about: marked now, taken out with all others at the end, since there may be many.
     fn drop_namespace(&mut self, now: Instant) {
-        if self.cursor < self.result.namespaces.len() {
-            self.result.namespaces.remove(self.cursor);
+        if let Some(ns) = self.result.namespaces.get_mut(self.cursor) {
+            ns.nsid = 0;
         }
-        self.continue_namespaces(now);
+        self.next_namespace(now);
     }
 
     fn next_namespace(&mut self, now: Instant) {
@@ -699,6 +717,7 @@ impl ControllerInit {
         if self.cursor < self.result.namespaces.len() {
             self.enter(State::IdentifyNamespace, now);
         } else {
+            self.result.namespaces.retain(|ns| ns.nsid != 0);
             self.after_namespaces(now);
         }
     }

@@ -24,6 +24,7 @@ use std::fmt;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::spec::Status;
+use crate::spec::discovery::extended::{EXTENDED_HEAD, ExtendedAttributes, entry_length};
 use crate::spec::discovery::{DiscoveryLogEntry, DiscoveryLogHeader};
 use crate::spec::status::CommandKind;
 
@@ -144,6 +145,23 @@ pub enum DiscoveryLogError {
         /// [`DiscoveryLogLimits::max_records`].
         max: u64,
     },
+    /// The log is longer than allowed, though it has no more records than allowed.
+    #[error("the entries of the discovery log are longer than {max} bytes, more is not accepted")]
+    TooLong {
+        /// The most bytes of entries.
+        max: u64,
+    },
+    /// An extended entry states an impossible length.
+    #[error(
+        "entry {index} of the discovery log claims to be {length} bytes long; an extended entry has at least \
+         {EXTENDED_HEAD} and a multiple of 4"
+    )]
+    EntryLength {
+        /// Which entry, from 0.
+        index: usize,
+        /// Total Entry Length (TEL).
+        length: u32,
+    },
     /// The records have a format this reader does not know; 0 is the only one defined.
     #[error("the discovery log has record format {recfmt}, only format 0 is known")]
     UnknownFormat {
@@ -186,20 +204,43 @@ pub struct DiscoveryLog {
     /// How often reading was started over because the log had changed.
     pub retries: u32,
     header: Box<[u8; RECORD]>,
+    /// What follows the first 1024 bytes of each entry, if the entries are extended ones.
+    tails: Option<Vec<Box<[u8]>>>,
 }
 
 impl DiscoveryLog {
+    /// Whether the entries are extended ones.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        self.tails.is_some()
+    }
+
+    /// The extended attributes of an entry; none if the entries are not extended ones.
+    #[must_use]
+    pub fn attributes(&self, index: usize) -> ExtendedAttributes<'_> {
+        let tail = self.tails.as_ref().and_then(|tails| tails.get(index));
+        ExtendedAttributes::new(tail.map_or(&[], |tail| tail))
+    }
+
     /// The header as it was on the wire, reserved bytes included.
     #[must_use]
     pub fn header(&self) -> &[u8; RECORD] {
         &self.header
     }
 
-    /// The whole log page as it was on the wire: 1024 bytes of header, 1024 per record.
+    /// The whole log page as it was on the wire: 1024 bytes of header, 1024 per record; more for extended ones.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.header.to_vec();
-        bytes.extend_from_slice(self.records.as_bytes());
+        match &self.tails {
+            None => bytes.extend_from_slice(self.records.as_bytes()),
+            Some(tails) => {
+                for (record, tail) in self.records.iter().zip(tails) {
+                    bytes.extend_from_slice(record.as_bytes());
+                    bytes.extend_from_slice(tail);
+                }
+            }
+        }
         bytes
     }
 }
@@ -236,6 +277,10 @@ pub struct DiscoveryLogReader {
     records: Vec<DiscoveryLogEntry>,
     /// The beginning of an entry that comes in several reads; less than one entry long.
     partial: Vec<u8>,
+    /// For extended entries: what follows their first 1024 bytes.
+    tails: Option<Vec<Box<[u8]>>>,
+    /// Bytes of the extended entries that are complete.
+    entries_len: u64,
 }
 
 impl DiscoveryLogReader {
@@ -250,7 +295,16 @@ impl DiscoveryLogReader {
             header_filled: 0,
             records: Vec::new(),
             partial: Vec::new(),
+            tails: None,
+            entries_len: 0,
         }
+    }
+
+    /// A reader of extended entries (EXTDLPE), which every command has to ask for. It reads no further than the entries are
+    /// known to reach: each is as long as it says.
+    #[must_use]
+    pub fn extended(limits: DiscoveryLogLimits) -> Self {
+        Self { tails: Some(Vec::new()), ..Self::new(limits) }
     }
 
     /// What to do next. Asking twice without an answer in between gives the same read.
@@ -266,6 +320,13 @@ impl DiscoveryLogReader {
         let (part, offset, end) = match self.state {
             State::Header => (Part::Header, self.header_filled as u64, RECORD as u64),
             State::HeaderAgain(_) => (Part::HeaderAgain, self.header_filled as u64, RECORD as u64),
+            State::Entries(Accepted { numrec, .. }) if self.tails.is_some() => {
+                let offset = RECORD as u64 + self.entries_len + self.partial.len() as u64;
+                // `advance` has seen to it that a length that has arrived is a possible one.
+                let current = entry_length(&self.partial).map_or(EXTENDED_HEAD as u64, u64::from);
+                let behind = (numrec - self.records.len() as u64).saturating_sub(1) * EXTENDED_HEAD as u64;
+                (Part::Entries, offset, offset + current - self.partial.len() as u64 + behind)
+            }
             State::Entries(Accepted { numrec, .. }) => {
                 let read = (self.records.len() * RECORD + self.partial.len()) as u64;
                 // `numrec` has been checked by `accept`: the end of the log fits into 64 bits.
@@ -301,7 +362,10 @@ impl DiscoveryLogReader {
         match self.state {
             State::Header | State::HeaderAgain(_) => self.header_data(data),
             State::Entries(accepted) => {
-                self.entry_data(data);
+                match self.tails.is_some() {
+                    true => self.extended_data(data)?,
+                    false => self.entry_data(data),
+                }
                 if self.records.len() as u64 == accepted.numrec {
                     self.state = State::HeaderAgain(accepted);
                     self.header_filled = 0;
@@ -334,8 +398,7 @@ impl DiscoveryLogReader {
             State::HeaderAgain(_) => self.count_retry()?,
             _ => {}
         }
-        self.records.clear();
-        self.partial.clear();
+        self.forget_entries();
         // With no entries there is nothing that could be a mixture.
         self.state = if new.numrec == 0 { State::Done(new) } else { State::Entries(new) };
         Ok(())
@@ -352,7 +415,7 @@ impl DiscoveryLogReader {
         }
         let (genctr, numrec) = (header.genctr.get(), header.numrec.get());
         // Offsets into the log must fit into 64 bits whatever the limit says.
-        let max = self.limits.max_records.min(u64::MAX / RECORD as u64 - 1);
+        let max = self.limits.max_records.min(u64::MAX / (4 * RECORD as u64) - 1);
         if numrec > max {
             return Err(DiscoveryLogError::TooManyRecords { numrec, max });
         }
@@ -375,6 +438,33 @@ impl DiscoveryLogReader {
             data = rest;
         }
         self.partial.extend_from_slice(data);
+    }
+
+    fn extended_data(&mut self, data: &[u8]) -> Result<(), DiscoveryLogError> {
+        self.partial.extend_from_slice(data);
+        let mut rest = self.partial.as_slice();
+        while let Some(length) = entry_length(rest) {
+            let index = self.records.len();
+            if (length as usize) < EXTENDED_HEAD || !length.is_multiple_of(4) {
+                return Err(DiscoveryLogError::EntryLength { index, length });
+            }
+            // As much again for attributes as for the entries themselves is plenty.
+            let max = self.limits.max_records.saturating_mul(2 * RECORD as u64);
+            if self.entries_len + u64::from(length) > max {
+                return Err(DiscoveryLogError::TooLong { max });
+            }
+            let Some((entry, behind)) = rest.split_at_checked(length as usize) else { break };
+            let Ok((record, tail)) = DiscoveryLogEntry::read_from_prefix(entry) else { break };
+            self.records.push(record);
+            if let Some(tails) = &mut self.tails {
+                tails.push(tail.into());
+            }
+            self.entries_len += u64::from(length);
+            rest = behind;
+        }
+        let left = rest.len();
+        self.partial.drain(..self.partial.len() - left);
+        Ok(())
     }
 
     /// Takes the failure of the read that [`Self::next`] has named. Discover Restart (command specific 90h, NVMe Base
@@ -408,11 +498,19 @@ impl DiscoveryLogReader {
             self.state = State::Failed;
             return Err(error);
         }
-        self.records.clear();
-        self.partial.clear();
+        self.forget_entries();
         self.header_filled = 0;
         self.state = State::Header;
         Ok(())
+    }
+
+    fn forget_entries(&mut self) {
+        self.records.clear();
+        self.partial.clear();
+        self.entries_len = 0;
+        if let Some(tails) = &mut self.tails {
+            tails.clear();
+        }
     }
 
     fn count_retry(&mut self) -> Result<(), DiscoveryLogError> {
@@ -432,6 +530,12 @@ impl DiscoveryLogReader {
         let State::Done(Accepted { genctr, .. }) = self.state else {
             return Err(DiscoveryLogError::Misuse("finished before the log was complete"));
         };
-        Ok(DiscoveryLog { genctr, records: self.records, retries: self.retries, header: self.header })
+        Ok(DiscoveryLog {
+            genctr,
+            records: self.records,
+            retries: self.retries,
+            header: self.header,
+            tails: self.tails,
+        })
     }
 }

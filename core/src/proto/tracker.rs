@@ -59,7 +59,8 @@ impl Tracker {
         let mut tracker = Self {
             slots: Vec::new(),
             free: Vec::new(),
-            bufs: (0..ops).map(|_| IoBuf::None).collect(),
+            // Filled as operations are used for the first time.
+            bufs: Vec::with_capacity(ops as usize),
             completed: Vec::new(),
             slot_mask: 0,
         };
@@ -110,7 +111,15 @@ impl Tracker {
 
     /// Gives operation `op` its data. The buffer stays until [`Tracker::take_buf`].
     pub fn put_buf(&mut self, op: u32, buf: IoBuf) {
+        self.reach(op);
         self.bufs[op as usize] = buf;
+    }
+
+    #[inline]
+    fn reach(&mut self, op: u32) {
+        if op as usize >= self.bufs.len() {
+            self.bufs.resize_with(op as usize + 1, || IoBuf::None);
+        }
     }
 
     /// Takes operation `op`'s data back. Only when no slot of the operation is in flight any more.
@@ -119,7 +128,7 @@ impl Tracker {
             !self.slots.iter().any(|s| s.state != SlotState::Free && s.op == op),
             "buffer of operation {op} taken while a command may still access it"
         );
-        std::mem::take(&mut self.bufs[op as usize])
+        self.bufs.get_mut(op as usize).map(std::mem::take).unwrap_or_default()
     }
 
     /// Operation `op`'s data.
@@ -138,6 +147,7 @@ impl Tracker {
         direction: DataDirection,
     ) -> Option<(u16, u16)> {
         let index = self.free.pop()?;
+        self.reach(op);
         let slot = &mut self.slots[usize::from(index)];
         slot.state = SlotState::InFlight;
         (slot.op, slot.offset, slot.len, slot.direction) = (op, offset, len, direction);

@@ -32,8 +32,11 @@ const DROP_QUIESCE: Duration = Duration::from_secs(4);
 const QUIESCE: Duration = Duration::from_secs(30);
 /// Busy polls between two looks at the clock.
 const POLLS_PER_CLOCK: u32 = 256;
-/// Idle ones: who sleeps between polls makes few of them.
-const IDLE_POLLS_PER_CLOCK: u32 = 4;
+/// Idle ones: who sleeps between polls, in an event loop of its own, makes few of them.
+const IDLE_POLLS_PER_CLOCK: u32 = 16;
+
+/// The operation of the Fabrics Connect command. The caller's come after it.
+const CONNECT_OP: u32 = 0;
 
 /// One operation of the caller.
 struct Op {
@@ -59,6 +62,27 @@ struct Op {
     retries: u8,
     /// How often its deadline passed.
     late: u32,
+}
+
+impl Op {
+    fn new() -> Self {
+        Self {
+            generation: 0,
+            active: false,
+            sqe: Sqe::default(),
+            span: None,
+            issued: 0,
+            all_issued: true,
+            in_flight: 0,
+            user_data: 0,
+            result: Ok(0),
+            failed_at: 0,
+            seen: None,
+            timeout: None,
+            retries: 0,
+            late: 0,
+        }
+    }
 }
 
 /// An operation to be submitted.
@@ -111,8 +135,13 @@ pub(crate) enum Connecting {
 pub(crate) struct Engine<Q: TransportQpair> {
     transport: Q,
     tracker: Tracker,
+    /// Made as they are needed, within their capacity: a queue pair that is never busy takes little memory.
     ops: Vec<Op>,
     free_ops: Vec<u32>,
+    /// Operations of the caller there may be.
+    max_ops: u32,
+    /// How often it was connected anew.
+    connections: u32,
     /// Operations with something left to issue, oldest first, with the generation they were queued under.
     waiting: VecDeque<(u32, u32)>,
     state: State,
@@ -152,7 +181,7 @@ pub(crate) struct Engine<Q: TransportQpair> {
 
 impl<Q: TransportQpair> Engine<Q> {
     /// An engine that issues at most `slots` commands and accepts `ops` operations. The Fabrics Connect command has
-    /// an operation of its own, the last one, so that callers may use all of theirs while connecting.
+    /// an operation of its own, [`CONNECT_OP`], so that callers may use all of theirs while connecting.
     pub(crate) fn new(
         transport: Q,
         slots: u16,
@@ -162,27 +191,15 @@ impl<Q: TransportQpair> Engine<Q> {
         connect_timeout: Duration,
         now: Instant,
     ) -> Self {
-        let op = || Op {
-            generation: 0,
-            active: false,
-            sqe: Sqe::default(),
-            span: None,
-            issued: 0,
-            all_issued: true,
-            in_flight: 0,
-            user_data: 0,
-            result: Ok(0),
-            failed_at: 0,
-            seen: None,
-            timeout: None,
-            retries: 0,
-            late: 0,
-        };
+        let mut all = Vec::with_capacity(ops as usize + 1);
+        all.push(Op::new());
         Self {
             transport,
             tracker: Tracker::new(slots, ops + 1, generations),
-            ops: (0..=ops).map(|_| op()).collect(),
-            free_ops: (0..ops).rev().collect(),
+            ops: all,
+            free_ops: Vec::with_capacity(ops as usize),
+            max_ops: ops,
+            connections: 0,
             waiting: VecDeque::with_capacity(ops as usize),
             state: State::Connecting,
             failure: None,
@@ -233,6 +250,15 @@ impl<Q: TransportQpair> Engine<Q> {
         &self.transport
     }
 
+    pub(crate) fn transport_mut(&mut self) -> &mut Q {
+        &mut self.transport
+    }
+
+    /// Changes when another connection takes the place of one that was lost.
+    pub(crate) fn connections(&self) -> u32 {
+        self.connections
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         self.state == State::Ready
     }
@@ -247,16 +273,32 @@ impl<Q: TransportQpair> Engine<Q> {
 
     /// Operations accepted and not completed. Fabrics Connect is none of the caller's.
     pub(crate) fn outstanding(&self) -> usize {
-        self.connect_op() as usize - self.free_ops.len()
+        self.ops.len() - 1 - self.free_ops.len()
     }
 
-    /// The operation of the Fabrics Connect command.
-    fn connect_op(&self) -> u32 {
-        self.ops.len() as u32 - 1
+    /// A place for an operation.
+    #[inline(always)]
+    fn take_op(&mut self) -> Option<u32> {
+        self.free_ops.pop().or_else(|| self.new_op())
+    }
+
+    #[cold]
+    fn new_op(&mut self) -> Option<u32> {
+        let index = self.ops.len() as u32;
+        // CONNECT_OP is not one of the caller's.
+        (index <= self.max_ops).then(|| {
+            self.ops.push(Op::new());
+            index
+        })
     }
 
     pub(crate) fn stats(&self) -> QpairStats {
         QpairStats { transport: self.transport.stats(), ..self.stats }
+    }
+
+    /// Time has passed since the last poll: the next one looks at the clock.
+    pub(crate) fn rested(&mut self) {
+        self.polls_since_clock = POLLS_PER_CLOCK;
     }
 
     /// Whether sleeping on the transport's event source may miss work that is already here.
@@ -319,7 +361,7 @@ impl<Q: TransportQpair> Engine<Q> {
     }
 
     fn send_connect(&mut self, connect: FabricsConnect) -> Result<()> {
-        let op = self.connect_op();
+        let op = CONNECT_OP;
         self.state = State::FabricsConnect;
         let (len, direction) = (connect.data.len() as u32, connect.sqe.direction());
         self.tracker.put_buf(op, connect.data);
@@ -371,7 +413,7 @@ impl<Q: TransportQpair> Engine<Q> {
         {
             return Err((error, request.buf));
         }
-        let Some(op) = self.free_ops.pop() else {
+        let Some(op) = self.take_op() else {
             let error = Error::exhausted(format!(
                 "the queue is full: {} operations are outstanding; process completions first",
                 self.outstanding()
@@ -634,7 +676,7 @@ impl<Q: TransportQpair> Engine<Q> {
     fn drain(&mut self, f: &mut impl FnMut(Done)) -> Result<()> {
         for index in 0..self.tracker.completed() {
             let Some((op_index, offset, len, cqe)) = self.tracker.take_completed(index) else { break };
-            if op_index == self.connect_op() {
+            if op_index == CONNECT_OP {
                 self.connect_cqe = Some(cqe);
                 drop(self.tracker.take_buf(op_index));
                 continue;

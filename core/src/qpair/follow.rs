@@ -166,6 +166,9 @@ impl<Q: TransportQpair> IoQpair<Q> {
         (follow.association, follow.fresh) = (link.association, true);
         self.assist = None;
         self.engine.renew(renewal, now);
+        if let Some(shares) = &self.shares {
+            self.engine.transport_mut().join_group(shares);
+        }
         Ok(())
     }
 }

@@ -23,8 +23,11 @@ use crate::protection::Protection;
 use crate::spec::command::DsmRange;
 use crate::spec::status::CommandKind;
 use crate::spec::{Cqe, Status};
-use crate::transport::{QpairSetup, TransportController, TransportQpair, TransportStats};
+use crate::transport::{GroupShares, QpairSetup, TransportController, TransportQpair, TransportStats};
 use crate::wait::{MAX_SLEEP, Waiter};
+
+/// Longest sleep while what is waited for does not arrive at the queue pair itself.
+const ASSIST_SLEEP: Duration = Duration::from_millis(5);
 
 /// Names an operation submitted on a queue pair until it completes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -135,9 +138,13 @@ pub struct IoQpair<Q: TransportQpair = Box<dyn TransportQpair>> {
     qid: u16,
     io_timeout: Option<Duration>,
     waiter: Option<Waiter>,
+    /// Something woke [`IoQpair::wait`], and it has not been looked for since.
+    woken: bool,
     /// An admin command the transport needs: to create its queues, or to delete them.
     assist: Option<AdminPending>,
     follow: Follow<Q>,
+    /// What the poll group it is in shares.
+    shares: Option<GroupShares>,
 }
 
 impl<Q: TransportQpair> IoQpair<Q> {
@@ -154,7 +161,17 @@ impl<Q: TransportQpair> IoQpair<Q> {
         if !matches!(controller.options().timeout_policy, TimeoutPolicy::Disconnect) {
             engine.report_late();
         }
-        Self { engine, controller, qid, io_timeout, waiter: None, assist: None, follow }
+        Self {
+            engine,
+            controller,
+            qid,
+            io_timeout,
+            waiter: None,
+            woken: false,
+            assist: None,
+            follow,
+            shares: None,
+        }
     }
 
     /// Queue identifier.
@@ -199,6 +216,17 @@ impl<Q: TransportQpair> IoQpair<Q> {
     /// When the operating system has no memory.
     pub fn alloc(&self, len: usize) -> Result<DmaBuf> {
         self.controller.alloc(len)
+    }
+
+    /// It is in a group from now on, also when it is connected anew.
+    pub(crate) fn join_group(&mut self, shares: GroupShares) {
+        self.engine.transport_mut().join_group(&shares);
+        self.shares = Some(shares);
+    }
+
+    /// It is in none any more from its next connection on.
+    pub(crate) fn leave_group(&mut self) {
+        self.shares = None;
     }
 
     // --- connecting ------------------------------------------------------------------------------------------------
@@ -472,6 +500,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
     /// error. Details are in the error.
     #[inline]
     pub fn process_completions(&mut self, max: usize, mut f: impl FnMut(Completion)) -> Result<usize> {
+        self.woken = false;
         self.notice_loss();
         // A failure to connect is told below, after what was submitted already.
         if self.engine.is_connecting() && matches!(self.poll_connect(), Ok(false)) {
@@ -511,6 +540,21 @@ impl<Q: TransportQpair> IoQpair<Q> {
         Some((transport.event_fd()?, transport.wants_write() || self.engine.is_connecting()))
     }
 
+    /// It was not polled for some time, or will not be.
+    pub(crate) fn rested(&mut self) {
+        self.engine.rested();
+    }
+
+    /// Where an event loop that knows readiness by edges can watch it instead of polling: its descriptor, and a number that changes
+    /// with the connection behind it. `None` when it has to be polled.
+    pub(crate) fn edge_source(&self) -> Option<(RawFd, u32)> {
+        let transport = self.engine.transport();
+        if !self.engine.is_ready() || self.assist.is_some() || !transport.is_event_driven() {
+            return None;
+        }
+        Some((transport.event_fd()?, self.engine.connections()))
+    }
+
     /// Whether waiting for the descriptor would miss work that is here already.
     #[must_use]
     pub fn has_local_work(&self) -> bool {
@@ -523,20 +567,31 @@ impl<Q: TransportQpair> IoQpair<Q> {
     /// # Errors
     /// When the operating system cannot wait.
     pub fn wait(&mut self, timeout: Duration) -> Result<bool> {
-        if self.engine.has_local_work() {
+        if self.woken || self.engine.has_local_work() {
             return Ok(true);
         }
+        self.rested();
+        let edge = self.edge_source();
         let waiter = match &mut self.waiter {
             Some(waiter) => waiter,
             none => none.insert(Waiter::new()?),
         };
+        if let Some(edge) = edge {
+            // An edge shows once.
+            self.woken = waiter.wait_edge(edge, timeout.min(MAX_SLEEP))?;
+            return Ok(self.woken);
+        }
+        waiter.forget_edge();
         let transport = self.engine.transport();
         let write = transport.wants_write() || self.engine.is_connecting();
         let source = if self.engine.is_given_up() { None } else { transport.event_fd() };
+        // What is waited for may arrive elsewhere: at the admin queue, which creates the queue.
+        let elsewhere = source.is_none() || self.assist.is_some();
+        // The end of the controller's connection does not show here.
+        let limit = if elsewhere { ASSIST_SLEEP } else { MAX_SLEEP };
         match source {
-            // The end of the controller's connection does not show here.
-            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout.min(MAX_SLEEP))?),
-            None => Ok(waiter.wait(&[], timeout.min(Duration::from_millis(5)))?),
+            Some(fd) => Ok(waiter.wait(&[(fd, write)], timeout.min(limit))?),
+            None => Ok(waiter.wait(&[], timeout.min(limit))?),
         }
     }
 

@@ -535,8 +535,8 @@ mod tests {
         assert_eq!(Request::decode(&much.encode(0)), Err(WireError::Value(kind::ADMIN)));
         assert_eq!(Reply::decode(&packet(kind::DOWN, 0, &[&[0xff]])), Err(WireError::Value(kind::DOWN)));
         let long = "é".repeat(MAX_TEXT);
-        let packet = Reply::Refused(&long).encode(0);
-        let Ok((_, Reply::Refused(text))) = Reply::decode(&packet) else {
+        let encoded = Reply::Refused(&long).encode(0);
+        let Ok((_, Reply::Refused(text))) = Reply::decode(&encoded) else {
             panic!("a long text is cut");
         };
         assert_eq!(text.len(), MAX_TEXT);

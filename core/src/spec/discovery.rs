@@ -11,6 +11,57 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use super::identify::text::{lossy_text, trimmed};
 
+pub mod extended;
+
+/// What the log specific parameter (LSP) of Get Log Page asks of the discovery log (NVMe Base 2.1 §5.1.12.3.1). The same bits in
+/// the upper half of the page's entry in Supported Log Pages say what a controller can do (LIDSP).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct DiscoveryLogAsk(pub u8);
+
+impl DiscoveryLogAsk {
+    /// EXTDLPE: extended entries.
+    pub const EXTENDED: Self = Self(1 << 0);
+    /// PLEO: only entries of the port the command came by.
+    pub const PORT_LOCAL: Self = Self(1 << 1);
+    /// ALLSUBE: entries of all NVM subsystems, also of those that are not meant for this host.
+    pub const ALL_SUBSYSTEMS: Self = Self(1 << 2);
+
+    /// Whether all that `other` asks is asked.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What is not in `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+/// The words of what is asked, joined by commas, or `none`.
+impl fmt::Display for DiscoveryLogAsk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = [
+            (Self::EXTENDED, "extended entries"),
+            (Self::PORT_LOCAL, "port local entries only"),
+            (Self::ALL_SUBSYSTEMS, "all NVM subsystem entries"),
+        ];
+        let mut separator = "";
+        for (_, word) in words.iter().filter(|(flag, _)| self.contains(*flag)) {
+            write!(f, "{separator}{word}")?;
+            separator = ", ";
+        }
+        if separator.is_empty() { f.write_str("none") } else { Ok(()) }
+    }
+}
+
 /// Size of the header, and of each entry.
 pub const RECORD_SIZE: usize = 1024;
 

@@ -132,6 +132,13 @@ impl GetLogPage {
         Some(Self { lid, lsp: 0, retain_event: false, lsi: 0, numd_z: (length / 4 - 1) as u32, offset })
     }
 
+    /// The same, with this log specific parameter (7 bits).
+    #[must_use]
+    pub const fn with_lsp(mut self, lsp: u8) -> Self {
+        self.lsp = lsp & 0x7f;
+        self
+    }
+
     /// The same, without clearing the event.
     #[must_use]
     pub const fn retaining_event(mut self) -> Self {

@@ -13,6 +13,7 @@ mod open_enum;
 pub mod command;
 pub mod completion;
 pub mod data_ptr;
+pub mod dim;
 pub mod discovery;
 pub mod fabrics;
 pub mod features;

@@ -184,6 +184,50 @@ fn perf_reports() {
 }
 
 #[test]
+fn perf_drives_several_controllers_and_many_queue_pairs() {
+    let (one, other) = (target(), target());
+    let json = nvmf(&[
+        &"perf",
+        &"-r",
+        &one.trid,
+        &"-r",
+        &other.trid,
+        &"--io-depth",
+        &4,
+        &"--num-qpairs",
+        &5,
+        &"--time",
+        &30,
+        &"-d",
+        &40,
+        &"-H",
+        &"-I",
+        &"-LL",
+        &"--transport-stats",
+        &"--json",
+    ])
+    .json();
+    // Each of 5 queue pairs to each controller did 40 I/Os, all of them long before 30 s were over.
+    assert_eq!(json["ios"], 400, "{json}");
+    for (index, target) in [&one, &other].into_iter().enumerate() {
+        assert_eq!(json["controllers"][index]["ios"], 200, "{json}");
+        assert_eq!(target.loopback.stats().reads, 200);
+    }
+    assert!(json["seconds"].as_f64().unwrap() < 20.0, "{json}");
+    assert_eq!(json["transport_stats"]["commands"], 400, "{json}");
+    assert!(json["transport_stats"]["bytes_received"].as_u64().unwrap() > 400 * 4096, "{json}");
+    let steps = json["histogram"].as_array().unwrap();
+    assert_eq!(steps.iter().map(|step| step["ios"].as_u64().unwrap()).sum::<u64>(), 400, "{json}");
+
+    let text = nvmf(&[&"perf", &one.trid, &"-r", &other.trid, &"-d", &5, &"-q", &1, &"-L", &"-E"]).text();
+    assert!(text.contains("\n2 namespaces from offset 0") && text.contains("99.9999 %"), "{text}");
+    assert!(!text.contains("histogram"), "{text}");
+
+    let line = nvmf(&[&"perf", &one.trid, &"-c", &"[1023]", &"-t", &"0.1"]).failed(2);
+    assert!(line.contains("may not run on CPU"), "{line}");
+}
+
+#[test]
 fn perf_reads_in_order_within_the_range() {
     let target = target();
     let before = target.loopback.stats();

@@ -157,7 +157,7 @@ fn local_files() {
 fn command_lines() {
     let cases: &[(&[&str], &str)] = &[
         (&["discovr"], "unrecognized subcommand 'discovr'"),
-        (&["discover"], "no controller is named"),
+        (&["discover"], "no discovery controller is named"),
         (&["discover", "-t", "tcp"], "--traddr <ADDR>"),
         (&["discover", "-t", "tpc", "-a", "::1"], "--transport tpc: no such transport"),
         (&["discover", "-t", "tcp", "-a", "::1", "-q", "a b"], "--hostnqn: "),

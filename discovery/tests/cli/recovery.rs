@@ -1,7 +1,9 @@
 //! Resets, and targets that go away and come back.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvmf_core::spec::command::NvmOpcode;
 use nvmf_loopback::{Fault, Rule};
@@ -116,4 +118,93 @@ fn a_target_that_stays_away_is_given_up() {
     });
     assert!(refuse.took < Duration::from_secs(20), "{refuse:?}");
     refuse.failed(3);
+}
+
+/// A target that is a process of its own; killed, the hard way, when dropped.
+struct Process(Child);
+
+impl Process {
+    /// Serves `file` at `address`, which may still be taken for a moment. Returns where it listens.
+    fn start(address: &str, file: &std::path::Path) -> (Self, String) {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let child = Command::new(env!("CARGO_BIN_EXE_nvmf"))
+                .args(["target", "--listen", address, "--nqn", NQN, "--namespace"])
+                .arg(format!("{}:8MiB", file.display()))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let mut process = Self(child);
+            let mut line = String::new();
+            BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            if let Some(address) = line.strip_prefix("listening on ") {
+                return (process, address.trim().to_owned());
+            }
+            assert!(Instant::now() < until, "the target does not start at {address}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // SIGKILL: no connection is closed by anybody but the kernel.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_target_that_is_killed_and_started_again_is_found_with_all_data() {
+    let file = std::env::temp_dir().join(format!("nvmf-cli-killed-{}", std::process::id()));
+    let (target, address) = Process::start("127.0.0.1:0", &file);
+    let trid = format!("nvme+tcp://{address}/{NQN}");
+    let ended = AtomicBool::new(false);
+    let (run, kills) = std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let (mut target, mut kills) = (target, 0);
+            while !ended.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(200));
+                drop(target);
+                std::thread::sleep(Duration::from_millis(100));
+                target = Process::start(&address, &file).0;
+                kills += 1;
+            }
+            (target, kills)
+        });
+        let line: &[&dyn std::fmt::Display] = &[
+            &"verify",
+            &trid,
+            &"--length",
+            &"8MiB",
+            &"--block-size",
+            &512,
+            &"--queue-depth",
+            &4,
+            &"--yes",
+            &"--reconnect-delay",
+            &"0.05",
+            &"--ctrl-loss-tmo",
+            &60,
+            &"--timeout",
+            &"20",
+        ];
+        // Attaching is not tried again, and not what is tested.
+        let mut run = nvmf(line);
+        for _ in 0..20 {
+            if run.code != Some(3) {
+                break;
+            }
+            run = nvmf(line);
+        }
+        ended.store(true, Ordering::Release);
+        let (target, kills) = killer.join().unwrap();
+        drop(target);
+        (run, kills)
+    });
+    let _ = std::fs::remove_file(&file);
+    let text = run.text();
+    assert!(text.contains("every byte matches"), "{text}");
+    assert!(kills > 0);
 }

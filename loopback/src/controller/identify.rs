@@ -175,9 +175,12 @@ impl Controller {
         }
         if subsystem.is_discovery() {
             data.cntrltype = ControllerType::DISCOVERY;
-            data.dctype = DiscoveryControllerType::DIRECT;
+            data.dctype = match config.central_discovery {
+                true => DiscoveryControllerType::CENTRAL,
+                false => DiscoveryControllerType::DIRECT,
+            };
             data.oaes = U32::new(AsyncEventConfig::DISCOVERY_LOG.0);
-            data.lpa = lpa::EXTENDED_DATA;
+            data.lpa = lpa::EXTENDED_DATA | lpa::SUPPORTED_PAGES;
             return data;
         }
         if subsystem.namespaces().iter().any(|ns| ns.has_extended_format()) {

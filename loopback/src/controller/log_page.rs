@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use nvmf_core::spec::discovery::DiscoveryLogAsk;
 use nvmf_core::spec::log_page::{
     AnaGroupDescriptor, AnaLogHeader, CommandEffectsLog, ErrorLogEntry, FirmwareSlotLog, GetLogPage,
     LogPageId, SmartLog,
@@ -14,7 +15,7 @@ use super::{Controller, INVALID_FIELD};
 use crate::config::ERROR_LOG_ENTRIES;
 use crate::data::Data;
 use crate::discovery;
-use crate::target::Front;
+use crate::target::{Front, count};
 
 const IO_PAGES: [LogPageId; 7] = [
     LogPageId::SUPPORTED_LOG_PAGES,
@@ -47,6 +48,7 @@ impl Controller {
         let n = page.len().min(to.len());
         to[..n].copy_from_slice(&page[..n]);
         to[n..].fill(0);
+        count(&self.target.counters.log_page_reads, 1);
         if !fields.retain_event {
             self.log_page_read(fields.lid);
         }
@@ -60,7 +62,7 @@ impl Controller {
         }
         Ok(match fields.lid {
             LogPageId::SUPPORTED_LOG_PAGES => supported(pages),
-            LogPageId::DISCOVERY => discovery::log_page(&self.target, self),
+            LogPageId::DISCOVERY => discovery::log_page(&self.target, self, DiscoveryLogAsk(fields.lsp)),
             LogPageId::ERROR_INFORMATION => {
                 let mut entries: Vec<ErrorLogEntry> = self.lock().error_log.iter().copied().collect();
                 entries.resize_with(ERROR_LOG_ENTRIES, ErrorLogEntry::new_zeroed);
@@ -140,6 +142,10 @@ fn supported(pages: &[LogPageId]) -> Vec<u8> {
     let mut page = vec![0; 1024];
     for lid in pages {
         page[usize::from(lid.0) * 4] = 1;
+        if *lid == LogPageId::DISCOVERY {
+            // LIDSP: what may be asked of it.
+            page[usize::from(lid.0) * 4 + 2] = discovery::SUPPORTED.0;
+        }
     }
     page
 }

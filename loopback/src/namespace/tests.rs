@@ -139,3 +139,21 @@ fn sizes_are_whole_blocks() {
     ns.resize(16_384).unwrap();
     assert_eq!(ns.identify(MAX, Front::Pci).nsze.get(), 4);
 }
+
+#[test]
+fn a_file_keeps_its_uuid_and_nothing_else_does() {
+    let path = std::env::temp_dir().join(format!("nvmf-uuid-{}", std::process::id()));
+    let open = |path: &Path| Namespace::file(path, 1 << 20).open(1).unwrap().uuid;
+    let first = open(&path);
+    // By another name of the same file, too.
+    let detour = std::env::temp_dir().join(".").join(path.file_name().unwrap());
+    assert_eq!([open(&path), open(&detour)], [first; 2]);
+    let other = path.with_extension("other");
+    assert_ne!(open(&other), first);
+    assert_eq!((first[6] >> 4, first[8] >> 6), (8, 2));
+    assert_eq!(Namespace::file(&path, 0).uuid([7; 16]).open(1).unwrap().uuid, [7; 16]);
+    assert_ne!(namespace().uuid, namespace().uuid);
+    for path in [path, other] {
+        std::fs::remove_file(path).unwrap();
+    }
+}

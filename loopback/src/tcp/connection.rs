@@ -1,147 +1,228 @@
-//! The socket of one connection, and the thread that serves it.
+//! The socket of one connection. [`Connection::turn`] does what can be done without blocking; a [`super::reactor`] calls it.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use mio::event::Event;
 use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Interest, Registry, Token, Waker};
 
 use super::session::Session;
 use crate::queue::Queue;
 use crate::target::{Front, Target};
 
-const STREAM: Token = Token(0);
-const WAKER: Token = Token(1);
 /// How long a host may take to read our last words.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// Longest sleep while saying goodbye.
-const GOODBYE_STEP: Duration = Duration::from_millis(20);
+/// Slices per send.
+const SLICES: usize = 64;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Serving,
+    /// Nothing more is read; what is left to be said is sent.
+    Flushing(Instant),
+    /// Everything is said. The host is given time to read it: closing a socket with unread data would reset the connection, and
+    /// the host would lose the C2HTermReq.
+    Goodbye(Instant),
+}
+
+/// What a turn came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Turn {
+    /// There was nothing to do.
+    Idle,
+    /// Something was received or sent.
+    Busy,
+    /// Stopped with something left to do though no event will say so: take another turn soon.
+    More,
+    /// The connection has ended.
+    Over,
+}
 
 pub(super) struct Connection {
     /// Dropped before the socket is closed: a host that sees the end of its admin connection is rid of its controller.
     session: Session,
     stream: TcpStream,
     peer: SocketAddr,
-    poll: Poll,
     target: Arc<Target>,
+    stage: Stage,
+    /// Readiness is edge triggered: it holds until a call says otherwise.
+    readable: bool,
+    writable: bool,
+    rung: Arc<AtomicBool>,
 }
 
 impl Connection {
-    /// Prepares to serve a connection. The waker makes its thread look at what happened elsewhere.
+    /// Prepares to serve a connection. What happens to its controller elsewhere rings `waker`, with [`Connection::was_rung`].
     pub(super) fn new(
         target: Arc<Target>,
         mut stream: TcpStream,
         peer: SocketAddr,
-    ) -> io::Result<(Self, Arc<Waker>)> {
+        registry: &Registry,
+        token: Token,
+        waker: &Arc<Waker>,
+    ) -> io::Result<Self> {
         // Answers are sent in batches, whole; waiting for more would only delay them.
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        let poll = Poll::new()?;
-        poll.registry().register(&mut stream, STREAM, Interest::READABLE | Interest::WRITABLE)?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let bell = Arc::clone(&waker);
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        let rung = Arc::new(AtomicBool::new(false));
+        let (bell, waker) = (Arc::clone(&rung), Arc::clone(waker));
         let notify = Arc::new(move || {
-            if let Err(error) = bell.wake() {
+            bell.store(true, Ordering::Release);
+            if let Err(error) = waker.wake() {
                 tracing::error!(%error, "waking a connection's thread");
             }
         });
         let queue = Queue::new(Arc::clone(&target), Front::Tcp(local), notify);
         let session = Session::new(Arc::clone(&target), queue, Instant::now());
-        Ok((Self { session, stream, peer, poll, target }, waker))
+        let (stage, readable, writable) = (Stage::Serving, true, true);
+        Ok(Self { session, stream, peer, target, stage, readable, writable, rung })
     }
 
-    /// Serves the connection until it ends.
-    pub(super) fn run(mut self) {
-        match self.serve() {
-            Ok(()) => tracing::debug!(peer = %self.peer, "connection closed"),
-            Err(error) => tracing::debug!(peer = %self.peer, %error, "connection lost"),
-        }
-        if self.session.is_terminated() {
-            self.say_goodbye();
+    /// Whether something happened to its controller since the last call.
+    pub(super) fn was_rung(&self) -> bool {
+        // Looked at often, changed rarely.
+        self.rung.load(Ordering::Acquire) && self.rung.swap(false, Ordering::AcqRel)
+    }
+
+    /// Takes note of what the operating system says about the socket.
+    pub(super) fn ready(&mut self, event: &Event) {
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+    }
+
+    /// When another turn is needed though nothing happened.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Serving => self.session.deadline(),
+            Stage::Flushing(until) | Stage::Goodbye(until) => Some(until),
         }
     }
 
-    fn serve(&mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(8);
-        // Readiness is edge triggered: it holds until a call says otherwise.
-        let (mut readable, mut writable) = (true, true);
+    /// Receives once, executes what came, and sends the answers. `eager` looks at the socket whether or not it was said to be
+    /// readable.
+    pub(super) fn turn(&mut self, now: Instant, eager: bool) -> Turn {
+        let result = match self.stage {
+            Stage::Serving => self.serve(now, eager),
+            Stage::Flushing(until) => self.finish(now, until),
+            Stage::Goodbye(until) => self.say_goodbye(now, until),
+        };
+        match result {
+            Ok(Turn::Over) => tracing::debug!(peer = %self.peer, "connection closed"),
+            Ok(turn) => return turn,
+            Err(error) => {
+                tracing::debug!(peer = %self.peer, %error, "connection lost");
+                // What was received before may have been the reason to terminate it.
+                if self.stage == Stage::Serving && self.session.is_terminated() {
+                    return self.end(now);
+                }
+            }
+        }
+        Turn::Over
+    }
+
+    fn serve(&mut self, now: Instant, eager: bool) -> io::Result<Turn> {
+        let mut turn = Turn::Idle;
+        if (self.readable || eager) && self.session.wants_input() {
+            let mut spaces = self.session.spaces();
+            let room: usize = spaces.iter().map(|space| space.len()).sum();
+            let received = match &mut spaces {
+                // A plain receive is cheaper.
+                [payload, rest] if payload.is_empty() => (&self.stream).read(rest),
+                both => (&self.stream).read_vectored(both),
+            };
+            match received {
+                Ok(0) => return Ok(Turn::Over),
+                Ok(n) => {
+                    self.session.filled(n);
+                    // A short read means that there is no more for now.
+                    self.readable = n == room;
+                    turn = if self.readable { Turn::More } else { Turn::Busy };
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => turn = Turn::More,
+                Err(error) => return Err(error),
+            }
+        }
+        self.session.tick(now);
         loop {
-            let now = Instant::now();
-            self.session.tick(now);
             let stalled = self.session.process(now);
-            while writable && !self.session.pending_output().is_empty() {
-                match self.stream.write(self.session.pending_output()) {
-                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                    Ok(n) => self.session.consume_output(n),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable = false,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
+            if self.send()? && turn == Turn::Idle {
+                turn = Turn::Busy;
             }
-            if stalled && self.session.wants_input() {
-                continue;
-            }
-            if self.session.is_closing() {
-                if writable || self.target.is_stopped() {
-                    return Ok(());
-                }
-            } else if readable && self.session.wants_input() {
-                let mut spaces = self.session.spaces();
-                let room: usize = spaces.iter().map(|space| space.len()).sum();
-                match self.stream.read_vectored(&mut spaces) {
-                    Ok(0) => return Ok(()),
-                    Ok(n) => {
-                        self.session.filled(n);
-                        // A short read means that there is no more for now.
-                        readable = n == room;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => readable = false,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-                continue;
-            }
-            let timeout = self.session.deadline().map(|deadline| {
-                // Rounded up: a timer that fires early would only have to be set again.
-                deadline.saturating_duration_since(now) + Duration::from_millis(1)
-            });
-            let timeout = if self.session.is_closing() { Some(GOODBYE) } else { timeout };
-            match self.poll.poll(&mut events, timeout) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-            if self.session.is_closing() && events.is_empty() {
-                return Ok(());
-            }
-            for event in events.iter().filter(|event| event.token() == STREAM) {
-                readable |= event.is_readable() || event.is_read_closed() || event.is_error();
-                writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+            if !stalled || !self.session.wants_input() {
+                break;
             }
         }
+        if self.session.is_closing() {
+            let until = now + GOODBYE;
+            self.stage = Stage::Flushing(until);
+            return self.finish(now, until);
+        }
+        // Reading waited for room.
+        if self.readable && self.session.wants_input() {
+            turn = Turn::More;
+        }
+        Ok(turn)
     }
 
-    /// Lets the host read the C2HTermReq: closing a socket with unread data would reset the connection and discard it.
-    fn say_goodbye(&mut self) {
+    /// Sends what is pending, as far as the socket takes it. Returns whether that was anything.
+    fn send(&mut self) -> io::Result<bool> {
+        let mut any = false;
+        while self.writable && self.session.has_output() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = self.session.output_slices(&mut slices);
+            let sent = match &slices[..count] {
+                [one] => (&self.stream).write(one),
+                many => (&self.stream).write_vectored(many),
+            };
+            match sent {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    self.session.consume_output(n);
+                    any = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(any)
+    }
+
+    fn finish(&mut self, now: Instant, until: Instant) -> io::Result<Turn> {
+        self.send()?;
+        if !self.session.has_output() {
+            return Ok(if self.session.is_terminated() { self.end(now) } else { Turn::Over });
+        }
+        Ok(if self.target.is_stopped() || now >= until { Turn::Over } else { Turn::Idle })
+    }
+
+    /// Says that nothing more will come.
+    fn end(&mut self, now: Instant) -> Turn {
         // An error means that there is nobody left to talk to.
         if self.stream.shutdown(Shutdown::Write).is_err() {
-            return;
+            return Turn::Over;
         }
-        let until = Instant::now() + GOODBYE;
+        self.stage = Stage::Goodbye(now + GOODBYE);
+        Turn::More
+    }
+
+    fn say_goodbye(&mut self, now: Instant, until: Instant) -> io::Result<Turn> {
         let mut discarded = [0; 16 * 1024];
-        let mut events = Events::with_capacity(8);
-        while Instant::now() < until && !self.target.is_stopped() {
-            match self.stream.read(&mut discarded) {
-                Ok(0) => return,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.poll.poll(&mut events, Some(GOODBYE_STEP)).is_err() {
-                        return;
-                    }
-                }
-                Err(_) => return,
-            }
+        if now >= until || self.target.is_stopped() {
+            return Ok(Turn::Over);
+        }
+        match (&self.stream).read(&mut discarded) {
+            Ok(0) => Ok(Turn::Over),
+            Ok(_) => Ok(Turn::More),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Turn::Idle),
+            Err(error) => Err(error),
         }
     }
 }

@@ -1,16 +1,17 @@
-//! The NVMe/TCP front: listeners, and a thread for each connection.
+//! The NVMe/TCP front: listeners, and threads that serve the connections.
 
 mod connection;
 mod output;
 mod pdu;
+mod reactor;
 mod session;
 #[cfg(test)]
 pub(crate) mod wire;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::num::NonZero;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::error::LoopbackError;
 use crate::target::{Target, count};
-use connection::Connection;
+use reactor::Reactor;
 
 /// How long accepting pauses when the system cannot give us another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -55,7 +56,22 @@ impl Server {
             poll.registry().register(listener, Token(index), Interest::READABLE)?;
         }
         let waker = Arc::new(Waker::new(poll.registry(), Token(listeners.len()))?);
-        let acceptor = Acceptor { target, listeners, poll, waker: Arc::clone(&waker), running: Vec::new() };
+        let threads = match target.config.tcp.threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            threads => threads,
+        };
+        let mut acceptor = Acceptor { target, listeners, poll, reactors: Vec::new() };
+        for index in 0..threads {
+            match Reactor::start(Arc::clone(&acceptor.target), index) {
+                Ok(reactor) => acceptor.reactors.push(reactor),
+                Err(error) if index == 0 => return Err(error),
+                // Those there are do the work.
+                Err(error) => {
+                    tracing::warn!(%error, "starting a thread for connections");
+                    break;
+                }
+            }
+        }
         let name = "nvmf-loop-accept".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || acceptor.run())?;
         Ok(Self { waker, thread: Some(thread) })
@@ -76,20 +92,11 @@ impl Drop for Server {
     }
 }
 
-struct Running {
-    waker: Arc<Waker>,
-    /// The thread has nothing left to do.
-    done: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
-
 struct Acceptor {
     target: Arc<Target>,
     listeners: Vec<TcpListener>,
     poll: Poll,
-    /// Wakes this thread.
-    waker: Arc<Waker>,
-    running: Vec<Running>,
+    reactors: Vec<Reactor>,
 }
 
 impl Acceptor {
@@ -104,7 +111,6 @@ impl Acceptor {
                 }
                 _ => {}
             }
-            self.reap();
             for index in 0..self.listeners.len() {
                 if !self.accept(index) {
                     pause = Some(ACCEPT_PAUSE);
@@ -112,20 +118,9 @@ impl Acceptor {
             }
         }
         self.listeners.clear();
-        for running in &self.running {
-            if let Err(error) = running.waker.wake() {
-                tracing::error!(%error, "waking a connection's thread");
-            }
-        }
-        for running in self.running.drain(..) {
-            join(running);
-        }
-    }
-
-    fn reap(&mut self) {
-        for running in self.running.extract_if(.., |running| running.done.load(Ordering::Acquire)) {
-            join(running);
-        }
+        // They end together, not one after the other.
+        self.reactors.iter().for_each(Reactor::wake);
+        self.reactors.into_iter().for_each(Reactor::join);
     }
 
     /// Accepts what is waiting. Returns whether all of it could be taken.
@@ -142,47 +137,15 @@ impl Acceptor {
                     }
                 },
             };
-            if self.target.is_refusing() || self.running.len() >= self.target.config.tcp.max_connections {
+            let served: usize = self.reactors.iter().map(Reactor::load).sum();
+            if self.target.is_refusing() || served >= self.target.config.tcp.max_connections {
                 tracing::info!(%peer, "connection refused");
                 continue;
             }
             count(&self.target.counters.connections, 1);
-            let started =
-                Connection::new(Arc::clone(&self.target), stream, peer).and_then(|(connection, waker)| {
-                    let name = "nvmf-loop-conn".to_owned();
-                    let done = Arc::new(AtomicBool::new(false));
-                    let over = Over { done: Arc::clone(&done), acceptor: Arc::clone(&self.waker) };
-                    let thread = std::thread::Builder::new().name(name).spawn(move || {
-                        let _over = over;
-                        connection.run();
-                    })?;
-                    Ok(Running { waker, done, thread })
-                });
-            match started {
-                Ok(running) => self.running.push(running),
-                Err(error) => tracing::warn!(%peer, %error, "serving a connection"),
+            if let Some(reactor) = self.reactors.iter().min_by_key(|reactor| reactor.load()) {
+                reactor.serve(stream, peer);
             }
         }
-    }
-}
-
-/// Has the acceptor take leave of a connection's thread, however that ends.
-struct Over {
-    done: Arc<AtomicBool>,
-    acceptor: Arc<Waker>,
-}
-
-impl Drop for Over {
-    fn drop(&mut self) {
-        self.done.store(true, Ordering::Release);
-        if let Err(error) = self.acceptor.wake() {
-            tracing::error!(%error, "waking the listener's thread");
-        }
-    }
-}
-
-fn join(running: Running) {
-    if running.thread.join().is_err() {
-        tracing::error!("a connection's thread panicked");
     }
 }

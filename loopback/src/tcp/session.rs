@@ -1,7 +1,7 @@
 //! One NVMe/TCP connection in the controller role, without the socket: bytes go in, bytes come out.
 //!
 //! ```text
-//! socket ─▶ spaces / filled ─▶ process ─▶ Queue (commands) ─▶ output ─▶ pending_output / consume_output ─▶ socket
+//! socket ─▶ spaces / filled ─▶ process ─▶ Queue (commands) ─▶ output ─▶ output_slices / consume_output ─▶ socket
 //! ```
 //!
 //! Payload of H2CData goes from the socket into the command's buffer without a copy in between. Everything a host can
@@ -12,7 +12,7 @@ mod send;
 mod tests;
 
 use std::collections::VecDeque;
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,6 +117,8 @@ pub(super) struct Session {
     waiting: VecDeque<(Sqe, usize, Option<Fault>)>,
     spare: Vec<Vec<u8>>,
     buffered: usize,
+    /// CRC32C of this many zeroes.
+    zero_digest: (usize, u32),
     outstanding: u32,
     closing: bool,
     terminated: bool,
@@ -152,6 +154,7 @@ impl Session {
             waiting: VecDeque::new(),
             spare: Vec::new(),
             buffered: 0,
+            zero_digest: (0, 0),
             outstanding: 0,
             closing: false,
             terminated: false,
@@ -194,8 +197,13 @@ impl Session {
         self.direct = 0;
     }
 
-    pub(super) fn pending_output(&self) -> &[u8] {
-        self.output.pending()
+    pub(super) fn has_output(&self) -> bool {
+        self.output.len() > 0
+    }
+
+    /// Fills `out` with what is to be sent next. Returns how many slices that took.
+    pub(super) fn output_slices<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
+        self.output.slices(out)
     }
 
     pub(super) fn consume_output(&mut self, n: usize) {
@@ -204,7 +212,7 @@ impl Session {
 
     /// Whether bytes should be read: not while too much output is waiting.
     pub(super) fn wants_input(&self) -> bool {
-        !self.closing && self.output.pending().len() < OUTPUT_HIGH
+        !self.closing && self.output.len() < OUTPUT_HIGH
     }
 
     /// The connection is to be closed once the output is sent.

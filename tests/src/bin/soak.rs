@@ -57,14 +57,18 @@ fn run(soak: &Soak) -> Result<()> {
 
 fn print(r: &Report) {
     println!(
-        "I/Os               {} ({} succeeded, {} lost with their connection)",
-        r.submitted, r.succeeded, r.lost
+        "I/Os               {} ({} succeeded, {} lost with their connection, {} not sent or refused while it was away)",
+        r.submitted, r.succeeded, r.lost, r.not_sent
     );
     println!("blocks read        {}, all explained", r.blocks_read);
     println!("writes unanswered  {} ({} reads told what became of one)", r.unknown_writes, r.resolved);
     println!(
         "harm               {} acts; attached {} times, {} attempts failed",
         r.harm, r.attached, r.refused
+    );
+    println!(
+        "recovery policy    {} of these times; connected again {} times on its own",
+        r.persistent, r.reconnected
     );
     println!("longest call       process_completions {:?}, submit {:?}", r.longest_poll, r.longest_submit);
     println!("slept in a call    {} times, at most {:?}", r.slept, r.longest_sleep);

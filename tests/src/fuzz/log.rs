@@ -3,6 +3,7 @@
 use nvmf_core::proto::controller_init::parse_ana;
 use nvmf_core::proto::discovery_log::{DiscoveryLogLimits, DiscoveryLogReader, Step};
 use nvmf_core::spec::Status;
+use nvmf_core::spec::dim::DimData;
 use nvmf_core::spec::discovery::{DiscoveryLogEntry, DiscoveryLogHeader, RECORD_SIZE};
 use nvmf_core::spec::identify::{
     IDENTIFY_SIZE, IdentifyController, IdentifyNamespace, IdentifyNamespaceNvm, NamespaceDescriptors,
@@ -88,7 +89,10 @@ pub(super) fn discovery(input: &[u8]) {
     let mut limits = DiscoveryLogLimits::new(bytes.u64() as u32);
     limits.max_records = 64;
     limits.max_retries = 3;
-    let mut reader = DiscoveryLogReader::new(limits);
+    let mut reader = match bytes.byte() & 1 {
+        0 => DiscoveryLogReader::new(limits),
+        _ => DiscoveryLogReader::extended(limits),
+    };
     let mut served = 0usize;
     let mut header = DiscoveryLogHeader::new(bytes.byte().into(), u64::from(bytes.byte() % 6));
     for read in 0.. {
@@ -124,9 +128,36 @@ pub(super) fn discovery(input: &[u8]) {
     let Ok(log) = reader.finish() else { return };
     let whole = log.to_bytes();
     assert!(whole.len() <= served + RECORD_SIZE, "a log out of nothing");
+    for index in 0..log.records.len() {
+        for attribute in log.attributes(index) {
+            let _ = (attribute.host_id(), attribute.symbolic_name());
+            assert!(attribute.value.len() <= served, "an attribute out of nothing");
+        }
+    }
     for entry in DiscoveryLogEntry::slice_from(&whole[RECORD_SIZE.min(whole.len())..]) {
         let texts = [entry.traddr(), entry.trsvcid(), entry.subnqn()];
         assert!(texts.iter().all(|text| !text.contains('\0')), "{texts:?}");
         let _ = (entry.tcp_security(), entry.rdma_tsas(), entry.flags());
     }
+}
+
+/// A registration with a discovery service.
+pub(super) fn registration(input: &[u8]) {
+    let mut bytes = Bytes::new(input);
+    let fix = bytes.byte();
+    let mut data = bytes.rest().to_vec();
+    if fix & 1 != 0 && data.len() >= RECORD_SIZE {
+        // What nearly every input gets wrong.
+        let tdl = data.len() as u32;
+        data[..4].copy_from_slice(&tdl.to_le_bytes());
+        data[22..24].copy_from_slice(&nvmf_core::spec::dim::ENTRY_KEY_TYPE.to_le_bytes());
+    }
+    let Ok(dim) = DimData::parse(&data) else { return };
+    assert!(dim.entries.len() <= data.len() / RECORD_SIZE, "entries out of nothing");
+    for (index, (entry, tail)) in dim.entries.iter().enumerate() {
+        assert!(tail.len() < data.len(), "a tail out of nothing");
+        let _ = (entry.traddr(), entry.subnqn());
+        assert!(dim.attributes(index).count() <= data.len() / 4, "attributes out of nothing");
+    }
+    assert!(!dim.eid.contains('\0') && !dim.ename.contains('\0') && !dim.ever.contains('\0'));
 }

@@ -90,6 +90,20 @@ impl Bench {
         self.qpair.poll(&mut self.tracker, usize::MAX).unwrap_err()
     }
 
+    /// Begins to give the admin queue up, which deletes the I/O queue first, and answers that.
+    pub(crate) fn retire(&self, admin: &mut PcieQpair, now: Instant) {
+        let (asq, acq) = admin.ring_addresses();
+        assert_eq!(admin.disconnect(now), Quiesce::Pending);
+        assert_eq!(self.fake.state().registers[&0x14] & 1, 1, "CC.EN");
+        let opcodes = [AdminOpcode::DELETE_IO_SQ, AdminOpcode::DELETE_IO_CQ];
+        for (index, expected) in (0..).zip(opcodes) {
+            assert_eq!(admin.disconnect(now), Quiesce::Pending);
+            let sqe = self.fake.command(asq, index);
+            assert_eq!((opcode(&sqe), sqe.cdw10.get()), (expected, 1));
+            self.fake.post(acq, index, 0, sqe.cid.get(), Status::SUCCESS, true);
+        }
+    }
+
     pub(crate) fn delete_command(&mut self) -> AdminOpcode {
         assert_eq!(self.qpair.disconnect(Instant::now()), Quiesce::Pending);
         let sqe = self.qpair.quiesce_command().expect("a command");
@@ -412,6 +426,7 @@ fn disabling_the_controller_quiets_every_queue() {
         let (asq, acq) = admin.ring_addresses();
         (31 << 16 | 31, asq, acq)
     });
+    bench.retire(&mut admin, Instant::now());
     assert_eq!(admin.disconnect(Instant::now()), Quiesce::Done);
     assert_eq!(bench.fake.state().registers[&0x14] & 1, 0, "CC.EN");
     assert!(matches!(bench.poll_error().kind(), ErrorKind::Disconnected(_)));
@@ -434,6 +449,7 @@ fn a_controller_that_stays_ready_is_cut_off_in_time() {
             (state.stubborn, state.isolates) = (true, isolates);
         }
         let now = Instant::now();
+        bench.retire(&mut admin, now);
         assert_eq!(admin.disconnect(now), Quiesce::Pending);
         assert_eq!(admin.disconnect(now + Duration::from_millis(499)), Quiesce::Pending);
         let expected = if isolates { Quiesce::Done } else { Quiesce::Unconfirmed };
@@ -482,6 +498,7 @@ fn a_lost_admin_queue_leaves_a_queue_unconfirmed_until_the_controller_is_stopped
     bench.qpair.quiesce_completed(None);
     assert_eq!(bench.qpair.disconnect(Instant::now()), Quiesce::Unconfirmed);
     let mut admin = bench.controller.pcie_qpair(&setup(0, 32)).unwrap();
+    bench.retire(&mut admin, Instant::now());
     assert_eq!(admin.disconnect(Instant::now()), Quiesce::Done);
     assert_eq!(bench.qpair.disconnect(Instant::now()), Quiesce::Done);
 }

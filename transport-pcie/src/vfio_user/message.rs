@@ -420,11 +420,12 @@ pub fn mappable_areas(body: &[u8]) -> Vec<Area> {
     }
     let mut areas = Vec::new();
     let mut at = info.cap_offset.get() as usize;
-    // A chain of capabilities that leads back would have no end; each lies behind the one before.
+    // A chain of capabilities that leads back would have no end, and one into what was read already would name the same areas again
+    // and again; each lies behind all of the one before.
     let mut least = size_of::<RegionInfo>();
     while at >= least {
         let Some(rest) = body.get(at..) else { break };
-        let Ok((header, _)) = CapabilityHeader::read_from_prefix(rest) else { break };
+        let Ok((header, mut behind)) = CapabilityHeader::read_from_prefix(rest) else { break };
         if header.id.get() == SparseMmap::ID
             && let Ok((sparse, mut rest)) = SparseMmap::read_from_prefix(rest)
         {
@@ -436,8 +437,9 @@ pub fn mappable_areas(body: &[u8]) -> Vec<Area> {
                 }
                 rest = more;
             }
+            behind = rest;
         }
-        least = at + size_of::<CapabilityHeader>();
+        least = body.len() - behind.len();
         at = header.next.get() as usize;
     }
     areas

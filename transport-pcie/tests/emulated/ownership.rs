@@ -205,6 +205,7 @@ fn of_a_controller_that_was_failed_and_does_not_stop() {
     let buf = qpair.alloc(LEN).unwrap();
     let withheld = place(&buf);
     bench.function.never_disabled(true);
+    refuse_deletion(&bench);
     bench.function.faults().push(Rule::new(Fault::Delay(LATE)).io());
     qpair.read(&ns, 0, buf, 0).unwrap();
     controller.fail();

@@ -13,6 +13,7 @@ fn memory(longest: usize) -> (Sim, Memory<SimDomain>) {
         max_elements: 4,
         max_completions: 128,
         max_reads: 1,
+        max_shared_receives: 16_384,
     });
     let domain = sim.endpoint().unwrap().domain().unwrap();
     let memory = Memory::new(domain).unwrap();
@@ -64,6 +65,7 @@ fn a_device_that_registers_too_little_is_refused() {
         max_elements: 4,
         max_completions: 128,
         max_reads: 1,
+        max_shared_receives: 16_384,
     });
     let domain = sim.endpoint().unwrap().domain().unwrap();
     let error = Memory::new(domain).err().unwrap().to_string();

@@ -16,6 +16,7 @@ use zerocopy::FromBytes;
 
 use super::link::Link;
 use super::reject::Rejection;
+use super::share::{Member, Share};
 use crate::address::{Destination, resolve};
 use crate::memory::Memory;
 use crate::options::RdmaOptions;
@@ -89,6 +90,8 @@ pub(crate) struct Plan<P: Provider> {
     pub(crate) route: Arc<Route<P>>,
     pub(crate) limits: Limits,
     pub(crate) cntlid: u16,
+    /// What its poll group shares.
+    pub(crate) share: Option<Arc<Share<P>>>,
 }
 
 enum Stage<P: Provider> {
@@ -150,6 +153,11 @@ impl<P: Provider> Connector<P> {
             until: setup.deadline,
             deadline: setup.deadline,
         })
+    }
+
+    /// Queue pairs made from now on use what the group shares.
+    pub(super) fn join(&mut self, share: Arc<Share<P>>) {
+        self.plan.share = Some(share);
     }
 
     /// The address being connected to.
@@ -373,13 +381,21 @@ impl<P: Provider> Connector<P> {
         let most = device.max_work_requests.min(device.max_completions / 2).saturating_sub(1).max(1);
         let sends = (u32::from(self.slots) * 2).max(MIN_SENDS).min(most);
         let receives = u32::from(self.entries).min(most);
+        let member = match &self.plan.share {
+            None => None,
+            Some(share) => share.admit(&domain, sends + 1, receives).unwrap_or_else(|error| {
+                tracing::debug!(%error, "a queue pair of a poll group shares nothing");
+                None
+            }),
+        };
         let setup = QueuePairSetup {
             sends: sends + 1,
-            receives: receives + 1,
+            receives: if member.is_some() { 0 } else { receives + 1 },
             send_elements: SEND_ELEMENTS.min(device.max_elements).max(1),
             inline: INLINE,
         };
-        let inline = endpoint.create_queue_pair(&domain, &setup).map_err(|error| {
+        let shared = member.as_ref().map(Member::queues);
+        let inline = endpoint.create_queue_pair(&domain, &setup, shared).map_err(|error| {
             let locked = error.kind() == io::ErrorKind::OutOfMemory;
             let error = Error::from(error).doing(format!(
                 "making a queue pair of {} entries on {}",
@@ -388,11 +404,15 @@ impl<P: Provider> Connector<P> {
             ));
             if locked { error.hint("is enough memory allowed to be locked (ulimit -l)?") } else { error }
         })?;
+        if let Some(member) = &member {
+            member.made(endpoint.queue_pair_number());
+        }
         let mut limits = self.plan.limits;
         limits.elements = setup.send_elements;
         let mut link = Link::<P>::new(
             endpoint,
             memory,
+            member,
             self.slots,
             self.entries,
             sends,

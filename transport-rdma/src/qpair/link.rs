@@ -1,15 +1,18 @@
 //! An endpoint with its queue pair, the memory of its capsules, and how work requests are named.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 
 use nvmf_core::dma::SharedMemory;
 use nvmf_core::{Error, Result};
 
+use super::share::Member;
 use crate::memory::{Memory, refused};
 use crate::proto::Limits;
 use crate::provider::{
     Access, Domain, Element, Endpoint, Provider, ReceiveRequest, Registration, SendBatch, SendRequest,
+    WorkCompletion,
 };
 
 /// Bytes of a response capsule.
@@ -57,7 +60,7 @@ pub(super) struct Ring<D: Domain> {
 }
 
 impl<D: Domain> Ring<D> {
-    fn new(domain: &Arc<D>, slots: u16, receives: u32, limits: &Limits) -> Result<Self> {
+    pub(super) fn new(domain: &Arc<D>, slots: u16, receives: u32, limits: &Limits) -> Result<Self> {
         let capsule_stride = limits.capsule_bytes().next_multiple_of(CAPSULE_ALIGN);
         let responses = capsule_stride * usize::from(slots);
         let len = responses + RESPONSE_STRIDE * receives as usize;
@@ -100,6 +103,8 @@ pub(super) struct Link<P: Provider> {
     pub(super) endpoint: P::Endpoint,
     ring: Option<Ring<P::Domain>>,
     pub(super) memory: Arc<Memory<P::Domain>>,
+    /// Where its completions come from and its receives are, if not its own queues.
+    member: Option<Member<P::Domain>>,
     /// Entries of the submission queue.
     pub(super) entries: u16,
     /// Commands the controller takes at once.
@@ -114,11 +119,12 @@ pub(super) struct Link<P: Provider> {
 }
 
 impl<P: Provider> Link<P> {
-    /// Makes the capsules' memory of a new queue pair and posts all receives.
+    /// Makes the capsules' memory of a new queue pair and posts all receives, unless they are shared.
     #[expect(clippy::too_many_arguments, reason = "the numbers of one queue pair")]
     pub(super) fn new(
         endpoint: P::Endpoint,
         memory: Arc<Memory<P::Domain>>,
+        member: Option<Member<P::Domain>>,
         slots: u16,
         entries: u16,
         sends: u32,
@@ -127,12 +133,14 @@ impl<P: Provider> Link<P> {
         inline: u32,
         limits: &Limits,
     ) -> Result<Self> {
-        let ring = Ring::new(memory.domain(), slots, receives, limits)?;
+        let own = if member.is_some() { 0 } else { receives };
+        let ring = Ring::new(memory.domain(), slots, own, limits)?;
         let window = u32::from(slots).min(receives);
         let mut link = Self {
             endpoint,
             ring: Some(ring),
             memory,
+            member,
             entries,
             window,
             sends,
@@ -140,11 +148,60 @@ impl<P: Provider> Link<P> {
             send_elements,
             inline,
         };
-        let requests: Vec<_> = (0..receives).filter_map(|index| link.ring().ok()?.receive(index)).collect();
-        link.endpoint
-            .post_receive(&requests)
-            .map_err(|error| Error::from(error).doing(format!("posting {receives} RDMA receives")))?;
+        if own > 0 {
+            let requests: Vec<_> = (0..own).filter_map(|index| link.ring().ok()?.receive(index)).collect();
+            link.endpoint
+                .post_receive(&requests)
+                .map_err(|error| Error::from(error).doing(format!("posting {own} RDMA receives")))?;
+        }
         Ok(link)
+    }
+
+    /// Whether its completion queue is not its own.
+    #[inline]
+    pub(super) fn is_member(&self) -> bool {
+        self.member.is_some()
+    }
+
+    /// Whether a program sleeps on its descriptor, and woke for something other than a completion.
+    #[inline]
+    pub(super) fn is_asleep(&self) -> bool {
+        self.member.as_ref().is_some_and(Member::is_asleep)
+    }
+
+    /// The identifier of a SEND.
+    #[inline]
+    pub(super) fn name(&self, id: u64) -> u64 {
+        self.member.as_ref().map_or(id, |member| member.name(id))
+    }
+
+    /// Takes completions, at most as many as there is room for; with shared queues the responses as well.
+    #[inline]
+    pub(super) fn poll(
+        &mut self,
+        completions: &mut [WorkCompletion],
+        responses: &mut [[u8; RESPONSE_BYTES]],
+    ) -> Result<usize> {
+        match &mut self.member {
+            None => self
+                .endpoint
+                .poll_completions(completions)
+                .map_err(|error| Error::disconnected(format!("the completion queue failed: {error}"))),
+            Some(member) => member.take(completions, responses),
+        }
+    }
+
+    /// For who is about to sleep: asks for a notification. Whether something may be there all the same.
+    pub(super) fn may_have_more(&self, armed: &Cell<bool>) -> bool {
+        match &self.member {
+            Some(member) => member.may_have_more(),
+            None if armed.get() => false,
+            // A completion that came before this raises nothing: poll once more.
+            None => {
+                armed.set(self.endpoint.request_notification().is_ok());
+                true
+            }
+        }
     }
 
     pub(super) fn ring(&self) -> Result<&Ring<P::Domain>> {
@@ -155,19 +212,19 @@ impl<P: Provider> Link<P> {
     pub(super) fn begin_flush(&mut self) -> io::Result<()> {
         self.endpoint.disconnect()?;
         let Some(ring) = &self.ring else { return Err(io::ErrorKind::NotConnected.into()) };
-        let receive = ReceiveRequest {
-            id: Kind::Drain.id(1),
-            element: ring.element(ring.responses, RESPONSE_BYTES as u32),
-        };
         let send = SendRequest {
-            id: Kind::Drain.id(DRAIN_SEND),
+            id: self.name(Kind::Drain.id(DRAIN_SEND)),
             first: 0,
             count: 1,
             signalled: true,
             inline: false,
         };
         let elements = vec![ring.element(0, RESPONSE_BYTES as u32)];
-        self.endpoint.post_receive(&[receive])?;
+        // Receives that are shared stay where they are.
+        if self.member.is_none() {
+            let element = ring.element(ring.responses, RESPONSE_BYTES as u32);
+            self.endpoint.post_receive(&[ReceiveRequest { id: Kind::Drain.id(1), element }])?;
+        }
         self.endpoint.post_send(&SendBatch { requests: vec![send], elements })
     }
 
@@ -183,7 +240,12 @@ impl<P: Provider> Link<P> {
             let Ring { memory, registration, .. } = ring;
             memory.leak();
             std::mem::forget(registration);
+            if let Some(member) = self.member.take() {
+                member.leak();
+            }
         }
+        // Only now: nothing more comes for it.
+        self.member = None;
         destroyed
     }
 }

@@ -9,7 +9,7 @@ use nvmf_core::DmaRegion;
 use nvmf_core::dma::{DeviceMemory, RegionId};
 
 use super::grant::{device_memory, to_device};
-use super::{Sim, SimFault, count};
+use super::{Sim, SimFault, SimShared, count};
 use crate::provider::{Access, DeviceLimits, Domain, Element, Registration};
 
 struct Entry {
@@ -108,6 +108,7 @@ impl Table {
 
 impl Domain for SimDomain {
     type Registration = SimRegistration;
+    type Shared = SimShared;
 
     fn device(&self) -> &str {
         "sim0"
@@ -155,6 +156,10 @@ impl Domain for SimDomain {
         table.entries.insert(key, entry);
         count(&self.sim.0.counters.registrations, 1);
         Ok(SimRegistration { key, domain: Arc::clone(self) })
+    }
+
+    fn share(self: &Arc<Self>, completions: u32, receives: u32) -> io::Result<SimShared> {
+        SimShared::new(self.sim.clone(), completions, receives)
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use rustix::event::epoll;
+
 use super::peer::Pending;
-use super::wire::{Posted, Qp, Wire};
-use super::{Sim, SimDomain, SimFault, count};
+use super::wire::{Qp, Wire};
+use super::{Sim, SimDomain, SimFault, SimShared, count};
 use crate::provider::{
     CmEvent, ConnectRequest, Domain, Endpoint, QueuePairSetup, ReceiveRequest, SendBatch, WorkCompletion,
 };
@@ -20,11 +22,13 @@ const NO_SUCH_SERVICE: i32 = 8;
 pub struct SimEndpoint {
     wire: Arc<Wire>,
     destination: Option<SocketAddr>,
+    /// Of its own events and the queues it shares.
+    epoll: Option<OwnedFd>,
 }
 
 impl SimEndpoint {
     pub(super) fn new(sim: Sim) -> io::Result<Self> {
-        Ok(Self { wire: Arc::new(Wire::new(sim)?), destination: None })
+        Ok(Self { wire: Arc::new(Wire::new(sim)?), destination: None, epoll: None })
     }
 
     fn sim(&self) -> &Sim {
@@ -84,7 +88,12 @@ impl Endpoint for SimEndpoint {
         Ok(domain)
     }
 
-    fn create_queue_pair(&mut self, domain: &Arc<SimDomain>, setup: &QueuePairSetup) -> io::Result<u32> {
+    fn create_queue_pair(
+        &mut self,
+        domain: &Arc<SimDomain>,
+        setup: &QueuePairSetup,
+        shared: Option<&Arc<SimShared>>,
+    ) -> io::Result<u32> {
         let errno = self.sim().0.fault(|fault| match fault {
             SimFault::CreateQueuePair(errno) => Some(*errno),
             _ => None,
@@ -99,11 +108,28 @@ impl Endpoint for SimEndpoint {
         {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        if let Some(shared) = shared {
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            for fd in [self.wire.bell().as_fd(), shared.bell()] {
+                epoll::add(&epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+            }
+            self.epoll = Some(epoll);
+        }
+        let mut net = self.wire.sim.0.net();
+        net.number += 1;
+        let number = net.number;
+        drop(net);
         let mut state = self.wire.lock();
+        state.number = number;
+        state.shared = shared.cloned();
         state.qp = Qp::Idle;
         state.domain = Some(Arc::clone(domain));
         state.room = (setup.sends, setup.receives);
         Ok(setup.inline)
+    }
+
+    fn queue_pair_number(&self) -> u32 {
+        self.wire.lock().number
     }
 
     fn connect(&mut self, request: &ConnectRequest) -> io::Result<()> {
@@ -173,18 +199,18 @@ impl Endpoint for SimEndpoint {
             }
             count(&counters.sends, 1);
             count(&counters.unsignalled, u64::from(!request.signalled));
-            let elements = batch.elements_of(request).to_vec();
-            let inline = match (&state.domain, request.inline) {
-                (Some(domain), true) => {
-                    let mut bytes = Vec::new();
-                    for element in &elements {
-                        domain.gather(element, &mut bytes)?;
-                    }
-                    Some(bytes)
+            let mut posted = state.spare.pop().unwrap_or_default();
+            (posted.id, posted.signalled, posted.inline) = (request.id, request.signalled, false);
+            posted.bytes.clear();
+            posted.elements.clear();
+            posted.elements.extend_from_slice(batch.elements_of(request));
+            if let (Some(domain), true) = (&state.domain, request.inline) {
+                posted.inline = true;
+                for element in &posted.elements {
+                    domain.gather(element, &mut posted.bytes)?;
                 }
-                _ => None,
-            };
-            state.sends.push_back(Posted { id: request.id, signalled: request.signalled, inline, elements });
+            }
+            state.sends.push_back(posted);
         }
         match state.qp {
             Qp::Error => self.wire.flush(&mut state),
@@ -203,6 +229,9 @@ impl Endpoint for SimEndpoint {
         let mut state = self.wire.lock();
         if matches!(state.qp, Qp::None | Qp::Destroyed) {
             return Err(io::ErrorKind::NotConnected.into());
+        }
+        if state.shared.is_some() {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
         if state.receives.len() + requests.len() > state.room.1 as usize {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
@@ -236,8 +265,12 @@ impl Endpoint for SimEndpoint {
         notified
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.sim().0.net().trouble.clone()
+    }
+
     fn event_fd(&self) -> RawFd {
-        self.wire.fd()
+        self.epoll.as_ref().unwrap_or(self.wire.bell()).as_raw_fd()
     }
 }
 

@@ -15,6 +15,7 @@ mod grant;
 #[expect(unsafe_code, reason = "the simulated device's part of docs/safety.md, A1")]
 mod listen;
 mod peer;
+mod shared;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
@@ -28,6 +29,7 @@ use nvmf_core::{Error, Result};
 pub use domain::{SimDomain, SimRegistration};
 pub use endpoint::SimEndpoint;
 pub use peer::{SimConnection, SimListener, SimPeer, SimRequest};
+pub use shared::SimShared;
 
 pub use crate::provider::{CmEvent, DeviceLimits, WorkStatus};
 
@@ -70,6 +72,8 @@ pub struct SimStats {
     pub not_ready: u64,
     /// Registrations made.
     pub registrations: u64,
+    /// Completion queues for several queue pairs.
+    pub shared: u64,
 }
 
 #[derive(Default)]
@@ -81,6 +85,7 @@ struct Counters {
     armed: AtomicU64,
     not_ready: AtomicU64,
     registrations: AtomicU64,
+    shared: AtomicU64,
 }
 
 fn count(counter: &AtomicU64, by: u64) {
@@ -99,6 +104,9 @@ struct Net {
     connections: Vec<Weak<Wire>>,
     domain: Weak<SimDomain>,
     next_port: u16,
+    /// The last queue pair's.
+    number: u32,
+    trouble: Option<String>,
 }
 
 struct Inner {
@@ -134,6 +142,7 @@ impl Sim {
             max_elements: 16,
             max_completions: 65_536,
             max_reads: 16,
+            max_shared_receives: 16_384,
         })
     }
 
@@ -154,6 +163,11 @@ impl Sim {
         let mut net = self.0.net();
         net.connections.retain(|wire| wire.strong_count() > 0);
         net.connections.iter().filter_map(Weak::upgrade).map(SimConnection::new).collect()
+    }
+
+    /// What is wrong with the device from now on, in words; it does what it did all the same.
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        self.0.net().trouble = trouble;
     }
 
     /// Takes the device away: every connection is told, and its work is flushed. What is made afterwards is made on a new device.
@@ -179,6 +193,7 @@ impl Sim {
             armed: read(&c.armed),
             not_ready: read(&c.not_ready),
             registrations: read(&c.registrations),
+            shared: read(&c.shared),
         }
     }
 }

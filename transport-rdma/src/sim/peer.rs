@@ -275,6 +275,17 @@ impl SimConnection {
         self.0.lock().tampering.keep_alive = true;
     }
 
+    /// Completions bear the number of another queue pair, or of none.
+    pub fn misname(&self, number: u32) {
+        self.0.lock().tampering.number = Some(number);
+    }
+
+    /// Number of the queue pair.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.0.lock().number
+    }
+
     /// A message from the peer, whatever the peer does.
     ///
     /// # Errors
@@ -283,10 +294,11 @@ impl SimConnection {
         self.0.message(&mut self.0.lock(), bytes, invalidate)
     }
 
-    /// Receives posted by the initiator and not used.
+    /// Receives posted by the initiator and not used, if need be by all that share them.
     #[must_use]
     pub fn receives(&self) -> usize {
-        self.0.lock().receives.len()
+        let state = self.0.lock();
+        state.shared.as_ref().map_or(state.receives.len(), |shared| shared.receives())
     }
 }
 

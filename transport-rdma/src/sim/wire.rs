@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{Notify, Sim, SimDomain, count};
+use super::{Notify, Sim, SimDomain, SimShared, count};
 use crate::provider::{CmEvent, Element, ReceiveRequest, WorkCompletion, WorkStatus};
 
 /// State of the initiator's queue pair.
@@ -23,10 +23,12 @@ pub(super) enum Qp {
 }
 
 /// A SEND that was posted. Inline data was copied, other data is where it was.
+#[derive(Default)]
 pub(super) struct Posted {
     pub(super) id: u64,
     pub(super) signalled: bool,
-    pub(super) inline: Option<Vec<u8>>,
+    pub(super) inline: bool,
+    pub(super) bytes: Vec<u8>,
     pub(super) elements: Vec<Element>,
 }
 
@@ -43,6 +45,8 @@ pub(super) struct Tampering {
     pub(super) withhold_flush: bool,
     /// Destroying the queue pair fails.
     pub(super) keep_alive: bool,
+    /// Completions bear this queue pair's number.
+    pub(super) number: Option<u32>,
 }
 
 pub(super) struct State {
@@ -50,10 +54,16 @@ pub(super) struct State {
     pub(super) domain: Option<Arc<SimDomain>>,
     pub(super) events: VecDeque<CmEvent>,
     pub(super) sends: VecDeque<Posted>,
+    /// Entries of `sends` that are done, for the memory they have: a device that allocated would spoil what is measured of its user.
+    pub(super) spare: Vec<Posted>,
     pub(super) receives: VecDeque<ReceiveRequest>,
     pub(super) completions: VecDeque<WorkCompletion>,
     pub(super) held: VecDeque<WorkCompletion>,
     pub(super) room: (u32, u32),
+    /// Its number.
+    pub(super) number: u32,
+    /// Where completions go and receives come from, if not its own queues.
+    pub(super) shared: Option<Arc<SimShared>>,
     pub(super) armed: bool,
     pub(super) notified: bool,
     pub(super) tampering: Tampering,
@@ -80,10 +90,13 @@ impl Wire {
             domain: None,
             events: VecDeque::new(),
             sends: VecDeque::new(),
+            spare: Vec::new(),
             receives: VecDeque::new(),
             completions: VecDeque::new(),
             held: VecDeque::new(),
             room: (0, 0),
+            number: 0,
+            shared: None,
             armed: false,
             notified: false,
             tampering: Tampering::default(),
@@ -100,8 +113,8 @@ impl Wire {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn fd(&self) -> RawFd {
-        self.bell.as_raw_fd()
+    pub(super) fn bell(&self) -> &OwnedFd {
+        &self.bell
     }
 
     fn ring(&self) {
@@ -132,6 +145,16 @@ impl Wire {
             state.held.push_back(completion);
             return;
         }
+        self.enqueue(state, completion);
+    }
+
+    fn enqueue(&self, state: &mut State, completion: WorkCompletion) {
+        let queue_pair = state.tampering.number.unwrap_or(state.number);
+        let completion = WorkCompletion { queue_pair, ..completion };
+        if let Some(shared) = &state.shared {
+            shared.complete(completion);
+            return;
+        }
         state.completions.push_back(completion);
         if std::mem::take(&mut state.armed) {
             state.notified = true;
@@ -146,7 +169,7 @@ impl Wire {
         }
         state.qp = Qp::Error;
         while let Some(held) = state.held.pop_front() {
-            state.completions.push_back(held);
+            self.enqueue(state, held);
         }
         if let Some(first) = first {
             self.complete(state, first);
@@ -193,24 +216,21 @@ impl Wire {
             return None;
         }
         let send = state.sends.pop_front()?;
-        let bytes = match send.inline {
-            Some(bytes) => bytes,
-            None => {
-                let mut bytes = Vec::new();
-                for element in &send.elements {
-                    if let Err(error) = domain.gather(element, &mut bytes) {
-                        tracing::debug!(%error, "a SEND of memory that is not registered");
-                        self.fail(state, failed(id, WorkStatus::LOCAL_PROTECTION));
-                        return None;
-                    }
+        let mut bytes = send.bytes.clone();
+        if !send.inline {
+            for element in &send.elements {
+                if let Err(error) = domain.gather(element, &mut bytes) {
+                    tracing::debug!(%error, "a SEND of memory that is not registered");
+                    self.fail(state, failed(id, WorkStatus::LOCAL_PROTECTION));
+                    return None;
                 }
-                bytes
             }
-        };
+        }
         state.peer_receives -= 1;
         if send.signalled {
             self.complete(state, WorkCompletion { id, ..WorkCompletion::default() });
         }
+        state.spare.push(send);
         Some(bytes)
     }
 
@@ -221,7 +241,11 @@ impl Wire {
             return Err(not_connected());
         }
         let domain = state.domain.clone().ok_or_else(not_connected)?;
-        let Some(receive) = state.receives.pop_front() else {
+        let receive = match &state.shared {
+            Some(shared) => shared.take_receive(),
+            None => state.receives.pop_front(),
+        };
+        let Some(receive) = receive else {
             count(&self.sim.0.counters.not_ready, 1);
             return Err(io::ErrorKind::WouldBlock.into());
         };

@@ -16,8 +16,8 @@ macro_rules! same {
 }
 
 same!(ContextOps = ibv_context_ops {
-    alloc_mw = alloc_mw, dealloc_mw = dealloc_mw, poll_cq = poll_cq, req_notify_cq = req_notify_cq, post_send = post_send,
-    post_recv = post_recv,
+    alloc_mw = alloc_mw, dealloc_mw = dealloc_mw, poll_cq = poll_cq, req_notify_cq = req_notify_cq,
+    post_srq_recv = post_srq_recv, post_send = post_send, post_recv = post_recv,
 });
 same!(fields Context = ibv_context {
     device = device, ops = ops, cmd_fd = cmd_fd, async_fd = async_fd, num_comp_vectors = num_comp_vectors,
@@ -26,6 +26,10 @@ same!(Pd = ibv_pd { context = context, handle = handle });
 same!(Mr = ibv_mr { addr = addr, length = length, lkey = lkey, rkey = rkey });
 same!(Mw = ibv_mw { pd = pd, rkey = rkey });
 same!(fields Cq = ibv_cq { context = context, channel = channel });
+same!(fields Srq = ibv_srq { context = context, pd = pd, handle = handle });
+same!(SrqInitAttr = ibv_srq_init_attr {
+    srq_context = srq_context, max_wr = attr.max_wr, max_sge = attr.max_sge, srq_limit = attr.srq_limit,
+});
 same!(fields Qp = ibv_qp { pd = pd, send_cq = send_cq, handle = handle, qp_num = qp_num, qp_type = qp_type });
 same!(CompChannel = ibv_comp_channel { context = context, fd = fd, refcnt = refcnt });
 same!(Wc = ibv_wc {
@@ -45,7 +49,7 @@ same!(QpAttr = ibv_qp_attr { qp_state = qp_state });
 same!(DeviceAttr = ibv_device_attr {
     max_mr_size = max_mr_size, max_qp = max_qp, max_qp_wr = max_qp_wr, device_cap_flags = device_cap_flags, max_sge = max_sge,
     max_cq = max_cq, max_cqe = max_cqe, max_mr = max_mr, max_qp_rd_atom = max_qp_rd_atom,
-    max_qp_init_rd_atom = max_qp_init_rd_atom,
+    max_qp_init_rd_atom = max_qp_init_rd_atom, max_srq = max_srq, max_srq_wr = max_srq_wr,
 });
 same!(EventChannel = rdma_event_channel { fd = fd });
 same!(CmId = rdma_cm_id {

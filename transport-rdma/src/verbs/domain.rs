@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nvmf_core::DmaRegion;
 
+use super::completion::VerbsShared;
 use super::{by_errno, by_value};
 use crate::provider::{Access, DeviceLimits, Domain, Registration};
 use crate::sys::{self, Api};
@@ -152,6 +153,7 @@ fn describe(api: &Api, context: NonNull<sys::Context>) -> io::Result<(String, De
         max_elements: positive(attr.max_sge),
         max_completions: positive(attr.max_cqe),
         max_reads: u8::try_from(attr.max_qp_rd_atom.clamp(0, 255)).unwrap_or(0),
+        max_shared_receives: if attr.max_srq > 0 { positive(attr.max_srq_wr) } else { 0 },
     };
     Ok((name, limits))
 }
@@ -168,6 +170,7 @@ impl Drop for VerbsDomain {
 
 impl Domain for VerbsDomain {
     type Registration = VerbsRegistration;
+    type Shared = VerbsShared;
 
     fn device(&self) -> &str {
         &self.name
@@ -204,6 +207,10 @@ impl Domain for VerbsDomain {
         let mr = unsafe { (self.api().ibv_reg_mr)(self.pd.as_ptr(), address, len, flags) };
         let mr = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
         Ok(VerbsRegistration { mr, region: region.clone(), domain: Arc::clone(self) })
+    }
+
+    fn share(self: &Arc<Self>, completions: u32, receives: u32) -> io::Result<VerbsShared> {
+        VerbsShared::new(self, completions, receives)
     }
 }
 

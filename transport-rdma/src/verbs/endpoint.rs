@@ -2,42 +2,45 @@
 // for the call; each object is destroyed once, by the owner of its handle, after everything made of it. The functions of the data
 // path are those of the context's table, as in the inline functions of verbs.h. See docs/safety.md, R1 and R2.
 
-//! One end of a connection: identifier, event channels, completion queue and queue pair.
+//! One end of a connection: identifier, event channels and queue pair.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rustix::event::epoll;
 
+use super::completion::{CompletionQueue, VerbsShared, post_receives};
 use super::domain::{CmHandle, VerbsDomain};
 use super::{Domains, by_errno, by_value, sockaddr};
 use crate::provider::{
-    CmEvent, ConnectRequest, Domain, Element, Endpoint, POLL_BATCH, QueuePairSetup, ReceiveRequest,
-    SendBatch, WorkCompletion, WorkStatus,
+    CmEvent, ConnectRequest, Domain, Element, Endpoint, QueuePairSetup, ReceiveRequest, SendBatch,
+    WorkCompletion,
 };
+use crate::requirements::port_trouble;
 use crate::sys::{self, Api};
 
-/// Completion queue events acknowledged together: each call takes a lock.
-const ACK_BATCH: u32 = 64;
 /// Private data of an event that is worth keeping, bytes.
 const MAX_PRIVATE_DATA: usize = 256;
+
+/// Where completions go.
+enum Completions {
+    Own(Box<CompletionQueue>),
+    /// Receives come from there, too.
+    Shared(#[expect(dead_code, reason = "kept for as long as the queue pair uses it")] Arc<VerbsShared>),
+}
 
 /// The queue pair and what belongs to it.
 struct Queues {
     domain: Arc<VerbsDomain>,
-    channel: NonNull<sys::CompChannel>,
-    cq: NonNull<sys::Cq>,
+    completions: Completions,
     qp: NonNull<sys::Qp>,
-    /// Events of the completion queue that were taken and not acknowledged yet.
-    unacknowledged: u32,
-    poll_cq: unsafe extern "C" fn(*mut sys::Cq, libc::c_int, *mut sys::Wc) -> libc::c_int,
-    req_notify_cq: unsafe extern "C" fn(*mut sys::Cq, libc::c_int) -> libc::c_int,
-    post_send: unsafe extern "C" fn(*mut sys::Qp, *mut sys::SendWr, *mut *mut sys::SendWr) -> libc::c_int,
-    post_recv: unsafe extern "C" fn(*mut sys::Qp, *mut sys::RecvWr, *mut *mut sys::RecvWr) -> libc::c_int,
+    post_send: sys::PostSend,
+    post_recv: sys::PostRecv,
 }
 
 /// One end of a connection.
@@ -51,7 +54,6 @@ pub struct VerbsEndpoint {
     elements: Vec<sys::Sge>,
     sends: Vec<sys::SendWr>,
     receives: Vec<sys::RecvWr>,
-    completions: [sys::Wc; POLL_BATCH],
 }
 
 // SAFETY: both libraries may be called from any thread, and the endpoint owns its objects. The vectors hold pointers only within
@@ -73,7 +75,6 @@ impl VerbsEndpoint {
             elements: Vec::new(),
             sends: Vec::new(),
             receives: Vec::new(),
-            completions: [sys::Wc::default(); POLL_BATCH],
         })
     }
 
@@ -89,8 +90,13 @@ impl VerbsEndpoint {
         })
     }
 
-    fn queues(&self) -> io::Result<&Queues> {
-        self.queues.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    /// The completion queue that is this queue pair's alone.
+    fn own_queue(&mut self) -> io::Result<&mut CompletionQueue> {
+        match self.queues.as_mut().map(|queues| &mut queues.completions) {
+            Some(Completions::Own(queue)) => Ok(queue),
+            Some(Completions::Shared(_)) => Err(io::ErrorKind::InvalidInput.into()),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 }
 
@@ -115,57 +121,31 @@ impl Queues {
         epoll: &OwnedFd,
         domain: &Arc<VerbsDomain>,
         setup: &QueuePairSetup,
+        shared: Option<&Arc<VerbsShared>>,
     ) -> io::Result<(Self, u32)> {
-        let api = &*handle.api;
         let gone = || io::Error::from_raw_os_error(libc::ENODEV);
         let context = domain.context().ok_or_else(gone)?.as_ptr();
         // SAFETY: the context is open as long as the domain lives; its table does not change.
         let ops = unsafe { &(*context).ops };
-        let (Some(poll_cq), Some(req_notify_cq), Some(post_send), Some(post_recv)) =
-            (ops.poll_cq, ops.req_notify_cq, ops.post_send, ops.post_recv)
-        else {
+        let (Some(post_send), Some(post_recv)) = (ops.post_send, ops.post_recv) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        // SAFETY: the context is open.
-        let channel = unsafe { (api.ibv_create_comp_channel)(context) };
-        let channel = NonNull::new(channel).ok_or_else(io::Error::last_os_error)?;
-        let entries = setup.sends.saturating_add(setup.receives);
-        let entries = libc::c_int::try_from(entries).unwrap_or(libc::c_int::MAX);
-        // SAFETY: context and channel are open; vector 0 always exists.
-        let cq = unsafe { (api.ibv_create_cq)(context, entries, ptr::null_mut(), channel.as_ptr(), 0) };
-        let made = match NonNull::new(cq) {
-            Some(cq) => Self::create_qp(handle, domain, cq, setup).map(|made| (cq, made)).inspect_err(|_| {
-                // SAFETY: made above, used by nothing.
-                let _ = unsafe { (api.ibv_destroy_cq)(cq.as_ptr()) };
-            }),
-            None => Err(io::Error::last_os_error()),
+        let (completions, cq, srq, fd) = match shared {
+            Some(shared) => {
+                let (cq, fd) = (shared.queue().handle(), shared.queue().fd());
+                (Completions::Shared(Arc::clone(shared)), cq, shared.receive_queue().as_ptr(), fd)
+            }
+            None => {
+                let queue = CompletionQueue::new(domain, setup.sends.saturating_add(setup.receives))?;
+                let (cq, fd) = (queue.handle(), queue.fd());
+                (Completions::Own(Box::new(queue)), cq, ptr::null_mut(), fd)
+            }
         };
-        // SAFETY: the channel lives.
-        let fd = unsafe { (*channel.as_ptr()).fd };
-        match made {
-            Ok((cq, (qp, inline))) => {
-                let domain = Arc::clone(domain);
-                let queues = Self {
-                    domain,
-                    channel,
-                    cq,
-                    qp,
-                    unacknowledged: 0,
-                    poll_cq,
-                    req_notify_cq,
-                    post_send,
-                    post_recv,
-                };
-                match watch(epoll, fd) {
-                    Ok(()) => Ok((queues, inline)),
-                    Err(error) => queues.destroy(handle).and(Err(error)),
-                }
-            }
-            Err(error) => {
-                // SAFETY: made above, used by nothing any more.
-                let _ = unsafe { (api.ibv_destroy_comp_channel)(channel.as_ptr()) };
-                Err(error)
-            }
+        let (qp, inline) = Self::create_qp(handle, domain, cq, srq, setup)?;
+        let queues = Self { domain: Arc::clone(domain), completions, qp, post_send, post_recv };
+        match watch(epoll, fd) {
+            Ok(()) => Ok((queues, inline)),
+            Err(error) => queues.destroy(handle).and(Err(error)),
         }
     }
 
@@ -173,6 +153,7 @@ impl Queues {
         handle: &CmHandle,
         domain: &VerbsDomain,
         cq: NonNull<sys::Cq>,
+        srq: *mut sys::Srq,
         setup: &QueuePairSetup,
     ) -> io::Result<(NonNull<sys::Qp>, u32)> {
         let mut inline = setup.inline;
@@ -181,7 +162,7 @@ impl Queues {
                 qp_context: ptr::null_mut(),
                 send_cq: cq.as_ptr(),
                 recv_cq: cq.as_ptr(),
-                srq: ptr::null_mut(),
+                srq,
                 cap: sys::QpCap {
                     max_send_wr: setup.sends,
                     max_recv_wr: setup.receives,
@@ -215,23 +196,13 @@ impl Queues {
         let api = &*handle.api;
         // SAFETY: made by rdma_create_qp on this identifier, destroyed only here.
         if let Err(error) = by_value(unsafe { (api.ibv_destroy_qp)(self.qp.as_ptr()) }) {
-            // The domain must outlive the queue pair.
+            // Both must outlive the queue pair.
             std::mem::forget(self.domain);
+            std::mem::forget(self.completions);
             return Err(error);
         }
         // SAFETY: the identifier lives; it must not name the queue pair any more.
         unsafe { (*handle.id.as_ptr()).qp = ptr::null_mut() };
-        if self.unacknowledged > 0 {
-            // SAFETY: as many events as were taken and not acknowledged; destroying waits for that.
-            unsafe { (api.ibv_ack_cq_events)(self.cq.as_ptr(), self.unacknowledged) };
-        }
-        // SAFETY: its only queue pair is gone.
-        let cq = by_value(unsafe { (api.ibv_destroy_cq)(self.cq.as_ptr()) });
-        // SAFETY: its only completion queue is gone.
-        let channel = by_value(unsafe { (api.ibv_destroy_comp_channel)(self.channel.as_ptr()) });
-        if let Err(error) = cq.and(channel) {
-            tracing::warn!(%error, "a completion queue could not be destroyed");
-        }
         Ok(())
     }
 }
@@ -283,15 +254,25 @@ impl Endpoint for VerbsEndpoint {
         }
     }
 
-    fn create_queue_pair(&mut self, domain: &Arc<VerbsDomain>, setup: &QueuePairSetup) -> io::Result<u32> {
+    fn create_queue_pair(
+        &mut self,
+        domain: &Arc<VerbsDomain>,
+        setup: &QueuePairSetup,
+        shared: Option<&Arc<VerbsShared>>,
+    ) -> io::Result<u32> {
         if self.queues.is_some() || self.handle.context() != domain.context() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let (queues, inline) = Queues::new(&self.handle, &self.epoll, domain, setup)?;
+        let (queues, inline) = Queues::new(&self.handle, &self.epoll, domain, setup, shared)?;
         self.queues = Some(queues);
         self.sends.reserve(setup.sends as usize);
         self.receives.reserve(setup.receives as usize);
         Ok(inline)
+    }
+
+    fn queue_pair_number(&self) -> u32 {
+        // SAFETY: the queue pair lives; its number does not change.
+        self.queues.as_ref().map_or(0, |queues| unsafe { (*queues.qp.as_ptr()).qp_num })
     }
 
     fn connect(&mut self, request: &ConnectRequest) -> io::Result<()> {
@@ -390,75 +371,35 @@ impl Endpoint for VerbsEndpoint {
 
     fn post_receive(&mut self, requests: &[ReceiveRequest]) -> io::Result<()> {
         let Some(queues) = &self.queues else { return Err(io::ErrorKind::NotConnected.into()) };
-        if requests.is_empty() {
-            return Ok(());
+        if matches!(queues.completions, Completions::Shared(_)) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.elements.clear();
-        self.elements.extend(requests.iter().map(|request| sge(&request.element)));
-        let elements = self.elements.as_mut_ptr();
-        self.receives.clear();
-        for (index, request) in requests.iter().enumerate() {
-            self.receives.push(sys::RecvWr {
-                wr_id: request.id,
-                next: ptr::null_mut(),
-                sg_list: elements.wrapping_add(index),
-                num_sge: 1,
-            });
-        }
-        let first = self.receives.as_mut_ptr();
-        for index in 1..self.receives.len() {
-            self.receives[index - 1].next = first.wrapping_add(index);
-        }
-        let mut bad = ptr::null_mut();
-        // SAFETY: as in `post_send`.
-        by_value(unsafe { (queues.post_recv)(queues.qp.as_ptr(), first, &raw mut bad) })
+        post_receives(requests, &mut self.elements, &mut self.receives, |first, bad| {
+            // SAFETY: the queue pair lives; the list is one of `post_receives`.
+            unsafe { (queues.post_recv)(queues.qp.as_ptr(), first, bad) }
+        })
     }
 
     fn poll_completions(&mut self, completions: &mut [WorkCompletion]) -> io::Result<usize> {
-        let Some(queues) = &self.queues else { return Err(io::ErrorKind::NotConnected.into()) };
-        let room = completions.len().min(POLL_BATCH);
-        // SAFETY: the completion queue lives; there is room for that many completions.
-        let found = unsafe {
-            (queues.poll_cq)(queues.cq.as_ptr(), room as libc::c_int, self.completions.as_mut_ptr())
-        };
-        let found =
-            usize::try_from(found).map_err(|_| io::Error::other("the completion queue failed"))?.min(room);
-        for (to, wc) in completions.iter_mut().zip(&self.completions[..found]) {
-            *to = WorkCompletion {
-                id: wc.wr_id,
-                status: WorkStatus(wc.status),
-                vendor: wc.vendor_err,
-                is_receive: wc.opcode & sys::WC_RECV != 0,
-                length: wc.byte_len,
-                invalidated: (wc.wc_flags & sys::WC_WITH_INV != 0).then_some(wc.invalidated_rkey),
-            };
-        }
-        Ok(found)
+        self.own_queue()?.poll(completions)
     }
 
     fn request_notification(&self) -> io::Result<()> {
-        let queues = self.queues()?;
-        // SAFETY: the completion queue lives.
-        by_value(unsafe { (queues.req_notify_cq)(queues.cq.as_ptr(), 0) })
+        match &self.queues.as_ref().ok_or(io::ErrorKind::NotConnected)?.completions {
+            Completions::Own(queue) => queue.request_notification(),
+            Completions::Shared(_) => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
     fn take_notifications(&mut self) -> bool {
-        let api = &*self.handle.api;
-        let Some(queues) = &mut self.queues else { return false };
-        let (mut cq, mut context) = (ptr::null_mut(), ptr::null_mut());
-        let channel = queues.channel.as_ptr();
-        // A queue that was armed once raises one event.
-        // SAFETY: the channel lives and does not block; the pointers are written within the call.
-        if unsafe { (api.ibv_get_cq_event)(channel, &raw mut cq, &raw mut context) } != 0 {
-            return false;
-        }
-        queues.unacknowledged += 1;
-        if queues.unacknowledged == ACK_BATCH {
-            queues.unacknowledged = 0;
-            // SAFETY: as many events as were taken; the channel has one completion queue.
-            unsafe { (api.ibv_ack_cq_events)(queues.cq.as_ptr(), ACK_BATCH) };
-        }
-        true
+        self.own_queue().is_ok_and(CompletionQueue::take_notification)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let device = self.queues.as_ref()?.domain.device();
+        // SAFETY: the identifier lives; the library sets the field within calls of its owner only.
+        let port = unsafe { (*self.handle.id.as_ptr()).port_num };
+        port_trouble(Path::new("/"), device, port)
     }
 
     fn event_fd(&self) -> RawFd {
@@ -466,7 +407,7 @@ impl Endpoint for VerbsEndpoint {
     }
 }
 
-fn sge(element: &Element) -> sys::Sge {
+pub(super) fn sge(element: &Element) -> sys::Sge {
     sys::Sge { addr: element.address, length: element.length, lkey: element.key }
 }
 

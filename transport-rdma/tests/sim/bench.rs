@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mio::unix::SourceFd;
 use nvmf_core::dma::{DmaPool, IoBuf};
 use nvmf_core::proto::Tracker;
 use nvmf_core::spec::command::DataDirection;
@@ -15,7 +16,9 @@ use nvmf_core::spec::fabrics;
 use nvmf_core::spec::identify::IdentifyController;
 use nvmf_core::spec::rdma::CmAccept;
 use nvmf_core::spec::{Cqe, NvmOpcode, Sqe, Status};
-use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportController, TransportQpair};
+use nvmf_core::transport::{
+    ConnectProgress, GroupShares, QpairSetup, Quiesce, TransportController, TransportQpair,
+};
 use nvmf_core::{ControllerOptions, Error, Result, TransportId};
 use nvmf_transport_rdma::sim::{Sim, SimConnection, SimListener, SimPeer};
 use nvmf_transport_rdma::{RdmaController, RdmaOptions, RdmaQpair, RdmaTransport};
@@ -80,7 +83,18 @@ impl Target {
 
     /// Connects a queue pair and accepts it.
     pub(crate) fn connect(&mut self, qid: u16, entries: u16) -> Bench {
+        let qpair = self.qpair(qid, entries);
+        self.accept(qpair, entries)
+    }
+
+    /// Connects a queue pair of a poll group.
+    pub(crate) fn connect_in(&mut self, shares: &GroupShares, qid: u16, entries: u16) -> Bench {
         let mut qpair = self.qpair(qid, entries);
+        qpair.join_group(shares);
+        self.accept(qpair, entries)
+    }
+
+    fn accept(&mut self, mut qpair: RdmaQpair<Sim>, entries: u16) -> Bench {
         assert_eq!(qpair.poll_connect(Instant::now()).unwrap(), ConnectProgress::Pending);
         let request = self.listener.next_request().expect("a connect request");
         let granted = if self.crqsize == 0 { entries } else { self.crqsize };
@@ -216,6 +230,16 @@ impl Bench {
     pub(crate) fn drain(&mut self) -> Vec<(u16, Vec<u8>)> {
         self.poll().unwrap();
         self.completed()
+    }
+
+    /// Whether the queue pair's descriptor is readable now.
+    pub(crate) fn is_readable(&self) -> bool {
+        let mut poll = mio::Poll::new().unwrap();
+        let fd = self.qpair.event_fd().unwrap();
+        poll.registry().register(&mut SourceFd(&fd), mio::Token(0), mio::Interest::READABLE).unwrap();
+        let mut events = mio::Events::with_capacity(1);
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        !events.is_empty()
     }
 
     /// Polls until the queue pair fails.

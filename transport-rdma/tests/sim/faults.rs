@@ -211,6 +211,19 @@ fn a_controller_without_keyed_sgls_is_refused() {
 }
 
 #[test]
+fn capsules_are_not_made_as_long_as_a_controller_likes() {
+    let mut target = Target::new(Sim::new());
+    let mut identify: nvmf_core::spec::identify::IdentifyController = zerocopy::FromZeros::new_zeroed();
+    identify.sgls = (1 | 1 << 2 | 1 << 20).into();
+    identify.ioccsz = (u32::from(u16::MAX) * 2).into();
+    identify.icdoff = 512.into();
+    target.controller.identified(&identify).unwrap();
+    identify.icdoff = 513.into();
+    let error = target.controller.identified(&identify).unwrap_err().to_string();
+    contains(&error, &["ICDOFF"]);
+}
+
+#[test]
 fn an_interface_to_connect_through_is_refused_with_advice() {
     let transport = RdmaTransport::with_provider(Sim::new());
     let mut options = ControllerOptions::default();
@@ -523,4 +536,20 @@ fn a_queue_pair_dropped_in_the_middle_ends_its_connection() {
     connecting.poll_connect(Instant::now()).unwrap();
     drop(connecting);
     assert!(target.listener.next_request().is_none());
+}
+
+#[test]
+fn a_device_that_is_not_well_is_named_as_the_cause() {
+    let sim = Sim::new();
+    let mut target = Target::new(sim.clone());
+    for status in [None, Some(WorkStatus::RETRY_EXCEEDED)] {
+        let mut bench = target.connect(1, 8);
+        bench.read(512).unwrap();
+        bench.flush().unwrap();
+        sim.set_trouble(Some("port 1 of the RDMA device sim0 is not up".to_owned()));
+        bench.connection.fail(status);
+        contains(&bench.failure().to_string(), &["port 1 of the RDMA device sim0 is not up: "]);
+        assert_eq!(bench.quiesce(), Quiesce::Done);
+        sim.set_trouble(None);
+    }
 }

@@ -5,3 +5,4 @@
 mod bench;
 mod data_path;
 mod faults;
+mod group;

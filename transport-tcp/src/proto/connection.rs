@@ -17,7 +17,7 @@ use nvmf_core::{Error, ErrorKind, Result};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::digest::Crc32c;
+use super::digest::PayloadDigest;
 use super::header::{HEADER_LEN, IC_LEN, Rules};
 use super::staging::Staging;
 use super::tx_queue::TxQueue;
@@ -142,7 +142,8 @@ pub struct Connection {
     /// Length of the direct part of the last [`RecvTarget`].
     direct_len: usize,
     rx: Rx,
-    rx_crc: Crc32c,
+    /// Digest of the payload that is being received.
+    rx_crc: PayloadDigest,
     bulk: bool,
     /// The budget ended [`Connection::process`], not the lack of bytes.
     paused: bool,
@@ -172,7 +173,7 @@ impl Connection {
             staging: Staging::new(params.staging.max(STAGING_MIN)),
             direct_len: 0,
             rx: Rx::Header,
-            rx_crc: Crc32c::new(),
+            rx_crc: PayloadDigest::default(),
             bulk: false,
             paused: false,
             tx: TxQueue::default(),

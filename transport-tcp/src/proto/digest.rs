@@ -42,6 +42,44 @@ impl Default for Crc32c {
     }
 }
 
+/// The digest of a payload that mostly comes in one piece: then no state is set up for more.
+#[derive(Debug, Default)]
+pub(crate) struct PayloadDigest {
+    /// Of the first piece.
+    first: Option<u32>,
+    /// Of all pieces, once there are several.
+    many: Option<Crc32c>,
+    several: bool,
+}
+
+impl PayloadDigest {
+    /// A payload begins.
+    pub(crate) fn reset(&mut self) {
+        (self.first, self.several) = (None, false);
+    }
+
+    /// Adds a piece, `last` if no other follows.
+    pub(crate) fn update(&mut self, bytes: &[u8], last: bool) {
+        if last && !self.several {
+            self.first = Some(crc32c(bytes));
+            return;
+        }
+        let many = self.many.get_or_insert_with(Crc32c::new);
+        if !std::mem::replace(&mut self.several, true) {
+            many.reset();
+        }
+        many.update(bytes);
+    }
+
+    /// The digest of the payload.
+    pub(crate) fn value(&self) -> u32 {
+        match (&self.many, self.several) {
+            (Some(many), true) => many.value(),
+            _ => self.first.unwrap_or_else(|| crc32c(&[])),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -80,6 +118,18 @@ mod tests {
                 crc.update(&bytes[pair[0]..pair[1]]);
             }
             prop_assert_eq!(crc.value(), reference(&bytes));
+            let mut payload = PayloadDigest::default();
+            for round in 0..2 {
+                payload.reset();
+                let last = cuts.len() - 2;
+                for (index, pair) in cuts.windows(2).enumerate() {
+                    payload.update(&bytes[pair[0]..pair[1]], index == last);
+                }
+                prop_assert_eq!(payload.value(), reference(&bytes), "round {}", round);
+            }
+            payload.reset();
+            payload.update(&bytes, true);
+            prop_assert_eq!(payload.value(), reference(&bytes));
             prop_assert_eq!(crc32c(&bytes), reference(&bytes));
         }
     }

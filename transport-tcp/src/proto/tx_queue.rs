@@ -80,6 +80,14 @@ impl TxQueue {
         }
     }
 
+    /// All that is to be sent, if it is one piece that was copied.
+    pub(super) fn only_staged(&self) -> Option<&[u8]> {
+        match (self.segments.len(), self.segments.front()) {
+            (1, Some(&Segment::Staged { len })) => self.staged.get(self.head..self.head + len),
+            _ => None,
+        }
+    }
+
     /// Fills `out` with what is to be sent next and returns how many slices that took.
     pub(super) fn slices<'a>(&'a self, tracker: &'a Tracker, out: &mut [IoSlice<'a>]) -> usize {
         let mut count = 0;

@@ -1,10 +1,10 @@
 use std::cell::RefCell;
 
 use super::*;
-use crate::ErrorKind;
 use crate::spec::Status;
 use crate::spec::discovery::{AddressFamilyCode, TransportTypeCode};
 use crate::testing::{self, Target, entry, host, trid};
+use crate::{ErrorKind, TransportType};
 
 fn discovery() -> TransportId {
     "trtype:loop traddr:here".parse().unwrap()
@@ -266,13 +266,13 @@ fn an_entry_becomes_a_transport_identifier_with_what_is_ours() {
                                hostaddr:192.0.2.9 hostiface:eth0"
             .parse()
             .unwrap();
-    let trid = trid_of_entry(&tcp_entry(AddressFamilyCode::IPV4, "192.0.2.2"), &parent).unwrap();
+    let trid = TransportId::of_log_entry(&tcp_entry(AddressFamilyCode::IPV4, "192.0.2.2"), &parent).unwrap();
     assert_eq!((trid.traddr(), trid.trsvcid()), ("192.0.2.2", "4421"));
     assert_eq!(trid.subnqn().map(|nqn| nqn.as_str()), Some("nqn.2024-01.org.example:a"));
     assert_eq!(trid.hostnqn(), parent.hostnqn());
     assert_eq!((trid.host_traddr(), trid.host_iface()), (Some("192.0.2.9"), Some("eth0")));
     // Another transport has other addresses.
-    let other = trid_of_entry(&entry("a"), &parent).unwrap();
+    let other = TransportId::of_log_entry(&entry("a"), &parent).unwrap();
     assert_eq!((other.host_traddr(), other.host_iface()), (None, None));
     assert_eq!(other.hostnqn(), parent.hostnqn());
 }
@@ -286,7 +286,7 @@ fn our_address_is_used_for_targets_of_its_own_family_only() {
     let from_v4 = parent("192.0.2.1", "192.0.2.9");
     let from_v6 = parent("2001:db8::1", "2001:db8::9");
     let local = |entry: &DiscoveryLogEntry, parent: &TransportId| {
-        trid_of_entry(entry, parent).unwrap().host_traddr().map(str::to_owned)
+        TransportId::of_log_entry(entry, parent).unwrap().host_traddr().map(str::to_owned)
     };
     assert_eq!(local(&tcp_entry(v4, "192.0.2.2"), &from_v4).as_deref(), Some("192.0.2.9"));
     assert_eq!(local(&tcp_entry(v6, "2001:db8::2"), &from_v6).as_deref(), Some("2001:db8::9"));
@@ -304,16 +304,19 @@ fn hostile_entries_are_errors() {
     let parent = discovery();
     let mut unknown = entry("a");
     unknown.trtype = TransportTypeCode(77);
-    assert!(matches!(trid_of_entry(&unknown, &parent).unwrap_err().kind(), ErrorKind::Unsupported(_)));
+    assert!(matches!(
+        TransportId::of_log_entry(&unknown, &parent).unwrap_err().kind(),
+        ErrorKind::Unsupported(_)
+    ));
     for fill in [0xff, 0x00, b' '] {
         let mut entry = tcp_entry(AddressFamilyCode::IPV4, "192.0.2.2");
         entry.traddr.fill(fill);
-        assert!(trid_of_entry(&entry, &parent).is_err());
+        assert!(TransportId::of_log_entry(&entry, &parent).is_err());
         let mut entry = tcp_entry(AddressFamilyCode::IPV4, "192.0.2.2");
         entry.subnqn.fill(fill);
-        assert!(trid_of_entry(&entry, &parent).is_err());
+        assert!(TransportId::of_log_entry(&entry, &parent).is_err());
     }
     let mut entry = tcp_entry(AddressFamilyCode::IPV4, "192.0.2.2");
     entry.trsvcid[..5].copy_from_slice(b"99999");
-    assert!(trid_of_entry(&entry, &parent).is_err());
+    assert!(TransportId::of_log_entry(&entry, &parent).is_err());
 }

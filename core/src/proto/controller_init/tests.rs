@@ -224,6 +224,33 @@ fn a_cap_to_of_zero_still_allows_half_a_second() {
 }
 
 #[test]
+fn becoming_ready_may_take_as_long_as_crto_says() {
+    for (crwmt, limit) in [(600u32, Duration::from_secs(300)), (0, CAP_TO)] {
+        let slow = || {
+            let mut model = Model::plain(false);
+            model.cap |= 1 << 59;
+            // CRIMT, which does not concern us, is shorter.
+            model.crto = 1 << 16 | crwmt;
+            model
+        };
+        let mut model = slow();
+        model.ready_after = Some(limit - MS);
+        let run_to_end = run(&mut model);
+        assert!(run_to_end.actions().contains(&"get CRTO"));
+        run_to_end.result.unwrap();
+        let mut model = slow();
+        model.ready_after = None;
+        assert_eq!(run(&mut model).elapsed, limit);
+        // CAP.TO is for disabling.
+        let mut model = slow();
+        (model.cc, model.rdy, model.ready_after) = (1, true, None);
+        assert_eq!(run(&mut model).elapsed, CAP_TO);
+    }
+    let mut model = Model::plain(false);
+    assert!(!run(&mut model).actions().contains(&"get CRTO"), "it has none");
+}
+
+#[test]
 fn a_caller_that_slept_past_the_deadline_looks_once_more() {
     let start = Instant::now();
     let mut machine = ControllerInit::new(Model::plain(false).config(), start);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DEADLINE_SCAN, Engine, Op};
+use super::{CONNECT_OP, DEADLINE_SCAN, Engine, Op};
 use crate::error::Error;
 use crate::qpair::{CommandError, CommandId};
 use crate::spec::Sqe;
@@ -50,7 +50,7 @@ impl<Q: TransportQpair> Engine<Q> {
 
     /// The oldest operation submitted with this value that has not completed.
     pub(crate) fn find(&self, user_data: u64) -> Option<CommandId> {
-        let ops = (0u32..).zip(&self.ops[..self.connect_op() as usize]);
+        let ops = (0u32..).zip(&self.ops).skip(CONNECT_OP as usize + 1);
         let live = |&(_, op): &(u32, &Op)| op.active && op.user_data == user_data;
         ops.filter(live).map(|(index, op)| CommandId { op: index, generation: op.generation }).next()
     }

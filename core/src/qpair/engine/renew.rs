@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Done, Engine, FabricsConnect, QUIESCE, State};
+use super::{CONNECT_OP, Done, Engine, FabricsConnect, QUIESCE, State};
 use crate::qpair::CommandError;
 use crate::spec::{NvmOpcode, Sqe};
 use crate::transport::TransportQpair;
@@ -50,6 +50,7 @@ impl<Q: TransportQpair> Engine<Q> {
         debug_assert!(self.is_drained(), "a connection is replaced before all of its commands are completed");
         let Renewal { transport, slots, generations, connect, connect_timeout } = renewal;
         self.transport = transport;
+        self.connections += 1;
         self.tracker.restart(slots, generations);
         self.state = State::Connecting;
         (self.failure, self.failed_as) = (None, CommandError::Disconnected);
@@ -67,7 +68,7 @@ impl<Q: TransportQpair> Engine<Q> {
         if self.state != State::Failed {
             return;
         }
-        for index in 0..self.connect_op() {
+        for index in CONNECT_OP + 1..self.ops.len() as u32 {
             let op = &mut self.ops[index as usize];
             if op.active && op.issued == 0 && op.in_flight == 0 && condition(&op.sqe) {
                 op.result = Err(CommandError::NotSent);
@@ -93,8 +94,8 @@ impl<Q: TransportQpair> Engine<Q> {
             let slots: Vec<u16> = self.tracker.outstanding().map(|(slot, _)| slot).collect();
             slots.into_iter().for_each(|slot| self.tracker.release(slot));
         }
-        drop(self.tracker.take_buf(self.connect_op()));
-        for index in 0..self.connect_op() {
+        drop(self.tracker.take_buf(CONNECT_OP));
+        for index in CONNECT_OP + 1..self.ops.len() as u32 {
             if !self.ops[index as usize].active || self.keeps(index) {
                 continue;
             }

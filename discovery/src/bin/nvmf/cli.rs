@@ -6,7 +6,10 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[cfg(feature = "pcie")]
 use crate::commands::bind;
-use crate::commands::{copy, discover, identify, list, perf, reset, share, verify};
+use crate::commands::{
+    config, connect_all, copy, dim, discover, generate, hostnqn, identify, list, list_subsys, monitor, perf,
+    reset, share, verify,
+};
 #[cfg(feature = "tcp")]
 use crate::commands::{demo, target};
 use crate::failure::Failure;
@@ -15,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   nvmf demo                               see it work, on this machine alone
   nvmf discover -t tcp -a 192.0.2.1       what is offered there? (port 8009)
+  nvmf monitor -t tcp -a 192.0.2.1        and what changes from now on?
   nvmf list -t tcp -a 192.0.2.1 -s 4420   attach all of it and list the namespaces
   TRID=nvme+tcp://192.0.2.1:4420/nqn.2024-01.com.example:disk
   nvmf identify $TRID                     what is that controller?
@@ -32,8 +36,8 @@ Exit codes:
   2  the command line makes no sense, or not for this namespace
   3  the target could not be reached or attached, or was lost";
 
-/// A user-space NVMe over Fabrics initiator: discovers, reads, writes, verifies and measures NVMe/TCP targets. Needs no
-/// kernel driver and no root.
+/// A user-space NVMe initiator over PCIe, RDMA and TCP: discovers, reads, writes, verifies and measures. Needs no kernel driver, and
+/// over TCP no root.
 #[derive(Parser, Debug)]
 #[command(name = "nvmf", version, styles = STYLES, max_term_width = 120, after_help = EXAMPLES)]
 #[command(disable_help_subcommand = true)]
@@ -51,7 +55,11 @@ pub(crate) enum Command {
     #[cfg(feature = "tcp")]
     Demo(demo::Args),
     Discover(discover::Args),
+    ConnectAll(connect_all::Args),
+    Monitor(monitor::Args),
+    Dim(dim::Args),
     List(list::Args),
+    ListSubsys(list_subsys::Args),
     #[cfg(feature = "pcie")]
     Bind(bind::BindArgs),
     #[cfg(feature = "pcie")]
@@ -63,6 +71,12 @@ pub(crate) enum Command {
     Perf(perf::Args),
     Reset(reset::ResetArgs),
     SubsystemReset(reset::SubsystemResetArgs),
+    Config(config::Args),
+    ShowHostnqn(hostnqn::ShowArgs),
+    GenHostnqn(hostnqn::GenArgs),
+    Completions(generate::CompletionsArgs),
+    #[command(hide = true)]
+    Man(generate::ManArgs),
     Share(share::Args),
     #[cfg(feature = "tcp")]
     Target(target::Args),
@@ -75,11 +89,16 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// The grammar. Options of `perf` are those of spdk_nvme_perf, which has other uses for some letters of nvme-cli.
-fn grammar() -> clap::Command {
+pub(crate) fn grammar() -> clap::Command {
     Cli::command().mut_subcommand("perf", |perf| {
-        ["transport", "hostnqn", "host_traddr", "reconnect_delay", "ctrl_loss_tmo", "keep_alive_tmo"]
+        let without =
+            ["transport", "traddr", "hostnqn", "host_traddr", "hostid", "reconnect_delay", "ctrl_loss_tmo"];
+        let perf = without
             .into_iter()
-            .fold(perf, |perf, option| perf.mut_arg(option, |arg| arg.short(None)))
+            .chain(["keep_alive_tmo"])
+            .fold(perf, |perf, option| perf.mut_arg(option, |arg| arg.short(None)));
+        perf.mut_arg("hdr_digest", |arg| arg.short('H').visible_alias("enable-tcp-hdgst").short_alias('g'))
+            .mut_arg("data_digest", |arg| arg.short('I').visible_alias("enable-tcp-ddgst").short_alias('G'))
     })
 }
 
@@ -209,7 +228,9 @@ mod tests {
                 "unexpected argument '--traddrr' found; a similar argument exists: '--traddr'",
             ),
             (&["discovr"], "unrecognized subcommand 'discovr'; a similar subcommand exists: 'discover'"),
-            (&["perf", "x", "-w", "rw"], "possible values: read, write, randread, randwrite, randrw"),
+            (&["perf", "x", "-w", "trim"], "possible values: read, write, randread, randwrite, rw, randrw"),
+            (&["perf", "x", "-c", "0"], "names no CPU"),
+            (&["perf", "x", "-c", "1", "--threads", "2"], "cannot be used with"),
             (&["perf", "x", "-t", "0"], "must be more than 0 seconds"),
         ];
         for (line, expected) in cases {
@@ -244,6 +265,14 @@ mod tests {
             args.settings().unwrap().to_string(),
             "randrw (70 % reads), 4 KiB, queue depth 32 x 2 queue pairs"
         );
+        let line = "perf --io-depth 8 -r nvme+tcp://h/nqn.a -r nvme+tcp://h/nqn.b --io-size 4096 --io-pattern rw \
+                    --rwmixread 0 --time 1 -a 2 -c 0x5 --num-qpairs 3 -H -I -E -LL -C 4 -d 100 --yes";
+        let line: Vec<&str> = line.split_whitespace().collect();
+        let Command::Perf(args) = parsed(&line).unwrap().command else { panic!() };
+        let settings = args.settings().unwrap();
+        let text = "rw (0 % reads), 4 KiB, queue depth 8 x 3 queue pairs x 2 threads, sleeping";
+        assert_eq!(settings.to_string(), text);
+        assert_eq!((settings.cpus, settings.detail, settings.number_ios), (vec![0, 2], 2, Some(100)));
     }
 
     #[test]
@@ -257,17 +286,100 @@ mod tests {
         assert!(error.contains("--reconnect-delay"), "{error}");
     }
 
+    /// Every command, with its subcommands, and what leads to it.
+    fn commands(command: &clap::Command, path: &str) -> Vec<(String, clap::Command)> {
+        command
+            .get_subcommands()
+            .flat_map(|sub| {
+                let path = format!("{path} {}", sub.get_name());
+                let mut all = commands(sub, &path);
+                all.insert(0, (path, sub.clone()));
+                all
+            })
+            .collect()
+    }
+
+    /// The words of a line of a shell that begins with `nvmf`, up to a pipe, a redirection or a comment.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quote, mut gap) = (Vec::new(), None::<String>, None, 0);
+        for c in line.chars() {
+            gap = if c == ' ' { gap + 1 } else { 0 };
+            match (quote, c) {
+                // Two spaces set off a remark.
+                (None, _) if gap == 2 => break,
+                (None, '|' | '>' | ';' | '#') => break,
+                (None, ' ') => words.extend(word.take()),
+                (None, '\'' | '"') => {
+                    word.get_or_insert_default();
+                    quote = Some(c);
+                }
+                (Some(open), _) if c == open => quote = None,
+                _ => word.get_or_insert_default().push(c),
+            }
+        }
+        words.extend(word);
+        words
+    }
+
+    /// Examples of a help text: what runs this program in the lines behind "Examples:".
+    fn examples(command: &clap::Command) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let listed = help.lines().skip_while(|line| *line != "Examples:").skip(1);
+        listed
+            .take_while(|line| line.starts_with(' '))
+            .filter_map(|line| {
+                let line = line.trim().trim_start_matches("sudo ");
+                let piped = line.find("| nvmf ").map(|at| at + 2);
+                let at = if line.starts_with("nvmf ") { Some(0) } else { piped };
+                at.map(|at| line[at..].to_owned())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn examples_of_every_help_text_are_understood() {
+        let mut built = grammar();
+        built.build();
+        let mut all = commands(&built, "nvmf");
+        all.insert(0, ("nvmf".to_owned(), built.clone()));
+        for (path, command) in all {
+            let examples = examples(&command);
+            assert!(
+                examples.iter().any(|line| line.starts_with(&path)),
+                "`{path} --help` has no example of it"
+            );
+            for example in examples {
+                let words = words(&example.replace("$TRID", "nvme+tcp://192.0.2.1/nqn.a"));
+                if let Err(error) = grammar().try_get_matches_from(&words) {
+                    panic!("`{path} --help`: {example}: {}", usage_line(&error));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_words_are_answered_with_the_nearest() {
+        for (line, expected) in [
+            (&["discovr"][..], "'discover'"),
+            (&["show-hostnq"], "'show-hostnqn'"),
+            (&["discover", "--tradr", "::1"], "'--traddr'"),
+            (&["config", "shw"], "'show'"),
+            (&["discover", "-o", "jsn"], "'json'"),
+        ] {
+            let error = parsed(line).unwrap_err();
+            assert!(error.contains("similar") && error.contains(expected), "{line:?}: {error}");
+        }
+    }
+
     /// Every help text as it is printed 100 columns wide.
     #[test]
     fn help() {
         let mut grammar = grammar().term_width(100);
         grammar.build();
-        let names: Vec<String> =
-            grammar.get_subcommands().map(|command| command.get_name().to_owned()).collect();
         insta::assert_snapshot!("help", grammar.render_help());
-        for name in names {
-            let mut command = grammar.find_subcommand(&name).unwrap().clone().term_width(100);
-            insta::assert_snapshot!(format!("help_{name}"), command.render_help());
+        for (path, command) in commands(&grammar, "nvmf") {
+            let name = path.trim_start_matches("nvmf ").replace(' ', "_");
+            insta::assert_snapshot!(format!("help_{name}"), command.term_width(100).render_help());
         }
     }
 }

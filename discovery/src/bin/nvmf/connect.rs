@@ -12,7 +12,7 @@ use nvmf_core::{
 
 use crate::failure::Failure;
 use crate::recovery::RecoveryArgs;
-use crate::size::parse_seconds;
+use crate::size::{parse_length32, parse_seconds};
 use crate::units;
 
 /// Where the controller is and how to talk to it: a TRID, or nvme-cli's options.
@@ -23,7 +23,7 @@ pub(crate) struct ConnectArgs {
     #[arg(value_name = "TRID", conflicts_with_all = ["transport", "traddr", "trsvcid"], num_args = 1..)]
     trid: Vec<String>,
 
-    /// Transport type: tcp, pcie or vfiouser
+    /// Transport type: tcp, rdma, pcie or vfiouser
     #[arg(short = 't', long, value_name = "TYPE", requires = "traddr", help_heading = ADDRESS)]
     transport: Option<String>,
 
@@ -47,7 +47,7 @@ pub(crate) struct ConnectArgs {
     #[arg(short = 'f', long, value_name = "IFACE", help_heading = ADDRESS)]
     host_iface: Option<String>,
 
-    /// Host NQN. By default that of /etc/nvme/hostnqn, else made from the machine's UUID, else random
+    /// Host NQN. By default that of /etc/nvme/hostnqn, else made from the machine's UUID
     #[arg(short = 'q', long, value_name = "NQN", help_heading = CONNECTION)]
     hostnqn: Option<String>,
 
@@ -62,6 +62,22 @@ pub(crate) struct ConnectArgs {
     /// Ask for digests over PDU data
     #[arg(short = 'G', long, help_heading = CONNECTION)]
     data_digest: bool,
+
+    /// Type of service of the packets (IP_TOS, IPV6_TCLASS)
+    #[arg(short = 'T', long, visible_alias = "transport-tos", value_name = "TOS", help_heading = CONNECTION)]
+    tos: Option<u8>,
+
+    /// Acknowledge received TCP data at once (TCP_QUICKACK)
+    #[arg(long, help_heading = CONNECTION)]
+    quickack: bool,
+
+    /// Bytes of the TCP send buffer (SO_SNDBUF); by default the kernel's choice
+    #[arg(long, value_name = "SIZE", value_parser = parse_length32, help_heading = CONNECTION)]
+    send_buf_size: Option<u32>,
+
+    /// Bytes of the TCP receive buffer (SO_RCVBUF); by default the kernel's choice
+    #[arg(long, value_name = "SIZE", value_parser = parse_length32, help_heading = CONNECTION)]
+    recv_buf_size: Option<u32>,
 
     /// Deadline for connecting, and for each command
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30", help_heading = CONNECTION)]
@@ -120,6 +136,12 @@ impl ConnectArgs {
         self.trid.is_empty() && self.transport.is_none()
     }
 
+    /// The same options for another controller.
+    pub(crate) fn with_trid(&self, trid: &str) -> Self {
+        let (transport, traddr, trsvcid) = (None, None, None);
+        Self { trid: vec![trid.to_owned()], transport, traddr, trsvcid, ..self.clone() }
+    }
+
     fn address(&self) -> Result<TransportId, Failure> {
         if let (Some(transport), Some(traddr)) = (&self.transport, &self.traddr) {
             let trtype = transport
@@ -174,6 +196,10 @@ impl ConnectArgs {
         options.num_io_queues = io_queues;
         options.header_digest = self.hdr_digest;
         options.data_digest = self.data_digest;
+        options.transport_tos = self.tos.unwrap_or(0);
+        options.tcp_quickack = self.quickack;
+        options.tcp_send_buffer = self.send_buf_size;
+        options.tcp_receive_buffer = self.recv_buf_size;
         options.connect_timeout = self.timeout;
         options.admin_timeout = self.timeout;
         options.io_timeout = Some(self.timeout);
@@ -198,16 +224,7 @@ impl ConnectArgs {
         };
         let machine =
             || HostIdentity::load().map_err(|error| Failure::usage(format!("host identity: {error}")));
-        Ok(Some(match (nqn, id) {
-            (Some(nqn), Some(id)) => HostIdentity { nqn, id: id.into() },
-            // A name with a UUID in it always goes with that identifier.
-            (Some(nqn), None) => match nqn.uuid() {
-                Some(id) => HostIdentity { nqn, id: id.into() },
-                None => HostIdentity { nqn, id: machine()?.id },
-            },
-            (None, Some(id)) => HostIdentity { nqn: machine()?.nqn, id: id.into() },
-            (None, None) => machine()?,
-        }))
+        HostIdentity::complete(nqn, id.map(Into::into), machine).map(Some)
     }
 
     /// An error of discovery. Many targets answer it on the port of their subsystems only.

@@ -4,7 +4,9 @@
 
 mod cli;
 mod commands;
+mod configured;
 mod connect;
+mod fabrics;
 mod failure;
 mod pattern;
 mod pipeline;

@@ -21,3 +21,13 @@ pub(crate) fn bar(label: &'static str, total: Option<u64>, quiet: bool) -> Progr
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style).with_prefix(label)
 }
+
+/// A line for a rate that changes; `None` where nobody would see it.
+pub(crate) fn live(label: &'static str) -> Option<ProgressBar> {
+    if !io::stderr().is_terminal() {
+        return None;
+    }
+    let line = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    let style = ProgressStyle::with_template("{prefix:7} {spinner} {msg}");
+    Some(line.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())).with_prefix(label))
+}

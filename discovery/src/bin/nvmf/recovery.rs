@@ -34,9 +34,9 @@ pub(crate) struct RecoveryArgs {
 
 /// A time, or none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Limit(Option<Duration>);
+pub(crate) struct Limit(pub(crate) Option<Duration>);
 
-fn parse_limit(text: &str) -> Result<Limit, String> {
+pub(crate) fn parse_limit(text: &str) -> Result<Limit, String> {
     match text {
         "-1" => Ok(Limit(None)),
         _ => parse_seconds_or_none(text).map(|time| Limit(Some(time))),

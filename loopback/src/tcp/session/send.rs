@@ -32,8 +32,8 @@ fn data_header(agreed: &Agreed, cid: u16, offset: usize, layout: &Layout, flags:
     }
 }
 
-/// Puts header and digests around the data of a PDU.
-fn frame(pdu: &mut [u8], agreed: &Agreed, header: &DataPdu, layout: &Layout, fault: Option<&Fault>) {
+/// Puts what comes before the data of a PDU into its place.
+fn frame_head(pdu: &mut [u8], agreed: &Agreed, header: &DataPdu, layout: &Layout, fault: Option<&Fault>) {
     const HLEN: usize = size_of::<DataPdu>();
     pdu[..HLEN].copy_from_slice(header.as_bytes());
     pdu[HLEN..layout.pdo].fill(0);
@@ -41,6 +41,11 @@ fn frame(pdu: &mut [u8], agreed: &Agreed, header: &DataPdu, layout: &Layout, fau
         let digest = crc32c(header.as_bytes()) ^ u32::from(fault == Some(&Fault::BadHeaderDigest));
         pdu[HLEN..HLEN + 4].copy_from_slice(&digest.to_le_bytes());
     }
+}
+
+/// Puts header and digests around the data of a PDU.
+fn frame(pdu: &mut [u8], agreed: &Agreed, header: &DataPdu, layout: &Layout, fault: Option<&Fault>) {
+    frame_head(pdu, agreed, header, layout, fault);
     if agreed.data_digest {
         let digest = crc32c(&pdu[layout.data.clone()]) ^ u32::from(fault == Some(&Fault::BadDataDigest));
         pdu[layout.data.end..layout.plen].copy_from_slice(&digest.to_le_bytes());
@@ -53,8 +58,9 @@ impl Session {
         if fault.is_some() || len > self.target.config.tcp.max_c2h_data as usize {
             return self.read_in_pieces(sqe, len, fault);
         }
-        // The data goes from the namespace right to where it is sent from.
         let agreed = self.agreed;
+        let stored = self.queue.moves_data(sqe);
+        // The data goes from the namespace right to where it is sent from.
         let layout =
             Layout::new(size_of::<DataPdu>(), len, agreed.header_digest, agreed.data_digest, agreed.hpda);
         let pdu = self.output.reserve(layout.plen);
@@ -64,11 +70,28 @@ impl Session {
                 let success = self.target.config.tcp.c2h_success && cqe.result64() == 0;
                 let flags = FLAG_LAST | if success { FLAG_SUCCESS } else { 0 };
                 let header = data_header(&agreed, sqe.cid.get(), 0, &layout, flags);
-                frame(pdu, &agreed, &header, &layout, None);
-                self.output.commit(layout.plen);
+                if stored {
+                    frame(pdu, &agreed, &header, &layout, None);
+                    self.output.commit(layout.plen);
+                } else {
+                    frame_head(pdu, &agreed, &header, &layout, None);
+                    self.output.commit(layout.pdo);
+                    self.send_zeroes(len);
+                }
                 if success { self.answered() } else { self.answer(cqe, None) }
             }
             other => self.finish(other, None),
+        }
+    }
+
+    /// The data of a namespace that stores nothing, behind its header: no byte of it is touched.
+    fn send_zeroes(&mut self, len: usize) {
+        self.output.put_zeroes(len);
+        if self.agreed.data_digest {
+            if self.zero_digest.0 != len {
+                self.zero_digest = (len, crc32c(&vec![0; len]));
+            }
+            self.output.put(&self.zero_digest.1.to_le_bytes());
         }
     }
 

@@ -81,11 +81,12 @@ impl Host {
     fn collect(&mut self) {
         self.session.tick(Instant::now());
         loop {
-            let pending = self.session.pending_output();
-            self.received.extend_from_slice(pending);
-            let n = pending.len();
+            let mut slices = [IoSlice::new(&[]); 8];
+            let count = self.session.output_slices(&mut slices);
+            slices[..count].iter().for_each(|slice| self.received.extend_from_slice(slice));
+            let n = slices[..count].iter().map(|slice| slice.len()).sum();
             self.session.consume_output(n);
-            if !self.session.process(Instant::now()) && self.session.pending_output().is_empty() {
+            if !self.session.process(Instant::now()) && !self.session.has_output() {
                 return;
             }
         }

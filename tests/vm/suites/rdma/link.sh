@@ -19,6 +19,7 @@ for how in "" --interrupt; do
     ADDRESS=$W4 under_load 4420 $how
     ip link set dummy9 down
     load_lost "link down $how" 60
+    grep -q "port 1 of the RDMA device rxe9 is not up" /tmp/error || fail "the cause is not told: $(cat /tmp/error)"
     unreachable
     disappear
     appear

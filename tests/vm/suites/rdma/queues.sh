@@ -18,7 +18,17 @@ measure() {
 }
 measure "4 KiB random reads, depth 32" -q 32
 measure "the same, sleeping" -q 32 --interrupt
-measure "random mix on four queue pairs" -q 8 -w randrw -P 4 --yes
+
+# Four queue pairs of one thread share one receive queue and one completion queue.
+shared() { rdma resource show srq 2>/dev/null | grep -c "comm nvmf" || true; }
+some_shared() { [ "$(shared)" -gt 0 ] && [ "$(rdma resource show qp | grep -c "comm nvmf")" -eq 5 ]; }
+nvmf perf "$(trid "$ALPHA")" --hostnqn "$HOSTNQN" -t 3 --json -q 8 -w randrw -P 4 --yes >/tmp/perf.json &
+four=$!
+wait_for 20 some_shared || fail "four queue pairs of one thread share no receive queue"
+srqs=$(shared) qps=$(rdma resource show qp | grep -c "comm nvmf")
+wait $four || fail "perf with four queue pairs"
+good /tmp/perf.json "random mix on four queue pairs, $qps of them and $srqs shared receive queue(s)"
+[ "$srqs" -eq 1 ] && [ "$qps" -eq 5 ] || fail "$srqs shared receive queues and $qps queue pairs instead of 1 and 5"
 measure "two threads with two queue pairs each, sleeping" -q 8 -P 2 --threads 2 --interrupt
 
 # Two controllers at once, each written with its own pattern.

@@ -89,6 +89,12 @@ impl Connection {
         RecvTarget { direct, staging: self.staging.room(window) }
     }
 
+    /// Lets go of the receive buffer, which connections of one thread share, as far as nothing in it is still needed. Call it when
+    /// nothing more is to be received for now.
+    pub fn park(&mut self) {
+        self.staging.park();
+    }
+
     /// `n` bytes were received into the last [`Connection::recv_target`] (or [`Connection::connect_target`]).
     pub fn received(&mut self, n: usize, tracker: &Tracker) {
         let direct = n.min(self.direct_len);
@@ -97,7 +103,8 @@ impl Connection {
         {
             if self.rules.data_digest {
                 let chunk = tracker.chunk(payload.slot, payload.offset);
-                self.rx_crc.update(&chunk[..direct.min(chunk.len())]);
+                let last = direct == payload.left as usize;
+                self.rx_crc.update(&chunk[..direct.min(chunk.len())], last);
             }
             // Not more than `left`: so recv_target cut it.
             payload.offset += direct as u32;
@@ -337,7 +344,7 @@ impl Connection {
         }
         let bytes = &self.staging.bytes()[..n];
         if self.rules.data_digest {
-            self.rx_crc.update(bytes);
+            self.rx_crc.update(bytes, n == payload.left as usize);
         }
         if !tracker.write(payload.slot, payload.offset, bytes) {
             return Err(Error::api_misuse("the buffer of a command is shorter than its data"));

@@ -182,6 +182,13 @@ impl Connection {
         self.tx.staged_front()
     }
 
+    /// All that is to be sent, if that is one slice of copied bytes, as it is for most batches. Report what was sent with
+    /// [`Connection::sent`]. Call [`Connection::fill`] before.
+    #[must_use]
+    pub fn transmit_one(&self) -> Option<&[u8]> {
+        self.tx.only_staged()
+    }
+
     /// Fills `out` with what is to be sent next; returns how many slices. Report what was sent with
     /// [`Connection::sent`]. Call [`Connection::fill`] before.
     pub fn transmit_slices<'a>(&'a self, tracker: &'a Tracker, out: &mut [IoSlice<'a>]) -> usize {

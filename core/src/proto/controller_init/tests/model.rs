@@ -18,6 +18,7 @@ pub(super) const CAP_IOCSS: u64 = 1 << 43;
 pub(super) struct Model {
     pub(super) fabrics: bool,
     pub(super) cap: u64,
+    pub(super) crto: u32,
     pub(super) vs: Version,
     pub(super) cc: u32,
     pub(super) rdy: bool,
@@ -53,6 +54,7 @@ impl Model {
         Self {
             fabrics,
             cap: CAP,
+            crto: 0,
             vs: Version::V1_4,
             cc: 0,
             rdy: false,
@@ -193,6 +195,7 @@ pub(super) fn describe(action: &Action) -> String {
     let property = |offset: &PropertyOffset| match *offset {
         PropertyOffset::VS => "VS",
         PropertyOffset::CAP => "CAP",
+        PropertyOffset::CRTO => "CRTO",
         PropertyOffset::CC => "CC",
         PropertyOffset::CSTS => "CSTS",
         _ => "another property",
@@ -282,6 +285,7 @@ pub(super) fn run_machine(mut machine: ControllerInit, model: &mut Model, start:
             Action::PropertyGet(offset, _) => {
                 let value = match offset {
                     PropertyOffset::CAP => model.cap,
+                    PropertyOffset::CRTO => u64::from(model.crto),
                     PropertyOffset::VS => u64::from(model.vs.0),
                     PropertyOffset::CC => u64::from(model.cc),
                     _ => model.csts(now),

@@ -224,7 +224,7 @@ fn late_operations_are_reported_as_often_as_they_are_late() {
     }
     assert_eq!(late, [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)], "what waits for a slot is not late");
     assert!(bench.engine.failure().is_none());
-    assert_eq!(bench.engine.find(1).map(|id| id.op), Some(1));
+    assert_eq!(bench.engine.find(1).map(|id| id.op), Some(CONNECT_OP + 2));
     assert!(bench.engine.find(7).is_none());
     bench.answer_all();
     assert_eq!(user_data(&bench.poll()), [0, 1]);

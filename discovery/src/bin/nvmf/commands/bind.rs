@@ -28,6 +28,10 @@ pub(crate) struct BindArgs {
 /// Undoes `nvmf bind`: the kernel's own driver takes the controller again, and its disks come back. Refused while a process
 /// drives it. Needs root.
 #[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  nvmf unbind 0000:04:00.0
+  nvmf list                                             and see that it is gone")]
 pub(crate) struct UnbindArgs {
     /// The controller's PCI address, such as 0000:04:00.0
     #[arg(value_name = "ADDRESS", required = true)]

@@ -6,7 +6,7 @@ use nvmf_core::{Callbacks, Controller, IoQpairOptions, Namespace};
 use nvmf_discovery::discover;
 use nvmf_loopback::{Loopback, SubsystemBuilder};
 
-use super::perf::{Report, Settings, Workload, measure};
+use super::perf::{Range, Report, Settings, Workload, measure};
 use super::{print, verify};
 use crate::connect::{detach, driver, plain_namespace};
 use crate::failure::Failure;
@@ -23,7 +23,7 @@ const LENGTH: u64 = 64 << 20;
 /// touched; no root is needed. Takes about three seconds. Exit code 0 means that every byte read back was the one written.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Example:
+Examples:
   nvmf demo")]
 pub(crate) struct Args {
     /// Seed of the data
@@ -109,6 +109,7 @@ fn write_and_verify(controller: &Controller, ns: &Namespace, seed: u64) -> Resul
         depth: 32,
         poll: false,
         pattern: Pattern { seed, block: 64 * 1024 },
+        done: None,
     };
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
     let line = |took: Duration, what: &str| {
@@ -122,24 +123,20 @@ fn write_and_verify(controller: &Controller, ns: &Namespace, seed: u64) -> Resul
 
 fn measurements(controller: &Controller, ns: &Namespace) -> Result<(), Failure> {
     let settings = Settings {
-        workload: Workload::Randread,
-        reads: 100,
-        io_size: 4096,
         queue_depth: 1,
-        qpairs: 1,
-        threads: 1,
         warmup: Duration::from_millis(100),
         time: Duration::from_millis(700),
-        offset: 0,
-        length: ns.size(),
-        interrupt: false,
-        seed: 1,
+        ..Settings::default()
+    };
+    let measure = |settings: Settings| {
+        let range = Range::all(ns, settings.io_size);
+        measure(std::slice::from_ref(controller), &[range], settings)
     };
     let checked = |report: Report| match &report.first_error {
         Some(error) => Err(Failure::failed(format!("reading: {error}"))),
         None => Ok(report),
     };
-    let report = checked(measure(controller, ns, settings)?)?;
+    let report = checked(measure(settings.clone())?)?;
     step(
         "latency",
         format_args!(
@@ -148,7 +145,7 @@ fn measurements(controller: &Controller, ns: &Namespace) -> Result<(), Failure> 
             units::time(report.quantile(0.99))
         ),
     )?;
-    let report = checked(measure(controller, ns, Settings { queue_depth: 32, ..settings })?)?;
+    let report = checked(measure(Settings { queue_depth: 32, ..settings.clone() })?)?;
     step(
         "IOPS",
         format_args!(
@@ -158,6 +155,6 @@ fn measurements(controller: &Controller, ns: &Namespace) -> Result<(), Failure> 
         ),
     )?;
     let settings = Settings { workload: Workload::Read, io_size: 128 * 1024, queue_depth: 16, ..settings };
-    let report = checked(measure(controller, ns, settings)?)?;
+    let report = checked(measure(settings)?)?;
     step("throughput", format_args!("128 KiB reads in order, 16 at a time: {}", report.rate()))
 }

@@ -2,15 +2,22 @@
 
 #[cfg(feature = "pcie")]
 pub(crate) mod bind;
+pub(crate) mod config;
+pub(crate) mod connect_all;
 pub(crate) mod copy;
 #[cfg(feature = "tcp")]
 pub(crate) mod demo;
+pub(crate) mod dim;
 pub(crate) mod discover;
+pub(crate) mod generate;
+pub(crate) mod hostnqn;
 pub(crate) mod identify;
 pub(crate) mod list;
+pub(crate) mod list_subsys;
 #[cfg(feature = "pcie")]
 mod local;
 mod metadata;
+pub(crate) mod monitor;
 pub(crate) mod perf;
 pub(crate) mod reset;
 pub(crate) mod share;
@@ -31,7 +38,11 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         #[cfg(feature = "tcp")]
         Command::Demo(args) => demo::run(&args),
         Command::Discover(args) => discover::run(&args),
+        Command::ConnectAll(args) => connect_all::run(&args),
+        Command::Monitor(args) => monitor::run(&args),
+        Command::Dim(args) => dim::run(&args),
         Command::List(args) => list::run(&args),
+        Command::ListSubsys(args) => list_subsys::run(&args),
         #[cfg(feature = "pcie")]
         Command::Bind(args) => bind::bind(&args),
         #[cfg(feature = "pcie")]
@@ -44,6 +55,11 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Reset(args) => reset::reset(&args),
         Command::Share(args) => share::run(&args),
         Command::SubsystemReset(args) => reset::subsystem_reset(&args),
+        Command::Config(args) => config::run(&args),
+        Command::ShowHostnqn(args) => hostnqn::show(&args),
+        Command::GenHostnqn(args) => hostnqn::generate(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
         #[cfg(feature = "tcp")]
         Command::Target(args) => target::run(&args),
     }

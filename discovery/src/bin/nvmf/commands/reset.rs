@@ -31,7 +31,7 @@ pub(crate) struct ResetArgs {
 /// Every controller of the subsystem is reset, those of other hosts included: their I/O is interrupted.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Example:
+Examples:
   nvmf subsystem-reset 'trtype:PCIe traddr:0000:01:00.0' --yes")]
 pub(crate) struct SubsystemResetArgs {
     #[command(flatten)]

@@ -3,9 +3,10 @@
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nvmf_loopback::{
-    Guard, Loopback, LoopbackError, MetadataPlace, Namespace, ProtectionType, SubsystemBuilder,
+    Guard, Loopback, LoopbackError, MetadataPlace, Namespace, ProtectionType, SubsystemBuilder, TcpOptions,
     VfioUserServer, VfioUserServerOptions,
 };
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
@@ -37,8 +38,8 @@ Examples:
   nvmf target --namespace null:1GiB                     to measure initiators
 
 FILE:SIZE makes the file, or makes it longer, as needed. A file whose name looks like a size is
-written ./64MiB. null:SIZE stores nothing: what is written is dropped, what is read is whatever was
-in the buffer. Options follow after commas, so that no file name may have one:
+written ./64MiB. null:SIZE stores nothing: what is written is dropped, what is read is zeroes (vfio-user:
+whatever was in the buffer). Options follow after commas, so that no file name may have one:
   lba=SIZE       bytes per logical block, instead of --block-size
   ms=BYTES       bytes of metadata per block
   extended       the metadata is part of the blocks, also for vfio-user; over TCP it always is
@@ -71,7 +72,15 @@ pub(crate) struct Args {
     /// Bytes per logical block: a power of two, 512 to 64KiB
     #[arg(long, value_name = "SIZE", value_parser = parse_length32, default_value = "512")]
     block_size: u32,
+
+    /// Go on looking for more TCP traffic for 10 ms after the last, instead of sleeping until something comes: answers are faster,
+    /// and a CPU is taken. Implied by null namespaces
+    #[arg(long)]
+    poll: bool,
 }
+
+/// How long a target that polls goes on after the last traffic.
+const BUSY_POLL: Duration = Duration::from_millis(10);
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Backing {
@@ -210,6 +219,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         subsystem = subsystem.namespace(format.of(namespace, args.block_size));
     }
     let mut target = Loopback::builder().subsystem(subsystem);
+    if args.poll || args.namespace.iter().all(|wanted| matches!(wanted.backing, Backing::Null(_))) {
+        target = target.tcp(TcpOptions::new().busy_poll(BUSY_POLL));
+    }
     let tcp = args.listen.as_deref().or(args.vfio_user.is_empty().then_some(DEFAULT_LISTEN));
     if let Some(address) = tcp {
         target = target.listen_tcp(address);

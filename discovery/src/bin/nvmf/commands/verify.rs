@@ -1,5 +1,6 @@
 //! `nvmf verify`: writes a pattern, reads it back in another order, and compares every byte.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,7 @@ pub(crate) struct Args {
     /// Poll without sleeping
     #[arg(long)]
     poll: bool,
-    /// Reset the controller again and again meanwhile, with this pause in between
+    /// Reset the controller again and again meanwhile, with this pause and as many I/Os as the queue depth in between
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     reset_every: Option<Duration>,
 
@@ -98,14 +99,17 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         options = options.auto_reconnect(true);
     }
     let mut qpair = controller.alloc_io_qpair(&options)?;
+    let done = AtomicU64::new(0);
     let range = Range {
         offset: args.offset,
         length: args.length,
         depth: args.queue_depth.into(),
         poll: args.poll,
         pattern: Pattern { seed: args.seed, block: args.block_size as usize },
+        done: Some(&done),
     };
-    let ((write_time, read_time), resets) = with_resets(&controller, args.reset_every, || {
+    let resets = args.reset_every.map(|pause| Resets { pause, least: args.queue_depth.into(), done: &done });
+    let ((write_time, read_time), resets) = with_resets(&controller, resets, || {
         let write_time = write(&mut qpair, &ns, range, args.quiet)?;
         Ok((write_time, read(&mut qpair, &ns, range, args.quiet)?))
     })?;
@@ -130,20 +134,33 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
+/// When the controller is reset.
+struct Resets<'a> {
+    pause: Duration,
+    /// I/Os between two resets: however slow the machine is, the work comes to its end.
+    least: u64,
+    /// I/Os done.
+    done: &'a AtomicU64,
+}
+
 /// Does the work while another thread resets the controller, if asked to. Returns how often it was reset as well.
 fn with_resets<T>(
     controller: &Controller,
-    pause: Option<Duration>,
+    resets: Option<Resets<'_>>,
     work: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<(T, u32), Failure> {
-    let Some(pause) = pause else { return Ok((work()?, 0)) };
+    let Some(Resets { pause, least, done: progress }) = resets else { return Ok((work()?, 0)) };
     let (done, stop) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let resetting = scope.spawn(move || {
-            let mut resets = 0;
+            let (mut resets, mut before) = (0, 0);
             while let Err(mpsc::RecvTimeoutError::Timeout) = stop.recv_timeout(pause) {
+                if progress.load(Ordering::Relaxed) - before < least {
+                    continue;
+                }
                 controller.reset()?;
                 resets += 1;
+                before = progress.load(Ordering::Relaxed);
             }
             Ok::<u32, Error>(resets)
         });
@@ -159,17 +176,25 @@ fn with_resets<T>(
 
 /// What is to be written and verified, bytes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Range {
+pub(crate) struct Range<'a> {
     pub(crate) offset: u64,
     pub(crate) length: u64,
     pub(crate) depth: usize,
     pub(crate) poll: bool,
     pub(crate) pattern: Pattern,
+    /// Counts the I/Os that are done.
+    pub(crate) done: Option<&'a AtomicU64>,
 }
 
-impl Range {
+impl Range<'_> {
     fn blocks(&self) -> u64 {
         self.length / self.pattern.block as u64
+    }
+
+    fn count(&self) {
+        if let Some(done) = self.done {
+            done.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn plan(&self, direction: Direction) -> Plan {
@@ -188,7 +213,7 @@ impl Range {
 pub(crate) fn write(
     qpair: &mut IoQpair,
     ns: &Namespace,
-    range: Range,
+    range: Range<'_>,
     quiet: bool,
 ) -> Result<Duration, Failure> {
     let bar = progress::bar("writing", Some(range.length), quiet);
@@ -208,7 +233,7 @@ pub(crate) fn write(
 pub(crate) fn read(
     qpair: &mut IoQpair,
     ns: &Namespace,
-    range: Range,
+    range: Range<'_>,
     quiet: bool,
 ) -> Result<Duration, Failure> {
     let bar = progress::bar("reading", Some(range.length), quiet);
@@ -220,7 +245,7 @@ pub(crate) fn read(
 }
 
 struct WriteJob<'a> {
-    range: Range,
+    range: Range<'a>,
     next: u64,
     bar: &'a ProgressBar,
 }
@@ -238,12 +263,13 @@ impl Job for WriteJob<'_> {
 
     fn done(&mut self, io: Io, _: &[u8]) -> Result<(), Failure> {
         self.bar.inc(io.len as u64);
+        self.range.count();
         Ok(())
     }
 }
 
 struct ReadJob<'a> {
-    range: Range,
+    range: Range<'a>,
     order: Shuffle,
     next: u64,
     bar: &'a ProgressBar,
@@ -263,6 +289,7 @@ impl Job for ReadJob<'_> {
 
     fn done(&mut self, io: Io, data: &[u8]) -> Result<(), Failure> {
         self.bar.inc(io.len as u64);
+        self.range.count();
         self.range
             .pattern
             .check(io.offset, data)

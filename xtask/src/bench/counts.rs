@@ -1,0 +1,220 @@
+//! User-space instructions of a command, counted by callgrind: compared with the baseline in the repository, and with SPDK.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::cell::Transport;
+use super::child::{capture, pinned};
+use super::nvmf::{Target, build, built};
+use super::spdk;
+use crate::apt::{self, Tool};
+use crate::shell;
+
+pub(super) const HELP: &str = "\
+cargo xtask bench counts [--update] [--spdk DIR]
+
+Counts the user-space instructions of the initiator for a 4 KiB read, from submission to completion, over each transport, under
+valgrind's callgrind, and compares them with tests/instructions.json: more than 3 % above it is a failure. Times do not
+matter here, so that it can be done anywhere.
+
+  --update    write what was counted to tests/instructions.json
+  --spdk DIR  instead: all instructions of both initiators for reads over TCP at depth 32, polls included. The SPDK build must
+              do without AVX-512, which valgrind does not know: ./configure --target-arch=haswell
+";
+
+/// How far above its baseline a count may be.
+const TOLERANCE: f64 = 0.03;
+const TRANSPORTS: [&str; 4] = ["tcp", "pcie", "vfio-user", "rdma"];
+/// Batches of the shorter of two runs; the longer has twice as many. What both have in common cancels out.
+const ROUNDS: usize = 64;
+/// Reads of a batch, as in tests/src/bin/io_count.rs.
+const BATCH: usize = 8;
+/// Outstanding reads in the comparison with SPDK, and reads of the shorter run.
+const DEPTH: usize = 32;
+const READS: usize = 8192;
+const LIMIT: Duration = Duration::from_secs(180);
+/// `rep movsb` counts as an instruction for each byte: glibc copies with vectors instead.
+const TUNABLES: &str = "glibc.cpu.x86_rep_movsb_threshold=0x10000000";
+
+type Counts = BTreeMap<String, f64>;
+
+pub(super) fn main(args: &[String]) -> Result<()> {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [] => check(),
+        ["--update"] => update(),
+        ["--spdk", dir] => compare(dir),
+        ["-h" | "--help"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => bail!("`{}` is not understood\n\n{HELP}", other.join(" ")),
+    }
+}
+
+fn baseline_file() -> PathBuf {
+    shell::root().join("tests/instructions.json")
+}
+
+/// Counts and compares with the baseline.
+fn check() -> Result<()> {
+    let path = baseline_file();
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("{}: is there no baseline yet? cargo xtask bench counts --update", path.display())
+    })?;
+    let baseline: Counts = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let counts = counted()?;
+    let (report, worse) = judge(&baseline, &counts);
+    print!("{report}");
+    ensure!(
+        worse.is_empty(),
+        "more instructions per read than before over {}. If that is worth it: cargo xtask bench counts --update",
+        worse.join(", ")
+    );
+    Ok(())
+}
+
+/// The comparison in words, and what got worse or is not known.
+fn judge(baseline: &Counts, counts: &Counts) -> (String, Vec<String>) {
+    let (mut report, mut worse) = (String::new(), Vec::new());
+    for (name, &count) in counts {
+        let line = match baseline.get(name) {
+            Some(&before) => {
+                if count > before * (1.0 + TOLERANCE) {
+                    worse.push(name.clone());
+                }
+                format!(
+                    "{name:<10} {count:8.1}  baseline {before:8.1}  {:+.1} %",
+                    (count / before - 1.0) * 100.0
+                )
+            }
+            None => {
+                worse.push(name.clone());
+                format!("{name:<10} {count:8.1}  no baseline")
+            }
+        };
+        report.push_str(&line);
+        report.push('\n');
+    }
+    (report, worse)
+}
+
+fn update() -> Result<()> {
+    let counts = counted()?;
+    let path = baseline_file();
+    std::fs::write(&path, serde_json::to_string_pretty(&counts)? + "\n")?;
+    for (name, count) in &counts {
+        println!("{name:<10} {count:8.1}");
+    }
+    Ok(())
+}
+
+fn counted() -> Result<Counts> {
+    let program = prepare()?;
+    let out = output_dir()?;
+    let mut counts = Counts::new();
+    for transport in TRANSPORTS {
+        let run = |rounds: usize| -> Result<u64> {
+            let file = out.join(format!("{transport}.{rounds}"));
+            let mut command = callgrind(0, &file)?;
+            command.args(["--collect-atstart=no", "--toggle-collect=io_count::submit*"]);
+            command.args(["--toggle-collect=io_count::complete*"]);
+            command.arg(&program).args(["batch", transport, &rounds.to_string()]);
+            instructions(&mut command, &file)
+        };
+        let (short, long) = (run(ROUNDS)?, run(2 * ROUNDS)?);
+        ensure!(long > short && short > 0, "callgrind has counted nothing for {transport}");
+        let count = (long - short) as f64 / (ROUNDS * BATCH) as f64;
+        counts.insert(transport.to_owned(), (count * 10.0).round() / 10.0);
+    }
+    Ok(counts)
+}
+
+/// The program, built, and valgrind.
+fn prepare() -> Result<PathBuf> {
+    let stamp = shell::target_dir()?.join("apt-lists");
+    let tools = [Tool::new("valgrind", "valgrind"), Tool::new("setpriv", "util-linux")];
+    apt::ensure(&tools, &stamp, "counting instructions")?;
+    build(&["io_count"])?;
+    built("io_count")
+}
+
+fn output_dir() -> Result<PathBuf> {
+    let dir = shell::target_dir()?.join("bench/callgrind");
+    std::fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+fn callgrind(cpu: usize, file: &Path) -> Result<Command> {
+    let valgrind = shell::find_program("valgrind").context("valgrind is not there")?;
+    let mut command = pinned(cpu, &valgrind, ["--tool=callgrind", "--error-exitcode=99"]);
+    command.arg(format!("--callgrind-out-file={}", file.display()));
+    command.env("GLIBC_TUNABLES", TUNABLES);
+    Ok(command)
+}
+
+/// Runs callgrind and returns how many instructions it has counted.
+fn instructions(command: &mut Command, file: &Path) -> Result<u64> {
+    capture(command, "callgrind", LIMIT)?;
+    let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    total(&text).with_context(|| format!("{} has no totals", file.display()))
+}
+
+/// The sum that callgrind writes, over all parts and threads.
+fn total(output: &str) -> Option<u64> {
+    let line = output.lines().rev().find_map(|line| line.strip_prefix("totals: "));
+    line?.split_whitespace().next()?.parse().ok()
+}
+
+fn compare(dir: &str) -> Result<()> {
+    let spdk = spdk::Build::at_initiator(dir)?;
+    let program = prepare()?;
+    let out = output_dir()?;
+    let target = Target::start(&built("nvmf")?, Transport::Tcp, 0, &out)?;
+    let per_read = |name: &str, run: &dyn Fn(usize, &mut Command)| -> Result<f64> {
+        let count = |reads: usize| -> Result<u64> {
+            let file = out.join(format!("{name}.{reads}"));
+            let mut command = callgrind(1, &file)?;
+            run(reads, &mut command);
+            instructions(&mut command, &file)
+        };
+        let (short, long) = (count(READS)?, count(2 * READS)?);
+        Ok(long.saturating_sub(short) as f64 / READS as f64)
+    };
+    let ours = per_read("nvmf", &|reads, command| {
+        command.arg(&program).args(["drive", &target.trid, &DEPTH.to_string(), &reads.to_string()]);
+    })?;
+    let theirs = per_read("spdk", &|reads, command| {
+        spdk.counted(command, &target.trid, DEPTH, reads);
+    })?;
+    println!("user-space instructions per 4 KiB read over TCP, depth {DEPTH}, polls included");
+    println!("nvmf {ours:8.1}\nSPDK {theirs:8.1}   ({})\nratio {:7.2}", spdk.version(), ours / theirs);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(of: &[(&str, f64)]) -> Counts {
+        of.iter().map(|&(name, count)| (name.to_owned(), count)).collect()
+    }
+
+    #[test]
+    fn a_rise_fails() {
+        let baseline = counts(&[("tcp", 1000.0), ("pcie", 200.0)]);
+        assert!(judge(&baseline, &counts(&[("tcp", 1029.0), ("pcie", 150.0)])).1.is_empty());
+        assert_eq!(judge(&baseline, &counts(&[("tcp", 1031.0), ("pcie", 200.0)])).1, ["tcp"]);
+        assert_eq!(judge(&baseline, &counts(&[("rdma", 1.0)])).1, ["rdma"]);
+    }
+
+    #[test]
+    fn totals_of_callgrind() {
+        assert_eq!(total("events: Ir\nfn=(1) a\n1 5\ntotals: 123456\n"), Some(123_456));
+        assert_eq!(total("events: Ir\n"), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! What was measured: kept as JSON, shown as a table.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+
+use super::cell::{Initiator, Pair, Side};
+use super::nvmf::Figures;
+
+/// The runs of one cell.
+pub(super) type Runs = BTreeMap<Pair, Vec<Figures>>;
+
+/// The middle one; the mean of the middle two.
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        odd if odd % 2 == 1 => Some(values[middle]),
+        _ => Some((values[middle - 1] + values[middle]) / 2.0),
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// Results of several invocations: a file that each adds its cells to.
+pub(super) struct Results {
+    root: Map<String, Value>,
+}
+
+impl Results {
+    /// Those in a file, if there is one.
+    pub(super) fn load(path: &Path) -> Result<Self> {
+        let root = match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        Ok(Self { root })
+    }
+
+    pub(super) fn save(&self, path: &Path) -> Result<()> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        let text = serde_json::to_string_pretty(&self.root)?;
+        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())
+    }
+
+    pub(super) fn note(&mut self, name: &str, value: Value) {
+        self.root.insert(name.to_owned(), value);
+    }
+
+    /// Puts a cell in, in place of what was measured of it before.
+    pub(super) fn put(&mut self, cell: &str, runs: &Runs, seconds: f64) {
+        let mut pairs = Map::new();
+        for (pair, runs) in runs {
+            let list = |pick: &dyn Fn(&Figures) -> Option<f64>| -> Vec<f64> {
+                runs.iter().filter_map(pick).map(round).collect()
+            };
+            let (iops, mean, p50) =
+                (list(&|run| Some(run.iops)), list(&|run| Some(run.mean)), list(&|run| run.p50));
+            pairs.insert(
+                pair.to_string(),
+                json!({
+                    "iops": median(iops.clone()), "mean_us": median(mean.clone()), "p50_us": median(p50.clone()),
+                    "runs": { "iops": iops, "mean_us": mean, "p50_us": p50 },
+                }),
+            );
+        }
+        let cells = self.root.entry("cells").or_insert_with(|| json!({}));
+        cells[cell] = json!({ "seconds": seconds, "pairs": pairs });
+    }
+
+    fn figure(&self, cell: &str, pair: Pair, what: &str) -> Option<f64> {
+        self.root.get("cells")?.get(cell)?["pairs"][pair.to_string()][what].as_f64()
+    }
+
+    /// The table, as Markdown: medians, and what the initiators are to each other and to the limit.
+    pub(super) fn table(&self) -> String {
+        let mut text = String::new();
+        for name in ["machine", "peer"] {
+            if let Some(value) = self.root.get(name).and_then(Value::as_str) {
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "{name}: {value}");
+            }
+        }
+        for side in Side::ALL {
+            let nvmf = Pair { initiator: Initiator::Nvmf, side };
+            let spdk = Pair { initiator: Initiator::Spdk, side };
+            let rows = self.rows(nvmf, spdk);
+            if !rows.is_empty() {
+                let title = match side {
+                    Side::Null => "target: nvmf target, null namespace",
+                    Side::SpdkNull => "target: SPDK, null bdev",
+                    Side::SpdkMalloc => "target: SPDK, malloc bdev",
+                };
+                let _ = write!(
+                    text,
+                    "\n{title}\n\n| cell | nvmf IOPS | µs | SPDK IOPS | µs | nvmf / SPDK | bare exchange IOPS | µs | nvmf / bare |\n\
+                     |---|---|---|---|---|---|---|---|---|\n{rows}"
+                );
+            }
+        }
+        text
+    }
+
+    fn rows(&self, nvmf: Pair, spdk: Pair) -> String {
+        let limit = Pair { initiator: Initiator::Limit, side: Side::Null };
+        let mut rows = String::new();
+        let cells = self.root.get("cells").and_then(Value::as_object);
+        for cell in cells.into_iter().flat_map(Map::keys) {
+            let figure = |pair, what| self.figure(cell, pair, what);
+            let Some(ours) = figure(nvmf, "iops") else { continue };
+            let ratio = |other: Option<f64>| other.map_or_else(String::new, |of| format!("{:.2}", ours / of));
+            let count = |value: Option<f64>| value.map_or_else(String::new, grouped);
+            let us = |value: Option<f64>| value.map_or_else(String::new, |us| format!("{us:.2}"));
+            let (theirs, bare) = (figure(spdk, "iops"), figure(limit, "iops"));
+            let _ = writeln!(
+                rows,
+                "| {cell} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                grouped(ours),
+                us(figure(nvmf, "mean_us")),
+                count(theirs),
+                us(figure(spdk, "mean_us")),
+                ratio(theirs),
+                count(bare),
+                us(figure(limit, "mean_us")),
+                ratio(bare),
+            );
+        }
+        rows
+    }
+}
+
+/// `1,234,567`
+pub(super) fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(grouped(1_234_567.4), "1,234,567");
+        assert_eq!(grouped(12.0), "12");
+        assert_eq!(grouped(123_456.0), "123,456");
+    }
+
+    #[test]
+    fn cells_are_added_to_a_file() {
+        let path = std::env::temp_dir().join(format!("nvmf-bench-{}.json", std::process::id()));
+        let runs = |iops: [f64; 3], initiator| {
+            let figures = iops.map(|iops| Figures { iops, mean: 5.0, p50: None });
+            (Pair { initiator, side: Side::Null }, figures.to_vec())
+        };
+        let mut results = Results::load(&path).unwrap();
+        let both = [runs([300.0, 330.0, 200.0], Initiator::Nvmf), runs([100.0; 3], Initiator::Spdk)];
+        results.put("a", &both.into_iter().collect(), 1.0);
+        results.save(&path).unwrap();
+        let mut results = Results::load(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        results.put("b", &[runs([1234.0; 3], Initiator::Nvmf)].into_iter().collect(), 1.0);
+        let table = results.table();
+        assert!(table.contains("| a | 300 | 5.00 | 100 | 5.00 | 3.00 |  |  |  |"), "{table}");
+        assert!(table.contains("| b | 1,234 | 5.00 |  |"), "{table}");
+        assert!(!table.contains("SPDK, null bdev"), "{table}");
+    }
+}
