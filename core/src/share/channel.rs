@@ -24,6 +24,9 @@ pub(super) struct Channel {
     scratch: Mutex<Vec<u8>>,
 }
 
+/// A packet, with descriptors.
+pub(super) type Packet = (Vec<u8>, Vec<OwnedFd>);
+
 /// What there was to receive.
 pub(super) enum Received {
     /// Nothing for now.
@@ -141,7 +144,7 @@ impl Channel {
     }
 
     /// Waits for a packet; `None` when the other side is gone.
-    pub(super) fn receive_by(&self, deadline: Instant) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+    pub(super) fn receive_by(&self, deadline: Instant) -> io::Result<Option<Packet>> {
         loop {
             match self.receive()? {
                 Received::Packet(bytes, fds) => return Ok(Some((bytes, fds))),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use zerocopy::little_endian::{U16, U32, U64};
 
-use super::channel::{Bell, Channel, Received, wait};
+use super::channel::{Bell, Channel, Packet, Received, wait};
 use super::server::{Entry, Hub};
 use super::wire::{Facts, Hello, Reply, Request, VERSION};
 use crate::controller::{AdminPending, Controller, Event, Link, Phase, Watcher};
@@ -302,7 +302,7 @@ impl Session {
     }
 }
 
-fn received(channel: &Channel) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, End> {
+fn received(channel: &Channel) -> Result<Option<Packet>, End> {
     match channel.receive()? {
         Received::Nothing => Ok(None),
         Received::Closed => Err(End::Closed),

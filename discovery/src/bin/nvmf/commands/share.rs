@@ -23,7 +23,7 @@ Examples:
   nvmf share --instance disks nvme+tcp://192.0.2.1:4420/nqn.2024-01.com.example:disk
   nvmf share --instance disks nvme+tcp://192.0.2.1:4420     everything that is offered there
   nvmf list --instance disks
-  nvmf read --instance disks nvme+tcp://192.0.2.1:4420/nqn.2024-01.com.example:disk --length 1MiB --output head.img")]
+  nvmf read --instance disks $TRID --length 1MiB --output head.img")]
 pub(crate) struct Args {
     /// What other processes call it: letters, digits, '-', '_', '.'
     #[arg(long, value_name = "NAME")]
