@@ -21,7 +21,7 @@ Examples:
   nvmf discover -t tcp -a 192.0.2.1             port 8009
   nvmf discover -t tcp -a 192.0.2.1 -s 4420     many targets answer there
   nvmf discover nvme+tcp://[fe80::1%eth0]:4420
-  nvmf discover -t tcp -a 192.0.2.1 --referrals and where it refers to
+  nvmf discover -t tcp -a 192.0.2.1 --referrals   and where it refers to
   nvmf discover                                 all that are configured in /etc/nvme
   nvmf discover -t tcp -a 192.0.2.1 -o json | jq -r '.records[].subnqn'")]
 pub(crate) struct Args {
