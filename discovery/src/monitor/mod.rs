@@ -12,7 +12,7 @@ mod state;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use nvmf_core::spec::discovery::DiscoveryLogEntry;
@@ -151,11 +151,8 @@ impl DiscoveryMonitor {
     /// The next change; `None` when there was none for so long. Changes come in the order in which they were noticed.
     #[must_use]
     pub fn next(&self, timeout: Duration) -> Option<MonitorEvent> {
-        match self.events.recv_timeout(timeout) {
-            Ok(event) => Some(event),
-            // The monitor itself keeps a sender.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        // The monitor itself keeps a sender: there is no other error than that it took too long.
+        self.events.recv_timeout(timeout).ok()
     }
 
     /// The paths there are now. [`DiscoveryMonitor::next`] may still have changes to tell that led to this.

@@ -44,7 +44,7 @@ fn read<'a>(format: Format, texts: impl IntoIterator<Item = &'a str>) {
         count += 1;
         // What was accepted is an address, or one of a transport this initiator lacks.
         match controller.trid() {
-            Ok(trid) => assert_eq!(trid.subnqn().is_some(), true, "{trid}"),
+            Ok(trid) => assert!(trid.subnqn().is_some(), "{trid}"),
             Err(error) => assert!(
                 !matches!(controller.path.address.transport.value.as_str(), "tcp" | "rdma"),
                 "{error}"

@@ -22,11 +22,8 @@ pub fn resident() -> Result<u64> {
 pub fn cpu_time() -> Result<Duration> {
     let mut nanoseconds = 0u64;
     for thread in std::fs::read_dir("/proc/self/task").context("/proc/self/task")? {
-        let text = match std::fs::read_to_string(thread?.path().join("schedstat")) {
-            Ok(text) => text,
-            // It has ended since.
-            Err(_) => continue,
-        };
+        // One that has ended since has none.
+        let Ok(text) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
         let field = text.split_whitespace().next().context("an empty schedstat")?;
         nanoseconds += field.parse::<u64>().context("schedstat")?;
     }
