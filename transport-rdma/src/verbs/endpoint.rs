@@ -132,8 +132,9 @@ impl Queues {
         };
         let (completions, cq, srq, fd) = match shared {
             Some(shared) => {
-                let (cq, fd) = (shared.queue().handle(), shared.queue().fd());
-                (Completions::Shared(Arc::clone(shared)), cq, shared.receive_queue().as_ptr(), fd)
+                let queue = shared.queue();
+                let completions = Completions::Shared(Arc::clone(shared));
+                (completions, queue.handle(), shared.receive_queue().as_ptr(), queue.fd())
             }
             None => {
                 let queue = CompletionQueue::new(domain, setup.sends.saturating_add(setup.receives))?;
