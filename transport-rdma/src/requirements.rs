@@ -132,6 +132,8 @@ pub(crate) fn port_trouble(root: &Path, device: &str, port: u8) -> Option<String
     if devices.exists() && !devices.join(device).exists() {
         return Some(format!("the RDMA device {device} is gone"));
     }
+    // An identifier that was not routed has no port; most devices have just the one.
+    let port = port.max(1);
     let state = fs::read_to_string(devices.join(format!("{device}/ports/{port}/state"))).ok()?;
     // As in "4: ACTIVE".
     let name = state.rsplit(':').next().unwrap_or_default().trim();
