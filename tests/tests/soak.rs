@@ -10,7 +10,11 @@ fn everything_is_explained() -> Result<()> {
     let soak =
         Soak { time: Duration::from_secs(6), seed: 20_260_101, workers: 2, pace: Duration::from_millis(300) };
     let report = soak.run()?;
-    ensure!(report.harm > 10 && report.attached > 5, "hardly any harm was done: {report:?}");
+    // Those under a recovery policy connect again where others attach anew.
+    ensure!(
+        report.harm > 10 && report.attached + report.reconnected > 5,
+        "hardly any harm was done: {report:?}"
+    );
     ensure!(report.persistent > 0 && report.reconnected > 0, "no connection came back: {report:?}");
     ensure!(report.succeeded > 1000 && report.lost > 10, "{report:?}");
     Ok(())
