@@ -137,8 +137,26 @@ pub(crate) fn port_trouble(root: &Path, device: &str, port: u8) -> Option<String
     let state = fs::read_to_string(devices.join(format!("{device}/ports/{port}/state"))).ok()?;
     // As in "4: ACTIVE".
     let name = state.rsplit(':').next().unwrap_or_default().trim();
-    (!name.starts_with("ACTIVE"))
-        .then(|| format!("port {port} of the RDMA device {device} is not up (its state is {name:?})"))
+    let why = if name.starts_with("ACTIVE") {
+        // An Ethernet interface carries nothing from the moment its flag is cleared; its RDMA device hears of it later.
+        format!("its network interface {} is down", downed_interface(root, &devices.join(device), port)?)
+    } else {
+        format!("its state is {name:?}")
+    };
+    Some(format!("port {port} of the RDMA device {device} is not up ({why})"))
+}
+
+/// The network interface below a port of a RoCE device, when it has been set down.
+fn downed_interface(root: &Path, device: &Path, port: u8) -> Option<String> {
+    const IFF_UP: u32 = 1;
+    // The first address of a port names its interface, but it goes away with the link; soft devices name theirs for good.
+    let interface = ["parent".to_owned(), format!("ports/{port}/gid_attrs/ndevs/0")]
+        .iter()
+        .find_map(|file| fs::read_to_string(device.join(file)).ok())?;
+    let interface = interface.trim();
+    let flags = fs::read_to_string(root.join("sys/class/net").join(interface).join("flags")).ok()?;
+    let flags = u32::from_str_radix(flags.trim().strip_prefix("0x")?, 16).ok()?;
+    (flags & IFF_UP == 0).then(|| interface.to_owned())
 }
 
 #[cfg(test)]
@@ -198,6 +216,24 @@ mod tests {
         let state = root.0.join("sys/class/infiniband/rxe0/ports/1/state");
         fs::write(&state, "4: ACTIVE\n").unwrap();
         assert_eq!(port_trouble(&root.0, "rxe0", 1), None);
+
+        for name in
+            ["sys/class/infiniband/rxe0/ports/1/gid_attrs/ndevs/0", "sys/class/infiniband/rxe0/parent"]
+        {
+            root.add(name);
+            fs::write(root.0.join(name), "eth7\n").unwrap();
+            assert_eq!(port_trouble(&root.0, "rxe0", 1), None, "nothing is known of the interface");
+            root.add("sys/class/net/eth7/flags");
+            let flags = root.0.join("sys/class/net/eth7/flags");
+            fs::write(&flags, "0x1003\n").unwrap();
+            assert_eq!(port_trouble(&root.0, "rxe0", 1), None);
+            fs::write(&flags, "0x1002\n").unwrap();
+            let down = port_trouble(&root.0, "rxe0", 1).unwrap();
+            assert_eq!(down, "port 1 of the RDMA device rxe0 is not up (its network interface eth7 is down)");
+            fs::remove_file(&flags).unwrap();
+            fs::remove_file(root.0.join(name)).unwrap();
+        }
+
         fs::write(&state, "1: DOWN\n").unwrap();
         let down = port_trouble(&root.0, "rxe0", 1).unwrap();
         assert_eq!(down, "port 1 of the RDMA device rxe0 is not up (its state is \"DOWN\")");
