@@ -33,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     ("init", init::machine),
     ("transport_id", text::transport_id),
     ("names", text::names),
+    ("keys", text::keys),
     ("config", config::files),
     ("share_messages", share::messages),
 ];

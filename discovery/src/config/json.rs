@@ -159,7 +159,7 @@ impl Reader<'_> {
                 Some(false) => Ok(Value::Persistent(Persistent::No)),
                 None => return,
             },
-            Kind::Text | Kind::Secret => match self.string(info.json, value) {
+            Kind::Text | Kind::Secret(_) => match self.string(info.json, value) {
                 Some(text) => info.parse(&text),
                 None => return,
             },

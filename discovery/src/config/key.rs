@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use nvmf_core::{KeyKind, KeyString, KeyStringError};
+
 use super::diagnostic::quoted;
 
 /// An option of a connection. Displayed as nvme-cli's long option.
@@ -70,7 +72,8 @@ pub(super) enum Kind {
     Int(&'static [(i64, i64)]),
     Bool,
     Text,
-    Secret,
+    /// A key string of this kind.
+    Secret(KeyKind),
     /// `no`, `auto` or `force`.
     Persistent,
 }
@@ -133,18 +136,27 @@ pub(super) static KEYS: [Info; 21] = [
     },
     security(Key::Tls, "tls", None, "tls", Kind::Bool),
     security(Key::Concat, "concat", None, "concat", Kind::Bool),
-    Info { aliases: &["tls_key"], ..security(Key::TlsKey, "tls-key", None, "tls_key", Kind::Secret) },
+    Info {
+        aliases: &["tls_key"],
+        ..security(Key::TlsKey, "tls-key", None, "tls_key", Kind::Secret(KeyKind::TlsPsk))
+    },
     security(Key::TlsKeyIdentity, "tls-key-identity", None, "tls_key_identity", Kind::Text),
     security(Key::Keyring, "keyring", None, "keyring", Kind::Text),
     Info {
         aliases: &["kxchap-secret"],
         ini: Some("kxchap-secret"),
-        ..security(Key::DhchapSecret, "dhchap-secret", Some('S'), "dhchap_key", Kind::Secret)
+        ..security(Key::DhchapSecret, "dhchap-secret", Some('S'), "dhchap_key", Kind::Secret(KeyKind::Dhchap))
     },
     Info {
         aliases: &["kxchap-ctrl-secret"],
         ini: Some("kxchap-ctrl-secret"),
-        ..security(Key::DhchapCtrlSecret, "dhchap-ctrl-secret", Some('C'), "dhchap_ctrl_key", Kind::Secret)
+        ..security(
+            Key::DhchapCtrlSecret,
+            "dhchap-ctrl-secret",
+            Some('C'),
+            "dhchap_ctrl_key",
+            Kind::Secret(KeyKind::Dhchap),
+        )
     },
 ];
 
@@ -238,10 +250,7 @@ impl Info {
             Kind::Bool => parse_bool(text).map(Value::Bool),
             Kind::Text if text.chars().any(char::is_control) => Err("control characters".to_owned()),
             Kind::Text => Ok(Value::Text(text.to_owned())),
-            Kind::Secret if text.chars().any(|c| c.is_control() || c.is_whitespace()) => {
-                Err("white space or control characters in a secret".to_owned())
-            }
-            Kind::Secret => Ok(Value::Secret(Secret(text.to_owned()))),
+            Kind::Secret(kind) => self.secret(kind, text),
             Kind::Persistent => match text.to_ascii_lowercase().as_str() {
                 "no" => Ok(Value::Persistent(Persistent::No)),
                 "auto" => Ok(Value::Persistent(Persistent::Auto)),
@@ -249,6 +258,17 @@ impl Info {
                 _ => Err(format!("{} is none of no, auto, force", quoted(text))),
             },
         }
+    }
+
+    /// A key string, or the serial number of a TLS key in the kernel's keyring.
+    fn secret(&self, kind: KeyKind, text: &str) -> Result<Value, String> {
+        if !(kind == KeyKind::TlsPsk && parse_int(text).is_ok_and(|serial| u32::try_from(serial).is_ok())) {
+            let key: KeyString = text.parse().map_err(|error: KeyStringError| error.to_string())?;
+            if key.kind() != kind {
+                return Err(format!("a key string of {} is none of {}", key.kind().prefix(), kind.prefix()));
+            }
+        }
+        Ok(Value::Secret(Secret(text.to_owned())))
     }
 
     /// A number as value of this option.
@@ -336,9 +356,10 @@ mod tests {
 
     #[test]
     fn secrets_stay_secret() {
-        let value = Key::TlsKey.info().parse("NVMeTLSkey-1:01:c2VjcmV0:").expect("a secret");
+        let text = "NVMeTLSkey-1:01:b3VyIGtleSwgd2hpY2ggaXMgbm90IGZvciBvdGhlcnMYAgfX:";
+        let value = Key::TlsKey.info().parse(text).expect("a secret");
         assert_eq!(format!("{value} {value:?}"), "<secret> Secret(<secret>)");
         let Value::Secret(secret) = value else { panic!("{value}") };
-        assert_eq!(secret.expose(), "NVMeTLSkey-1:01:c2VjcmV0:");
+        assert_eq!(secret.expose(), text);
     }
 }

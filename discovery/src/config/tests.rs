@@ -101,7 +101,7 @@ const JSON: &str = r#"[
   {
     "hostnqn": "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555",
     "hostid": "11111111-2222-3333-4444-555555555555",
-    "dhchap_key": "DHHC-1:00:b3VyIHNlY3JldA==:",
+    "dhchap_key": "DHHC-1:00:b3VyIHNlY3JldCwgdGhhdCBpcyBub3QgdG9sZCB5b3U1nCvm:",
     "hostsymname": "web-1",
     "persistent_discovery_ctrl": true,
     "subsystems": [
@@ -112,7 +112,7 @@ const JSON: &str = r#"[
           { "transport": "tcp", "traddr": "192.0.2.20", "trsvcid": 4420,
             "nr_io_queues": 4, "ctrl_loss_tmo": -1, "hdr_digest": true, "host_iface": null },
           { "transport": "tcp", "traddr": "192.0.2.21", "trsvcid": "4420",
-            "tls": true, "tls_key": "NVMeTLSkey-1:01:b3VyIGtleQ==:" }
+            "tls": true, "tls_key": "NVMeTLSkey-1:01:b3VyIGtleSwgd2hpY2ggaXMgbm90IGZvciBvdGhlcnMYAgfX:" }
         ]
       },
       {
@@ -135,7 +135,10 @@ fn config_json() {
     assert_eq!((option.value.clone(), option.origin.to_string().as_str()), (Value::Bool(true), "f:14"));
     assert_eq!(discovery[0].path.options.persistent(), Some(Persistent::No), "the port goes before the host");
     assert_eq!(discovery[1].path.options.persistent(), Some(Persistent::Force));
-    assert_eq!(io[0].path.options.secret(Key::DhchapSecret).unwrap().expose(), "DHHC-1:00:b3VyIHNlY3JldA==:");
+    assert_eq!(
+        io[0].path.options.secret(Key::DhchapSecret).unwrap().expose(),
+        "DHHC-1:00:b3VyIHNlY3JldCwgdGhhdCBpcyBub3QgdG9sZCB5b3U1nCvm:"
+    );
     assert_eq!(config.hosts[0].symname.as_ref().unwrap().origin.line, 6);
 }
 
@@ -153,6 +156,30 @@ fn secrets_are_not_displayed() {
     for (format, text) in [(Format::Discovery, line), (Format::Fabrics, ini)] {
         let found = said(&check(format, text)).join("\n");
         assert!(!found.is_empty() && !found.contains("b3Vy"), "{found}");
+    }
+}
+
+#[test]
+fn secrets_that_were_copied_badly_are_told() {
+    let good = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+    let ini = |option: &str| {
+        format!("[Subsystem]\nnqn=nqn.2024-01.a:b\n{option}\ncontroller=transport=tcp;traddr=::1")
+    };
+    for (option, expected) in [
+        (format!("kxchap-secret={}", &good[..good.len() - 1]), "with a colon at its end"),
+        (format!("kxchap-secret={}", good.replace("AAEC", "AAED")), "the CRC of the secret does not match"),
+        (format!("kxchap-secret={}", good.replace(":00:", ":02:")), "32 bytes instead of 48"),
+        (format!("tls-key={good}"), "a key string of DHHC-1 is none of NVMeTLSkey-1"),
+        ("tls-key=secret".to_owned(), "a key string begins with"),
+    ] {
+        let found = said(&check(Format::Fabrics, &ini(&option))).join("\n");
+        let name = option.split_once('=').unwrap().0;
+        assert!(found.contains(&format!("f:3: {name}: ")) && found.contains(expected), "{option}: {found}");
+    }
+    for option in [format!("kxchap-secret={good}"), "tls-key=0x1a2b3c".to_owned(), "tls-key=12345".to_owned()]
+    {
+        let found = said(&check(Format::Fabrics, &ini(&option)));
+        assert!(found.iter().all(|line| !line.contains("f:3")), "{option}: {found:?}");
     }
 }
 

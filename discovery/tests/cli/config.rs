@@ -63,7 +63,7 @@ fn config_is_shown_and_checked() {
     let file = File::new(
         "nvme-fabrics.conf",
         "[Host]\nhostnqn = nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555\n\
-         kxchap-secret = DHHC-1:00:b3Vy:\n\
+         kxchap-secret = DHHC-1:00:b3VyIHNlY3JldCwgdGhhdCBpcyBub3QgdG9sZCB5b3U1nCvm:\n\
          [Subsystem]\nnqn = nqn.2024-01.com.example:disk\ncontroller = transport=tcp;traddr=192.0.2.1\n",
     );
     let text = nvmf(&[&"config", &"show", &"-J", &file.name()]).text();

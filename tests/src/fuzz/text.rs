@@ -1,8 +1,8 @@
-//! What people and files say: transport identifiers and names.
+//! What people and files say: transport identifiers, names and key strings.
 
-use nvmf_core::TransportId;
 use nvmf_core::nqn::{HostId, Nqn, Uuid};
 use nvmf_core::transport_id::PciAddress;
+use nvmf_core::{KeyHash, KeyKind, KeyString, TransportId};
 
 /// What is accepted can be said again, and means the same.
 pub(super) fn transport_id(input: &[u8]) {
@@ -32,5 +32,29 @@ pub(super) fn names(input: &[u8]) {
     }
     if let Ok(address) = text.parse::<PciAddress>() {
         assert_eq!(address.to_string().parse::<PciAddress>().as_ref(), Ok(&address));
+    }
+}
+
+/// Key strings, as they are and with an encoding made from the input, which gets behind the CRC now and then.
+pub(super) fn keys(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    match text.parse::<KeyString>() {
+        Ok(key) => assert_eq!(*key.expose_text(), text, "there is one text for a key"),
+        Err(error) => {
+            let said = error.to_string();
+            assert!(
+                !said.is_empty() && (text.len() < 16 || !said.contains(&*text)),
+                "secrets are not repeated"
+            );
+        }
+    }
+    let (kinds, hashes) = (
+        [KeyKind::TlsPsk, KeyKind::Dhchap],
+        [KeyHash::None, KeyHash::Sha256, KeyHash::Sha384, KeyHash::Sha512],
+    );
+    let Some((&choice, secret)) = input.split_first() else { return };
+    let (kind, hash) = (kinds[usize::from(choice & 1)], hashes[usize::from(choice >> 1 & 3)]);
+    if let Ok(key) = KeyString::new(kind, hash, secret.to_vec()) {
+        assert_eq!(key.expose_text().parse::<KeyString>().as_ref(), Ok(&key));
     }
 }
