@@ -2,15 +2,21 @@
 
 use nvmf_core::{ControllerOptions, Driver};
 use nvmf_transport_pcie::{PcieTransport, VfioUserOptions, vfio_user};
-use nvmf_transport_rdma::RdmaTransport;
+use nvmf_transport_rdma::{RdmaOptions, RdmaTransport};
 use nvmf_transport_tcp::TcpTransport;
 
 /// A driver with the transports that the `nvmf` program has.
 #[must_use]
 pub fn driver() -> Driver {
+    driver_with(RdmaOptions::default())
+}
+
+/// The same, with options for RDMA.
+#[must_use]
+pub fn driver_with(rdma: RdmaOptions) -> Driver {
     Driver::builder()
         .transport(TcpTransport::new())
-        .transport(RdmaTransport::new())
+        .transport(RdmaTransport::new().with_options(rdma))
         .transport(PcieTransport::new())
         .transport(vfio_user::transport(VfioUserOptions::default()))
         .build()

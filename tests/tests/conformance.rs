@@ -101,9 +101,18 @@ mod tcp_polled {
 }
 
 fn rdma_fixture(sim: Sim, rdma: RdmaFrontOptions, options: ControllerOptions) -> Result<Fixture> {
+    rdma_fixture_with(sim, rdma, RdmaOptions::default().rnr_retry_count(0), options)
+}
+
+fn rdma_fixture_with(
+    sim: Sim,
+    rdma: RdmaFrontOptions,
+    host: RdmaOptions,
+    options: ControllerOptions,
+) -> Result<Fixture> {
     let target = Loopback::builder().subsystem(subsystem()).rdma(rdma).listen_rdma(&sim, "192.0.2.1:4420");
     let target = target.build()?;
-    let transport = RdmaTransport::with_provider(sim).with_options(RdmaOptions::default().rnr_retry_count(0));
+    let transport = RdmaTransport::with_provider(sim).with_options(host);
     Ok(Fixture {
         driver: Driver::builder().transport(transport).build(),
         trid: target.rdma_trid(NQN)?.context("the target does not listen")?,
@@ -124,6 +133,18 @@ mod rdma_sim {
     nvmf_tests::suite!(fixture);
 }
 
+/// With a key for each command's data, which the controller ends.
+mod rdma_sim_windows {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let host = RdmaOptions::default().rnr_retry_count(0).memory_windows(true);
+        rdma_fixture_with(Sim::new(), RdmaFrontOptions::new(), host, ControllerOptions::default())
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
 /// A device with little of everything, a controller that takes eight commands at once and data in one piece, and a program
 /// that looks after the admin queue itself.
 mod rdma_sim_narrow {
@@ -137,6 +158,7 @@ mod rdma_sim_narrow {
             max_completions: 48,
             max_reads: 1,
             max_shared_receives: 16_384,
+            windows: true,
         });
         let mut options = ControllerOptions::default();
         options.background_admin = false;

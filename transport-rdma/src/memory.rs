@@ -31,6 +31,8 @@ struct Registered<D: Domain> {
 /// The registrations of a protection domain.
 pub(crate) struct Memory<D: Domain> {
     domain: Arc<D>,
+    /// What is registered for.
+    access: Access,
     /// Longest registration, a multiple of the page size.
     window: usize,
     regions: Mutex<HashMap<RegionId, Registered<D>>>,
@@ -45,7 +47,7 @@ pub(crate) enum Found {
 }
 
 impl<D: Domain> Memory<D> {
-    pub(crate) fn new(domain: Arc<D>) -> Result<Self> {
+    pub(crate) fn new(domain: Arc<D>, access: Access) -> Result<Self> {
         let longest = usize::try_from(domain.limits().max_registration).unwrap_or(usize::MAX);
         let window = longest / DMA_PAGE * DMA_PAGE;
         if window < 2 * MAX_TRANSFER as usize {
@@ -55,11 +57,15 @@ impl<D: Domain> Memory<D> {
                 2 * MAX_TRANSFER
             )));
         }
-        Ok(Self { domain, window, regions: Mutex::default() })
+        Ok(Self { domain, access, window, regions: Mutex::default() })
     }
 
     pub(crate) fn domain(&self) -> &Arc<D> {
         &self.domain
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access
     }
 
     /// Regions registered.
@@ -102,7 +108,7 @@ impl<D: Domain> Memory<D> {
         let mut offset = 0;
         loop {
             let len = (region.len() - offset).min(self.window);
-            let window = self.domain.register(region, offset, len, Access::Remote);
+            let window = self.domain.register(region, offset, len, self.access);
             windows.push(window.map_err(|error| refused(&*self.domain, len, error))?);
             if offset + len == region.len() {
                 return Ok(Registered { region: region.clone(), windows });

@@ -9,11 +9,15 @@ pub struct RdmaOptions {
     pub retry_count: u8,
     /// How often the device tries again when the controller has no receive posted, 0..=7, where 7 is for ever. 7.
     pub rnr_retry_count: u8,
+    /// The controller gets access to just the bytes of a command's data, for reading or for writing, while the command is outstanding,
+    /// by a memory window of its own (type 2B). Otherwise it has the keys of whole regions, which hold for as long as these
+    /// are registered. Costs one or two work requests per command with data. No.
+    pub memory_windows: bool,
 }
 
 impl Default for RdmaOptions {
     fn default() -> Self {
-        Self { retry_count: 7, rnr_retry_count: 7 }
+        Self { retry_count: 7, rnr_retry_count: 7, memory_windows: false }
     }
 }
 
@@ -22,6 +26,13 @@ impl RdmaOptions {
     #[must_use]
     pub fn retry_count(mut self, retries: u8) -> Self {
         self.retry_count = retries.min(7);
+        self
+    }
+
+    /// Sets whether the controller has access to a command's data only, and only while it is outstanding.
+    #[must_use]
+    pub fn memory_windows(mut self, windows: bool) -> Self {
+        self.memory_windows = windows;
         self
     }
 

@@ -104,6 +104,8 @@ pub enum Access {
     Local,
     /// The peer may read and write as well: data.
     Remote,
+    /// The peer may access what memory windows are bound to, and nothing else.
+    Windows,
 }
 
 /// Registered memory.
@@ -129,6 +131,8 @@ pub struct DeviceLimits {
     pub max_reads: u8,
     /// Most receives of a receive queue that several queue pairs share; 0 when it has none of these.
     pub max_shared_receives: u32,
+    /// Whether it has memory windows of type 2B: keys for part of a registration, on one queue pair, until they are invalidated.
+    pub windows: bool,
 }
 
 /// What a queue pair is to be.
@@ -207,9 +211,23 @@ pub struct Element {
     pub key: u32,
 }
 
-/// A SEND.
+/// What a request of the send queue does.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Work {
+    /// Sends its elements.
+    #[default]
+    Send,
+    /// Binds a memory window: `first` is the place of its [`Bind`] in the batch.
+    Bind,
+    /// Ends the key `first`, of one of the queue pair's memory windows.
+    Invalidate,
+}
+
+/// A request of the send queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SendRequest {
+    /// What it does.
+    pub work: Work,
     /// Comes back with the completion.
     pub id: u64,
     /// Its first element in the batch.
@@ -222,13 +240,28 @@ pub struct SendRequest {
     pub inline: bool,
 }
 
-/// SENDs that are posted together.
+/// What a memory window gives the peer access to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bind {
+    /// Which of the queue pair's windows; it must not be bound.
+    pub window: u16,
+    /// Its new key: the last one, but for the lowest byte.
+    pub key: u32,
+    /// The memory, with the local key of a registration for [`Access::Windows`].
+    pub element: Element,
+    /// The peer may write there; otherwise it may read.
+    pub writable: bool,
+}
+
+/// Requests that are posted together.
 #[derive(Clone, Default, Debug)]
 pub struct SendBatch {
     /// The requests, in order.
     pub requests: Vec<SendRequest>,
-    /// Their elements.
+    /// Elements of SENDs.
     pub elements: Vec<Element>,
+    /// Windows to be bound.
+    pub binds: Vec<Bind>,
 }
 
 impl SendBatch {
@@ -236,6 +269,7 @@ impl SendBatch {
     pub fn clear(&mut self) {
         self.requests.clear();
         self.elements.clear();
+        self.binds.clear();
     }
 
     /// The elements of a request.
@@ -268,6 +302,8 @@ impl WorkStatus {
     pub const LOCAL_PROTECTION: Self = Self(4);
     /// It was not carried out because the queue pair had failed before.
     pub const FLUSHED: Self = Self(5);
+    /// A memory window was not bound, or was bound already.
+    pub const WINDOW_BIND: Self = Self(6);
     /// The peer found the request invalid.
     pub const REMOTE_INVALID_REQUEST: Self = Self(9);
     /// The peer found an address or key invalid.
@@ -376,6 +412,12 @@ pub trait Endpoint: Send + 'static {
         setup: &QueuePairSetup,
         shared: Option<&Arc<<Self::Domain as Domain>::Shared>>,
     ) -> io::Result<u32>;
+
+    /// Makes so many memory windows for the queue pair, none of them bound, which are gone with it. Returns their keys.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn make_windows(&mut self, count: u16) -> io::Result<Vec<u32>>;
 
     /// Number of the queue pair, 0 without one.
     fn queue_pair_number(&self) -> u32;

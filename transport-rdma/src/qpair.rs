@@ -28,10 +28,10 @@ use nvmf_core::{DmaRegion, Error, Result};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::memory::{Found, Keys};
-use crate::proto::{self, Ledger, Piece, Signal};
+use crate::proto::{self, Answered, Ledger, Piece, Signal};
 use crate::provider::{
-    CmEvent, Domain, Endpoint, POLL_BATCH, Provider, ReceiveRequest, SendBatch, SendRequest, WorkCompletion,
-    WorkStatus,
+    Bind, CmEvent, Domain, Endpoint, POLL_BATCH, Provider, ReceiveRequest, SendBatch, SendRequest, Work,
+    WorkCompletion, WorkStatus,
 };
 use crate::qpair::connect::Connector;
 pub(crate) use crate::qpair::connect::{Memories, Plan, Route};
@@ -102,6 +102,8 @@ pub struct RdmaQpair<P: Provider> {
     last_check: Instant,
     teardown: Teardown,
     stats: TransportStats,
+    /// Keys for single commands: given, and ended by the controller.
+    keys: (u64, u64),
 }
 
 impl<P: Provider> RdmaQpair<P> {
@@ -133,6 +135,7 @@ impl<P: Provider> RdmaQpair<P> {
             last_check: now,
             teardown: Teardown::None,
             stats: TransportStats::default(),
+            keys: (0, 0),
         })
     }
 
@@ -175,6 +178,11 @@ impl<P: Provider> RdmaQpair<P> {
         let Some(link) = polled? else { return Ok(ConnectProgress::Pending) };
         self.ledger = Ledger::new(self.held.len() as u16, link.entries, link.sends);
         self.ledger.set_window(link.window);
+        if !link.windows.is_empty() {
+            self.ledger.with_keys();
+            // A window is one piece of memory.
+            self.limits.descriptors = 1;
+        }
         self.ledger.receives_posted(link.receives);
         self.limits.elements = link.send_elements;
         self.link = Some(link);
@@ -263,16 +271,38 @@ impl<P: Provider> RdmaQpair<P> {
         tracker.complete(slot, cqe);
     }
 
+    /// Where queue pairs have memory windows: puts into the batch what makes a key for just the data of `slot`. Whether there is one.
+    fn give_key(&mut self, slot: u16, direction: DataDirection) -> Result<bool> {
+        let link = self.link.as_mut().ok_or_else(closed)?;
+        let id = link.name(Kind::Account.id(u32::from(slot)));
+        let Some(key) = link.windows.get_mut(usize::from(slot)) else { return Ok(false) };
+        let [piece] = &mut self.pieces[..] else { return Ok(false) };
+        if proto::capsule::goes_along(direction, &[*piece], &self.limits) {
+            return Ok(false);
+        }
+        // Never the same as the last one; only the lowest byte may change.
+        *key = *key & !0xff | key.wrapping_add(1) & 0xff;
+        let first = self.batch.binds.len() as u32;
+        let writable = direction == DataDirection::ControllerToHost;
+        self.batch.binds.push(Bind { window: slot, key: *key, element: piece.element(), writable });
+        let bind = SendRequest { work: Work::Bind, id, first, count: 0, signalled: false, inline: false };
+        self.batch.requests.push(bind);
+        piece.confine(*key);
+        self.keys.0 += 1;
+        Ok(true)
+    }
+
     /// Puts a command into the batch.
     fn send(&mut self, slot: u16, mut sqe: Sqe, tracker: &Tracker) -> Result<()> {
         self.locate(slot, tracker)?;
         if !proto::capsule::fits(tracker.direction(slot), &self.pieces, &self.limits) {
             self.gather(slot, tracker)?;
         }
+        let direction = tracker.direction(slot);
+        let keyed = self.give_key(slot, direction)?;
         let link = self.link.as_ref().ok_or_else(closed)?;
         let ring = link.ring()?;
         let start = ring.capsule(slot);
-        let direction = tracker.direction(slot);
         let write = |offset, bytes: &[u8]| ring.memory.write_bytes(start + offset, bytes);
         let capsule = proto::capsule::describe(&mut sqe, direction, &self.pieces, &self.limits, write);
         ring.memory.write_bytes(start, sqe.as_bytes());
@@ -284,9 +314,10 @@ impl<P: Provider> RdmaQpair<P> {
             self.batch.elements.extend(proto::capsule::elements(&self.pieces));
             self.stats.bytes_sent += u64::from(tracker.data_len(slot));
         }
-        let signal = self.ledger.post(slot, !inline);
+        let signal = self.ledger.post(slot, !inline, keyed);
         let kind = if signal == Signal::Command { Kind::Command } else { Kind::Account };
         self.batch.requests.push(SendRequest {
+            work: Work::Send,
             id: link.name(kind.id(u32::from(slot))),
             first,
             count: self.batch.elements.len() as u32 - first,
@@ -380,6 +411,13 @@ impl<P: Provider> RdmaQpair<P> {
                 Ok(())
             }
             Some(Kind::Account) => self.ledger.sent(None).map(drop).map_err(broken),
+            Some(Kind::Invalidate) => {
+                let slot = number as u16;
+                if let Some(cqe) = self.ledger.key_ended(slot).map_err(broken)? {
+                    self.finish(slot, cqe, tracker);
+                }
+                Ok(())
+            }
             Some(Kind::Drain) | None => Ok(()),
         }
     }
@@ -425,19 +463,37 @@ impl<P: Provider> RdmaQpair<P> {
             ))
         };
         let slot = tracker.lookup(cid).ok_or_else(unknown)?;
-        if let Some(key) = completion.invalidated {
-            // No key was offered for invalidation: the registration it belongs to, if any, is gone with it.
+        let link = self.link.as_ref().ok_or_else(closed)?;
+        let window = link.windows.get(usize::from(slot)).copied().filter(|_| self.ledger.is_keyed(slot));
+        if let Some(key) = completion.invalidated
+            && window != Some(key)
+        {
+            // No such key was offered for invalidation: what it belongs to, if anything, is gone with it.
             return Err(Error::peer_misbehaved(format!(
                 "the response to command {cid:#06x} invalidated key {key:#010x}, which was not offered for that"
             )));
         }
-        let over = self.ledger.answered(slot, cqe).map_err(|_| unknown())?;
+        let ended = completion.invalidated.is_some();
+        self.keys.1 += u64::from(ended);
+        let answered = self.ledger.answered(slot, cqe, ended).map_err(|_| unknown())?;
         if self.connect_slot == Some(slot) {
             self.connect_slot = None;
             self.ledger.connected(cqe.sqhd.get());
         }
-        if let Some(cqe) = over {
-            self.finish(slot, cqe, tracker);
+        match (answered, window) {
+            (Answered::Over(cqe), _) => self.finish(slot, cqe, tracker),
+            (Answered::EndKey, Some(key)) => {
+                self.ledger.post_end_of_key();
+                self.batch.requests.push(SendRequest {
+                    work: Work::Invalidate,
+                    id: link.name(Kind::Invalidate.id(u32::from(slot))),
+                    first: key,
+                    count: 0,
+                    signalled: true,
+                    inline: false,
+                });
+            }
+            (Answered::Wait | Answered::EndKey, _) => {}
         }
         Ok(())
     }
@@ -590,6 +646,14 @@ impl<P: Provider> RdmaQpair<P> {
 
     /// Destroys the queue pair, after which the device accesses nothing for it.
     fn destroy(&mut self) {
+        if let (given @ 1.., ended) = std::mem::take(&mut self.keys) {
+            tracing::debug!(
+                qid = self.qid,
+                given,
+                ended,
+                "keys for single commands, and how many the controller ended"
+            );
+        }
         self.teardown = match self.link.take().map(Link::destroy) {
             None | Some(Ok(())) => {
                 self.bounce.iter_mut().for_each(|bounce| *bounce = None);

@@ -40,8 +40,8 @@ pub(crate) type ReqNotifyCq = unsafe extern "C" fn(*mut Cq, c_int) -> c_int;
 pub(crate) type PostSend = unsafe extern "C" fn(*mut Qp, *mut SendWr, *mut *mut SendWr) -> c_int;
 pub(crate) type PostRecv = unsafe extern "C" fn(*mut Qp, *mut RecvWr, *mut *mut RecvWr) -> c_int;
 pub(crate) type PostSrqRecv = unsafe extern "C" fn(*mut Srq, *mut RecvWr, *mut *mut RecvWr) -> c_int;
-type AllocMw = unsafe extern "C" fn(*mut Pd, c_int) -> *mut Mw;
-type DeallocMw = unsafe extern "C" fn(*mut Mw) -> c_int;
+pub(crate) type AllocMw = unsafe extern "C" fn(*mut Pd, c_int) -> *mut Mw;
+pub(crate) type DeallocMw = unsafe extern "C" fn(*mut Mw) -> c_int;
 
 /// `struct ibv_context_ops`: what verbs.h calls through in its inline functions.
 #[repr(C)]
@@ -398,13 +398,20 @@ pub(crate) const QPT_RC: c_int = 2;
 pub(crate) const QPS_ERR: c_int = 6;
 pub(crate) const QP_STATE: c_int = 1;
 pub(crate) const WR_SEND: u32 = 2;
+pub(crate) const WR_LOCAL_INV: u32 = 7;
+pub(crate) const WR_BIND_MW: u32 = 8;
 pub(crate) const SEND_SIGNALED: c_uint = 2;
 pub(crate) const SEND_INLINE: c_uint = 8;
 pub(crate) const WC_RECV: u32 = 128;
 pub(crate) const WC_WITH_INV: c_uint = 8;
+/// How Linux's soft-RoCE says the same to programs: by the kernel's own flag, IB_WC_WITH_INVALIDATE.
+pub(crate) const WC_WITH_INV_RXE: c_uint = 4;
 pub(crate) const ACCESS_LOCAL_WRITE: c_int = 1;
 pub(crate) const ACCESS_REMOTE_WRITE: c_int = 2;
 pub(crate) const ACCESS_REMOTE_READ: c_int = 4;
+pub(crate) const ACCESS_MW_BIND: c_int = 16;
+pub(crate) const MW_TYPE_2: c_int = 2;
+pub(crate) const DEVICE_MEM_WINDOW_TYPE_2B: c_uint = 1 << 24;
 pub(crate) const PS_TCP: c_int = 0x106;
 pub(crate) const OPTION_ID: c_int = 0;
 pub(crate) const OPTION_ID_TOS: c_int = 0;

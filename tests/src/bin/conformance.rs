@@ -6,13 +6,15 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nvmf_core::{Controller, IoCommand, IoQpairOptions, Namespace, Nqn, TransportId};
+use nvmf_core::{Controller, Driver, IoCommand, IoQpairOptions, Namespace, Nqn, TransportId};
 use nvmf_tests::conformance::{Fixture, PARTS, Part, Subject};
 use nvmf_tests::program;
 use nvmf_tests::workload::{Workload, copy_out, fill_block};
+use nvmf_transport_rdma::RdmaOptions;
 
 const HELP: &str = "\
-conformance TRID... [--nsid N]... [--part NAME]... [--interrupt] [--discovery TRID] [--list]
+conformance TRID... [--nsid N]... [--part NAME]... [--interrupt] [--memory-windows] [--discovery TRID]
+            [--list]
 
 Runs the conformance suite against the controllers named, all of them at the same time, and then uses them together in one
 program. OVERWRITES their namespaces, each of which must have 16 MiB.
@@ -20,6 +22,7 @@ program. OVERWRITES their namespaces, each of which must have 16 MiB.
   --nsid N          use only these namespaces (default: all that hold nothing but data)
   --part NAME       run only these parts
   --interrupt       sleep on interrupts; without it none is enabled
+  --memory-windows  RDMA: a key for each command's data
   --discovery TRID  where to discover a fabrics subsystem (default: the discovery subsystem at its own address)
   --list            name the parts and stop
 ";
@@ -33,6 +36,7 @@ struct Args {
     nsids: Vec<u32>,
     parts: Vec<String>,
     interrupt: bool,
+    memory_windows: bool,
     discovery: Option<TransportId>,
     list: bool,
 }
@@ -49,6 +53,7 @@ impl Args {
                 "--part" => args.parts.push(value()?),
                 "--discovery" => args.discovery = Some(value()?.parse().context("--discovery")?),
                 "--interrupt" => args.interrupt = true,
+                "--memory-windows" => args.memory_windows = true,
                 "--list" => args.list = true,
                 option if option.starts_with('-') => bail!("unknown option `{option}`\n\n{HELP}"),
                 trid => args.trids.push(trid.parse().with_context(|| format!("`{trid}`"))?),
@@ -68,13 +73,17 @@ impl Args {
         self.parts.is_empty() || self.parts.iter().any(|name| name == part)
     }
 
+    fn driver(&self) -> Driver {
+        program::driver_with(RdmaOptions::default().memory_windows(self.memory_windows))
+    }
+
     fn subject(&self, trid: &TransportId) -> Result<Subject> {
         let discovery = match &self.discovery {
             None if trid.trtype().is_fabrics() => Some(trid.clone().with_subnqn(Nqn::new(Nqn::DISCOVERY)?)),
             given => given.clone(),
         };
         let fixture = Fixture {
-            driver: program::driver(),
+            driver: self.driver(),
             trid: trid.clone(),
             discovery,
             options: program::options(self.interrupt),
@@ -176,7 +185,7 @@ const TOGETHER: &str = "together";
 /// Every controller with a queue pair of one driver: each is loaded by a thread of its own while the others are, and memory
 /// that one of them filled is handed to the next.
 fn together(args: &Args) -> Result<()> {
-    let driver = program::driver();
+    let driver = args.driver();
     let options = program::options(args.interrupt);
     let attached = args
         .trids

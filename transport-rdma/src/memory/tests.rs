@@ -14,9 +14,10 @@ fn memory(longest: usize) -> (Sim, Memory<SimDomain>) {
         max_completions: 128,
         max_reads: 1,
         max_shared_receives: 16_384,
+        windows: true,
     });
     let domain = sim.endpoint().unwrap().domain().unwrap();
-    let memory = Memory::new(domain).unwrap();
+    let memory = Memory::new(domain, Access::Remote).unwrap();
     (sim, memory)
 }
 
@@ -49,8 +50,8 @@ fn a_wide_region_is_registered_in_windows_that_hold_any_transfer() {
         let Found::Part(keys) = memory.keys(region, offset, len).unwrap() else { panic!("one window") };
         // The device agrees.
         let mut end = [0; 2];
-        domain.remote_read((region.address() + offset) as u64, keys.remote, &mut end).unwrap();
-        domain.remote_read((region.address() + offset + len - 2) as u64, keys.remote, &mut end).unwrap();
+        domain.remote_read(0, (region.address() + offset) as u64, keys.remote, &mut end).unwrap();
+        domain.remote_read(0, (region.address() + offset + len - 2) as u64, keys.remote, &mut end).unwrap();
     }
     assert_eq!(sim.stats().registrations, 4);
     assert!(memory.keys(region, 0, 20 * MIB).is_err(), "more than a transfer");
@@ -66,9 +67,10 @@ fn a_device_that_registers_too_little_is_refused() {
         max_completions: 128,
         max_reads: 1,
         max_shared_receives: 16_384,
+        windows: true,
     });
     let domain = sim.endpoint().unwrap().domain().unwrap();
-    let error = Memory::new(domain).err().unwrap().to_string();
+    let error = Memory::new(domain, Access::Remote).err().unwrap().to_string();
     assert!(error.contains("sim0 registers at most 1048576 bytes"), "{error}");
 }
 

@@ -55,6 +55,8 @@ pub struct Piece {
     pub local_key: u32,
     /// Key for the controller.
     pub remote_key: u32,
+    /// The controller is to invalidate its key with the response.
+    pub invalidate: bool,
 }
 
 impl Piece {
@@ -65,6 +67,7 @@ impl Piece {
             length: len as u32,
             local_key: keys.local,
             remote_key: keys.remote,
+            invalidate: false,
         }
     }
 
@@ -74,12 +77,19 @@ impl Piece {
             && (self.local_key, self.remote_key) == (next.local_key, next.remote_key)
     }
 
-    fn element(&self) -> Element {
+    /// A key for just this piece takes the place of the controller's.
+    pub(crate) fn confine(&mut self, key: u32) {
+        self.remote_key = key;
+        self.invalidate = true;
+    }
+
+    pub(crate) fn element(&self) -> Element {
         Element { address: self.address, length: self.length, key: self.local_key }
     }
 
     fn descriptor(&self) -> SglDescriptor {
-        SglDescriptor::keyed(self.address, self.length, self.remote_key, SglSubtype::ADDRESS)
+        let subtype = if self.invalidate { SglSubtype::INVALIDATE_KEY } else { SglSubtype::ADDRESS };
+        SglDescriptor::keyed(self.address, self.length, self.remote_key, subtype)
     }
 }
 
@@ -93,7 +103,7 @@ pub struct Capsule {
 }
 
 /// Whether data that small may be, and can be, sent with its capsule.
-fn goes_along(direction: DataDirection, pieces: &[Piece], limits: &Limits) -> bool {
+pub(crate) fn goes_along(direction: DataDirection, pieces: &[Piece], limits: &Limits) -> bool {
     let total: u64 = pieces.iter().map(|piece| u64::from(piece.length)).sum();
     direction == DataDirection::HostToController
         && limits.inline_data

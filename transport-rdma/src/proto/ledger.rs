@@ -55,7 +55,28 @@ struct Slot {
     state: State,
     /// The completion of its SEND is awaited.
     sending: bool,
+    /// The controller has a key for its data that is to be ended.
+    keyed: bool,
     response: Option<Cqe>,
+}
+
+impl Slot {
+    /// The response, if there is nothing else to wait for. The slot is free then.
+    fn take_if_over(&mut self) -> Option<Cqe> {
+        let over = self.state == State::Answered && !self.sending && !self.keyed;
+        over.then(|| std::mem::take(self).response).flatten()
+    }
+}
+
+/// What follows from a response.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answered {
+    /// The command is over, with this completion.
+    Over(Cqe),
+    /// It is over when the device is done with its capsule.
+    Wait,
+    /// The controller still has the key for its data: to be ended, and announced by [`Ledger::post_end_of_key`].
+    EndKey,
 }
 
 /// The submission queue as its SQHD shows it.
@@ -78,6 +99,8 @@ pub struct Ledger {
     waiting: VecDeque<u16>,
     /// Requests the send queue has room for.
     sends: u32,
+    /// Requests a command takes at most, other than for the end of its key.
+    requests: u32,
     /// Requests posted and not known to be done.
     unreaped: u32,
     /// Requests posted since the last one with a completion.
@@ -100,6 +123,7 @@ impl Ledger {
             in_flight: 0,
             waiting: VecDeque::with_capacity(usize::from(slots)),
             sends: sends.max(1),
+            requests: 1,
             unreaped: 0,
             unsignalled: 0,
             signals: VecDeque::with_capacity(usize::from(slots)),
@@ -111,6 +135,13 @@ impl Ledger {
     /// The controller takes `commands` at once (CRQSIZE).
     pub fn set_window(&mut self, commands: u32) {
         self.window = commands.max(1);
+    }
+
+    /// Commands with data have keys of their own, each given by a request of the send queue, and ended by another, for which
+    /// there is room beyond that for `sends` requests.
+    pub fn with_keys(&mut self) {
+        self.requests = 2;
+        self.sends = self.sends.max(2);
     }
 
     /// Commands the controller takes at once.
@@ -166,7 +197,8 @@ impl Ledger {
     }
 
     fn has_credit(&mut self) -> bool {
-        if self.in_flight >= self.window || self.in_flight >= self.receives || self.unreaped >= self.sends {
+        let room = self.sends.saturating_sub(self.unreaped);
+        if self.in_flight >= self.window || self.in_flight >= self.receives || room < self.requests {
             return false;
         }
         let (entries, idle) = (self.entries, self.in_flight == 0);
@@ -182,19 +214,20 @@ impl Ledger {
     }
 
     /// The command in `slot` is being posted. With `held` its SEND reads memory that must stay as it is until the device
-    /// is done with it.
-    pub fn post(&mut self, slot: u16, held: bool) -> Signal {
+    /// is done with it. With `keyed` the controller gets a key for just its data, by a request before the SEND.
+    pub fn post(&mut self, slot: u16, held: bool, keyed: bool) -> Signal {
         let entries = self.entries;
         if let Some(entry) = self.slots.get_mut(usize::from(slot)) {
             entry.state = State::Sent;
             entry.sending = held;
+            entry.keyed = keyed;
         }
         self.in_flight += 1;
         if let Some(flow) = &mut self.flow {
             flow.tail = (flow.tail + 1) % entries;
         }
-        self.unreaped += 1;
-        self.unsignalled += 1;
+        self.unreaped += 1 + u32::from(keyed);
+        self.unsignalled += 1 + u32::from(keyed);
         // Often enough that the send queue never fills up with requests nobody hears of.
         if !held && self.unsignalled < (self.sends / 4).max(1) {
             return Signal::None;
@@ -215,7 +248,28 @@ impl Ledger {
         let entry = self.slots.get_mut(usize::from(slot)).filter(|entry| entry.sending);
         let entry = entry.ok_or(Violation::NotPosted)?;
         entry.sending = false;
-        Ok(if entry.state == State::Answered { std::mem::take(entry).response } else { None })
+        Ok(entry.take_if_over())
+    }
+
+    /// The key of a command's data is ended by a request that is being posted, with a completion.
+    pub fn post_end_of_key(&mut self) {
+        self.unreaped += 1;
+        self.signals.push_back(std::mem::take(&mut self.unsignalled) + 1);
+    }
+
+    /// The key for the data of the command in `slot` is ended, by a request that completed. Returns the response if the command is
+    /// over now.
+    ///
+    /// # Errors
+    /// When there was no such request.
+    pub fn key_ended(&mut self, slot: u16) -> Result<Option<Cqe>, Violation> {
+        let covered = self.signals.pop_front().ok_or(Violation::NotPosted)?;
+        self.unreaped = self.unreaped.saturating_sub(covered);
+        let entry = self.slots.get_mut(usize::from(slot));
+        let entry = entry.filter(|entry| entry.state == State::Answered && entry.keyed);
+        let entry = entry.ok_or(Violation::NotPosted)?;
+        entry.keyed = false;
+        Ok(entry.take_if_over())
     }
 
     // --- receiving -----------------------------------------------------------------------------------------------------
@@ -234,24 +288,30 @@ impl Ledger {
         Ok(())
     }
 
-    /// The response to the command in `slot`. Returns it if the command is over now, else it is kept until the SEND is done.
+    /// The response to the command in `slot`, which with `ended` has ended the key for its data.
     ///
     /// # Errors
     /// When the slot's command is not outstanding.
-    pub fn answered(&mut self, slot: u16, cqe: Cqe) -> Result<Option<Cqe>, Violation> {
+    pub fn answered(&mut self, slot: u16, cqe: Cqe, ended: bool) -> Result<Answered, Violation> {
         let entry = self.slots.get_mut(usize::from(slot)).filter(|entry| entry.state == State::Sent);
         let entry = entry.ok_or(Violation::NotOutstanding)?;
         self.in_flight -= 1;
-        let over = if entry.sending {
-            entry.state = State::Answered;
-            entry.response = Some(cqe);
-            None
-        } else {
-            *entry = Slot::default();
-            Some(cqe)
+        entry.state = State::Answered;
+        entry.response = Some(cqe);
+        entry.keyed &= !ended;
+        let answered = match entry.take_if_over() {
+            Some(cqe) => Answered::Over(cqe),
+            None if entry.keyed => Answered::EndKey,
+            None => Answered::Wait,
         };
         self.advance(cqe.sqhd.get());
-        Ok(over)
+        Ok(answered)
+    }
+
+    /// Whether the controller has a key for the data of the command in `slot`.
+    #[must_use]
+    pub fn is_keyed(&self, slot: u16) -> bool {
+        self.slots.get(usize::from(slot)).is_some_and(|slot| slot.keyed)
     }
 
     /// Moves the head to `sqhd` if that lies between head and tail. Responses may overtake each other inside of a controller:

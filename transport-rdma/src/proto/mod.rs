@@ -4,4 +4,4 @@ pub mod capsule;
 pub mod ledger;
 
 pub use capsule::{Capsule, Limits, Piece};
-pub use ledger::{Ledger, Signal, Violation};
+pub use ledger::{Answered, Ledger, Signal, Violation};

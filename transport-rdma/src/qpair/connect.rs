@@ -21,7 +21,7 @@ use crate::address::{Destination, resolve};
 use crate::memory::Memory;
 use crate::options::RdmaOptions;
 use crate::proto::Limits;
-use crate::provider::{CmEvent, ConnectRequest, Domain, Endpoint, Provider, QueuePairSetup};
+use crate::provider::{Access, CmEvent, ConnectRequest, Domain, Endpoint, Provider, QueuePairSetup};
 
 /// How long to wait before connecting again when the peer still knows an old connection of the same name.
 const STALE_PAUSE: Duration = Duration::from_millis(10);
@@ -57,6 +57,14 @@ pub(crate) struct Route<P: Provider> {
 impl<P: Provider> Route<P> {
     /// The registrations that belong to `domain`.
     fn memory(&self, domain: &Arc<P::Domain>) -> Result<Arc<Memory<P::Domain>>> {
+        let access = if self.options.memory_windows { Access::Windows } else { Access::Remote };
+        if access == Access::Windows && !domain.limits().windows {
+            return Err(Error::unsupported(format!(
+                "the RDMA device {} has no memory windows (type 2B), which are asked for",
+                domain.device()
+            ))
+            .hint("without them the controller has access to all memory registered with the device"));
+        }
         let mut own = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(memory) = own.as_ref().filter(|memory| Arc::ptr_eq(memory.domain(), domain)) {
             return Ok(Arc::clone(memory));
@@ -64,14 +72,15 @@ impl<P: Provider> Route<P> {
         let mut memories = self.memories.lock().unwrap_or_else(PoisonError::into_inner);
         memories.retain(|memory| memory.strong_count() > 0);
         let mut known = memories.iter().filter_map(Weak::upgrade);
-        let memory = match known.find(|memory| Arc::ptr_eq(memory.domain(), domain)) {
-            Some(memory) => memory,
-            None => {
-                let memory = Arc::new(Memory::new(Arc::clone(domain))?);
-                memories.push(Arc::downgrade(&memory));
-                memory
-            }
-        };
+        let memory =
+            match known.find(|memory| Arc::ptr_eq(memory.domain(), domain) && memory.access() == access) {
+                Some(memory) => memory,
+                None => {
+                    let memory = Arc::new(Memory::new(Arc::clone(domain), access)?);
+                    memories.push(Arc::downgrade(&memory));
+                    memory
+                }
+            };
         *own = Some(Arc::clone(&memory));
         Ok(memory)
     }
@@ -379,17 +388,22 @@ impl<P: Provider> Connector<P> {
         let device = domain.limits();
         // A marker behind everything needs a place in either queue.
         let most = device.max_work_requests.min(device.max_completions / 2).saturating_sub(1).max(1);
-        let sends = (u32::from(self.slots) * 2).max(MIN_SENDS).min(most);
+        // With windows a command takes a place to bind its own, which counts, and one to invalidate it, which does not.
+        let windows = if route.options.memory_windows { self.slots } else { 0 };
+        let per_command = if windows > 0 { 4 } else { 2 };
+        let beyond = u32::from(windows);
+        let sends =
+            (u32::from(self.slots) * per_command).max(MIN_SENDS).min(most.saturating_sub(beyond).max(1));
         let receives = u32::from(self.entries).min(most);
         let member = match &self.plan.share {
             None => None,
-            Some(share) => share.admit(&domain, sends + 1, receives).unwrap_or_else(|error| {
+            Some(share) => share.admit(&domain, sends + beyond + 1, receives).unwrap_or_else(|error| {
                 tracing::debug!(%error, "a queue pair of a poll group shares nothing");
                 None
             }),
         };
         let setup = QueuePairSetup {
-            sends: sends + 1,
+            sends: sends + beyond + 1,
             receives: if member.is_some() { 0 } else { receives + 1 },
             send_elements: SEND_ELEMENTS.min(device.max_elements).max(1),
             inline: INLINE,
@@ -407,6 +421,9 @@ impl<P: Provider> Connector<P> {
         if let Some(member) = &member {
             member.made(endpoint.queue_pair_number());
         }
+        let keys = endpoint.make_windows(windows).map_err(|error| {
+            Error::from(error).doing(format!("making {windows} memory windows on {}", domain.device()))
+        })?;
         let mut limits = self.plan.limits;
         limits.elements = setup.send_elements;
         let mut link = Link::<P>::new(
@@ -419,6 +436,7 @@ impl<P: Provider> Connector<P> {
             receives,
             setup.send_elements,
             inline,
+            keys,
             &limits,
         )?;
         let mut request = CmRequest::new(self.qid, self.entries, self.plan.cntlid);

@@ -11,7 +11,7 @@ use super::share::Member;
 use crate::memory::{Memory, refused};
 use crate::proto::Limits;
 use crate::provider::{
-    Access, Domain, Element, Endpoint, Provider, ReceiveRequest, Registration, SendBatch, SendRequest,
+    Access, Domain, Element, Endpoint, Provider, ReceiveRequest, Registration, SendBatch, SendRequest, Work,
     WorkCompletion,
 };
 
@@ -31,6 +31,8 @@ pub(super) enum Kind {
     Command,
     /// A SEND whose completion only accounts for requests.
     Account,
+    /// The end of the key for the data of the command in this slot, which waits for it.
+    Invalidate,
     /// The receive with this number.
     Receive,
     /// A marker behind everything posted before.
@@ -38,16 +40,20 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Bits of the identifier above its number.
+    pub(super) const BITS: u32 = 3;
+    const ALL: [Self; 5] = [Self::Command, Self::Account, Self::Invalidate, Self::Receive, Self::Drain];
+
     pub(super) fn id(self, number: u32) -> u64 {
         (self as u64) << 32 | u64::from(number)
     }
 
     pub(super) fn of(id: u64) -> Option<Self> {
-        [Self::Command, Self::Account, Self::Receive, Self::Drain]
-            .into_iter()
-            .find(|&kind| kind as u64 == id >> 32)
+        Self::ALL.into_iter().find(|&kind| kind as u64 == id >> 32)
     }
 }
+
+const _: () = assert!(Kind::ALL.len() <= 1 << Kind::BITS);
 
 /// Memory for capsules, one per slot, and responses, one per receive.
 pub(super) struct Ring<D: Domain> {
@@ -116,6 +122,8 @@ pub(super) struct Link<P: Provider> {
     pub(super) send_elements: u32,
     /// Bytes that fit into a work request itself.
     pub(super) inline: u32,
+    /// The last key of each slot's memory window; empty when data is accessed by the keys of regions.
+    pub(super) windows: Vec<u32>,
 }
 
 impl<P: Provider> Link<P> {
@@ -131,6 +139,7 @@ impl<P: Provider> Link<P> {
         receives: u32,
         send_elements: u32,
         inline: u32,
+        windows: Vec<u32>,
         limits: &Limits,
     ) -> Result<Self> {
         let own = if member.is_some() { 0 } else { receives };
@@ -147,6 +156,7 @@ impl<P: Provider> Link<P> {
             receives,
             send_elements,
             inline,
+            windows,
         };
         if own > 0 {
             let requests: Vec<_> = (0..own).filter_map(|index| link.ring().ok()?.receive(index)).collect();
@@ -213,6 +223,7 @@ impl<P: Provider> Link<P> {
         self.endpoint.disconnect()?;
         let Some(ring) = &self.ring else { return Err(io::ErrorKind::NotConnected.into()) };
         let send = SendRequest {
+            work: Work::Send,
             id: self.name(Kind::Drain.id(DRAIN_SEND)),
             first: 0,
             count: 1,
@@ -225,7 +236,7 @@ impl<P: Provider> Link<P> {
             let element = ring.element(ring.responses, RESPONSE_BYTES as u32);
             self.endpoint.post_receive(&[ReceiveRequest { id: Kind::Drain.id(1), element }])?;
         }
-        self.endpoint.post_send(&SendBatch { requests: vec![send], elements })
+        self.endpoint.post_send(&SendBatch { requests: vec![send], elements, binds: Vec::new() })
     }
 
     /// Destroys the queue pair. After an error the device may still access memory: that of the capsules is leaked.

@@ -27,7 +27,7 @@ const COMPLETIONS_PER_RECEIVE: u32 = 3;
 /// Most batches of completions that are taken at a time.
 const MAX_BATCHES: usize = 256;
 /// Where a member's number is in the identifier of a request, above the request's kind.
-const MEMBER_SHIFT: u32 = 34;
+const MEMBER_SHIFT: u32 = 32 + Kind::BITS;
 
 /// The sets of one poll group.
 pub(crate) struct Share<P: Provider>(Mutex<Vec<Weak<Set<P::Domain>>>>);

@@ -10,7 +10,7 @@ use nvmf_core::dma::{DeviceMemory, RegionId};
 
 use super::grant::{device_memory, to_device};
 use super::{Sim, SimFault, SimShared, count};
-use crate::provider::{Access, DeviceLimits, Domain, Element, Registration};
+use crate::provider::{Access, Bind, DeviceLimits, Domain, Element, Registration};
 
 struct Entry {
     address: u64,
@@ -19,17 +19,45 @@ struct Entry {
     region: RegionId,
 }
 
+/// A memory window. Not bound without a range.
+struct Window {
+    /// The queue pair it is for.
+    owner: u32,
+    /// Its last key.
+    key: u32,
+    bound: Option<Bound>,
+}
+
+struct Bound {
+    address: u64,
+    len: u64,
+    writable: bool,
+}
+
+/// Keys of windows have this bit, those of registrations do not.
+const WINDOW: u32 = 1 << 31;
+
 struct Table {
     memory: DeviceMemory,
     /// Registrations of each region, and where it is mapped.
     regions: HashMap<RegionId, (u64, usize)>,
     entries: HashMap<u32, Entry>,
     next: u32,
+    /// By their key without its lowest byte.
+    windows: HashMap<u32, Window>,
+    next_window: u32,
 }
 
 impl Default for Table {
     fn default() -> Self {
-        Self { memory: device_memory(), regions: HashMap::new(), entries: HashMap::new(), next: 0 }
+        Self {
+            memory: device_memory(),
+            regions: HashMap::new(),
+            entries: HashMap::new(),
+            next: 0,
+            windows: HashMap::new(),
+            next_window: 0,
+        }
     }
 }
 
@@ -58,7 +86,7 @@ impl SimDomain {
     /// Reads a local element.
     pub(super) fn gather(&self, element: &Element, to: &mut Vec<u8>) -> io::Result<()> {
         let table = self.table();
-        table.check(element.key, element.address, u64::from(element.length), false)?;
+        table.check(element.key, element.address, u64::from(element.length))?;
         let start = to.len();
         to.resize(start + element.length as usize, 0);
         table.memory.read(element.address, &mut to[start..]).map_err(io::Error::other)
@@ -67,43 +95,121 @@ impl SimDomain {
     /// Writes to a local element.
     pub(super) fn scatter(&self, element: &Element, bytes: &[u8]) -> io::Result<()> {
         let table = self.table();
-        table.check(element.key, element.address, u64::from(element.length), false)?;
+        table.check(element.key, element.address, u64::from(element.length))?;
         table.memory.write(element.address, bytes).map_err(io::Error::other)
     }
 
-    /// What an RDMA READ of the peer does.
-    pub(crate) fn remote_read(&self, address: u64, key: u32, to: &mut [u8]) -> io::Result<()> {
+    /// What an RDMA READ of the peer of queue pair `owner` does.
+    pub(crate) fn remote_read(&self, owner: u32, address: u64, key: u32, to: &mut [u8]) -> io::Result<()> {
         let table = self.table();
-        table.check(key, address, to.len() as u64, true)?;
+        table.check_remote(owner, key, address, to.len() as u64, false)?;
         table.memory.read(address, to).map_err(io::Error::other)
     }
 
-    /// What an RDMA WRITE of the peer does.
-    pub(super) fn remote_write(&self, address: u64, key: u32, bytes: &[u8]) -> io::Result<()> {
+    /// What an RDMA WRITE of the peer of queue pair `owner` does.
+    pub(super) fn remote_write(&self, owner: u32, address: u64, key: u32, bytes: &[u8]) -> io::Result<()> {
         let table = self.table();
-        table.check(key, address, bytes.len() as u64, true)?;
+        table.check_remote(owner, key, address, bytes.len() as u64, true)?;
         table.memory.write(address, bytes).map_err(io::Error::other)
+    }
+
+    /// Makes windows for queue pair `owner`.
+    pub(super) fn make_windows(&self, owner: u32, count: u16) -> Vec<u32> {
+        let mut table = self.table();
+        let mut make = || {
+            table.next_window += 1;
+            let key = WINDOW | table.next_window << 8;
+            table.windows.insert(key >> 8, Window { owner, key, bound: None });
+            key
+        };
+        (0..count).map(|_| make()).collect()
+    }
+
+    /// Binds the window of queue pair `owner` whose key differs from the new one in the lowest byte.
+    pub(super) fn bind(&self, owner: u32, bind: &Bind) -> io::Result<()> {
+        let refused = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        let mut table = self.table();
+        let element = bind.element;
+        match table.entries.get(&element.key) {
+            Some(entry) if entry.access == Access::Windows => {}
+            _ => return refused("no registration for windows"),
+        }
+        table.check(element.key, element.address, u64::from(element.length))?;
+        let window = table.windows.get_mut(&(bind.key >> 8)).filter(|window| window.owner == owner);
+        let Some(window) = window else { return refused("no such window") };
+        if window.bound.is_some() || window.key == bind.key {
+            return refused("the window is bound, or that was its last key");
+        }
+        let (address, len) = (element.address, u64::from(element.length));
+        window.key = bind.key;
+        window.bound = Some(Bound { address, len, writable: bind.writable });
+        count(&self.sim.0.counters.binds, 1);
+        Ok(())
+    }
+
+    /// Ends the key of a window of queue pair `owner`. Whether there was such a key.
+    pub(super) fn invalidate(&self, owner: u32, key: u32, by_peer: bool) -> bool {
+        let mut table = self.table();
+        let window = table.windows.get_mut(&(key >> 8));
+        let window = window.filter(|window| window.owner == owner && window.key == key);
+        let ended = window.is_some_and(|window| window.bound.take().is_some());
+        let counters = &self.sim.0.counters;
+        count(
+            if by_peer { &counters.remote_invalidations } else { &counters.invalidations },
+            u64::from(ended),
+        );
+        ended
+    }
+
+    /// The windows of a queue pair that is destroyed.
+    pub(super) fn free_windows(&self, owner: u32) {
+        self.table().windows.retain(|_, window| window.owner != owner);
     }
 }
 
 impl Table {
-    /// A key is even for this side and odd for the peer, so that one is never taken for the other.
-    fn check(&self, key: u32, address: u64, len: u64, remote: bool) -> io::Result<()> {
-        let refused =
-            |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("key {key:#x}: {why}")));
-        let Some(entry) = self.entries.get(&(key & !1)) else { return refused("no such key") };
-        if (key & 1 == 1) != remote {
-            return refused("a local key used by the peer, or the other way round");
+    /// What this side may access. A key is even for this side and odd for the peer, so that one is never taken for the other.
+    fn check(&self, key: u32, address: u64, len: u64) -> io::Result<()> {
+        match self.entries.get(&key) {
+            Some(entry) => inside(key, (address, len), (entry.address, entry.len)),
+            None => Err(refused(key, "no such key, or one for the peer")),
         }
-        if remote && entry.access != Access::Remote {
-            return refused("the peer may not access this");
-        }
-        let end = address.checked_add(len);
-        if address < entry.address || end.is_none_or(|end| end > entry.address + entry.len) {
-            return refused("out of bounds");
-        }
-        Ok(())
     }
+
+    /// What the peer of queue pair `owner` may access.
+    fn check_remote(&self, owner: u32, key: u32, address: u64, len: u64, writes: bool) -> io::Result<()> {
+        if key & WINDOW != 0 {
+            let window = self.windows.get(&(key >> 8));
+            let window = window.filter(|window| window.owner == owner && window.key == key);
+            let Some(bound) = window.and_then(|window| window.bound.as_ref()) else {
+                return Err(refused(key, "no such window of this queue pair, or it is not bound"));
+            };
+            if writes != bound.writable {
+                return Err(refused(key, "the window is not for that"));
+            }
+            return inside(key, (address, len), (bound.address, bound.len));
+        }
+        match self.entries.get(&(key & !1)) {
+            Some(entry) if key & 1 == 1 && entry.access == Access::Remote => {
+                inside(key, (address, len), (entry.address, entry.len))
+            }
+            Some(_) => Err(refused(key, "the peer may not access this")),
+            None => Err(refused(key, "no such key")),
+        }
+    }
+}
+
+fn refused(key: u32, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, format!("key {key:#x}: {why}"))
+}
+
+/// Both as address and length.
+fn inside(key: u32, (address, len): (u64, u64), (start, bound): (u64, u64)) -> io::Result<()> {
+    let end = address.checked_add(len);
+    if address < start || end.is_none_or(|end| end > start + bound) {
+        return Err(refused(key, "out of bounds"));
+    }
+    Ok(())
 }
 
 impl Domain for SimDomain {

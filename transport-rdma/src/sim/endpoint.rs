@@ -12,7 +12,8 @@ use super::peer::Pending;
 use super::wire::{Qp, Wire};
 use super::{Sim, SimDomain, SimFault, SimShared, count};
 use crate::provider::{
-    CmEvent, ConnectRequest, Domain, Endpoint, QueuePairSetup, ReceiveRequest, SendBatch, WorkCompletion,
+    CmEvent, ConnectRequest, Domain, Endpoint, QueuePairSetup, ReceiveRequest, SendBatch, Work,
+    WorkCompletion,
 };
 
 /// Reason of a rejection when nothing listens (InfiniBand: invalid service identifier).
@@ -128,6 +129,12 @@ impl Endpoint for SimEndpoint {
         Ok(setup.inline)
     }
 
+    fn make_windows(&mut self, count: u16) -> io::Result<Vec<u32>> {
+        let state = self.wire.lock();
+        let domain = state.domain.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        Ok(domain.make_windows(state.number, count))
+    }
+
     fn queue_pair_number(&self) -> u32 {
         self.wire.lock().number
     }
@@ -185,7 +192,9 @@ impl Endpoint for SimEndpoint {
         state.sends.clear();
         state.receives.clear();
         state.completions.clear();
-        state.domain = None;
+        if let Some(domain) = state.domain.take() {
+            domain.free_windows(state.number);
+        }
         Ok(())
     }
 
@@ -197,13 +206,18 @@ impl Endpoint for SimEndpoint {
             if state.sends.len() as u32 >= state.room.0 {
                 return Err(io::Error::from_raw_os_error(libc::ENOMEM));
             }
-            count(&counters.sends, 1);
+            count(&counters.sends, u64::from(request.work == Work::Send));
             count(&counters.unsignalled, u64::from(!request.signalled));
             let mut posted = state.spare.pop().unwrap_or_default();
             (posted.id, posted.signalled, posted.inline) = (request.id, request.signalled, false);
             posted.bytes.clear();
             posted.elements.clear();
-            posted.elements.extend_from_slice(batch.elements_of(request));
+            (posted.work, posted.key, posted.bind) = (request.work, request.first, None);
+            match request.work {
+                Work::Send => posted.elements.extend_from_slice(batch.elements_of(request)),
+                Work::Bind => posted.bind = batch.binds.get(request.first as usize).copied(),
+                Work::Invalidate => {}
+            }
             if let (Some(domain), true) = (&state.domain, request.inline) {
                 posted.inline = true;
                 for element in &posted.elements {
@@ -214,7 +228,11 @@ impl Endpoint for SimEndpoint {
         }
         match state.qp {
             Qp::Error => self.wire.flush(&mut state),
-            Qp::Connected => {}
+            Qp::Connected => {
+                if let (Some(domain), false) = (state.domain.clone(), state.tampering.stalled) {
+                    self.wire.work_on_windows(&mut state, &domain);
+                }
+            }
             Qp::None | Qp::Idle | Qp::Destroyed => return Err(io::ErrorKind::NotConnected.into()),
         }
         let notify = state.notify.clone();

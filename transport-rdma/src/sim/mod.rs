@@ -74,6 +74,12 @@ pub struct SimStats {
     pub registrations: u64,
     /// Completion queues for several queue pairs.
     pub shared: u64,
+    /// Memory windows bound.
+    pub binds: u64,
+    /// Keys of memory windows ended by the initiator.
+    pub invalidations: u64,
+    /// Keys of memory windows ended by the peer.
+    pub remote_invalidations: u64,
 }
 
 #[derive(Default)]
@@ -86,6 +92,9 @@ struct Counters {
     not_ready: AtomicU64,
     registrations: AtomicU64,
     shared: AtomicU64,
+    binds: AtomicU64,
+    invalidations: AtomicU64,
+    remote_invalidations: AtomicU64,
 }
 
 fn count(counter: &AtomicU64, by: u64) {
@@ -143,6 +152,7 @@ impl Sim {
             max_completions: 65_536,
             max_reads: 16,
             max_shared_receives: 16_384,
+            windows: true,
         })
     }
 
@@ -194,6 +204,9 @@ impl Sim {
             not_ready: read(&c.not_ready),
             registrations: read(&c.registrations),
             shared: read(&c.shared),
+            binds: read(&c.binds),
+            invalidations: read(&c.invalidations),
+            remote_invalidations: read(&c.remote_invalidations),
         }
     }
 }

@@ -144,7 +144,7 @@ impl SimPeer {
     /// `PermissionDenied` when the key does not allow it, `NotConnected`.
     pub fn read(&mut self, address: u64, key: u32, to: &mut [u8]) -> io::Result<()> {
         self.access(|state| match &state.domain {
-            Some(domain) => domain.remote_read(address, key, to),
+            Some(domain) => domain.remote_read(state.number, address, key, to),
             None => Err(io::ErrorKind::NotConnected.into()),
         })
     }
@@ -155,7 +155,7 @@ impl SimPeer {
     /// As [`SimPeer::read`].
     pub fn write(&mut self, address: u64, key: u32, bytes: &[u8]) -> io::Result<()> {
         self.access(|state| match &state.domain {
-            Some(domain) => domain.remote_write(address, key, bytes),
+            Some(domain) => domain.remote_write(state.number, address, key, bytes),
             None => Err(io::ErrorKind::NotConnected.into()),
         })
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Notify, Sim, SimDomain, SimShared, count};
-use crate::provider::{CmEvent, Element, ReceiveRequest, WorkCompletion, WorkStatus};
+use crate::provider::{Bind, CmEvent, Element, ReceiveRequest, Work, WorkCompletion, WorkStatus};
 
 /// State of the initiator's queue pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,9 +22,14 @@ pub(super) enum Qp {
     Destroyed,
 }
 
-/// A SEND that was posted. Inline data was copied, other data is where it was.
+/// A request that was posted. Inline data was copied, other data is where it was.
 #[derive(Default)]
 pub(super) struct Posted {
+    pub(super) work: Work,
+    /// The key to be ended.
+    pub(super) key: u32,
+    /// The window to be bound.
+    pub(super) bind: Option<Bind>,
     pub(super) id: u64,
     pub(super) signalled: bool,
     pub(super) inline: bool,
@@ -199,6 +204,28 @@ impl Wire {
         }
     }
 
+    /// Does what is to be done to windows before the next SEND.
+    pub(super) fn work_on_windows(&self, state: &mut State, domain: &SimDomain) {
+        while state.sends.front().is_some_and(|posted| posted.work != Work::Send)
+            && let Some(posted) = state.sends.pop_front()
+        {
+            let done = match posted.bind {
+                Some(bind) => domain.bind(state.number, &bind).is_ok(),
+                None => domain.invalidate(state.number, posted.key, false),
+            };
+            let completion = WorkCompletion { id: posted.id, ..WorkCompletion::default() };
+            if !done {
+                tracing::debug!(?posted.work, "work on a memory window that cannot be done");
+                let first = WorkCompletion { status: WorkStatus::WINDOW_BIND, ..completion };
+                return self.fail(state, Some(first));
+            }
+            if posted.signalled {
+                self.complete(state, completion);
+            }
+            state.spare.push(posted);
+        }
+    }
+
     /// Takes the oldest message to the peer, if there is one and the peer has a receive for it.
     pub(super) fn deliver(&self, state: &mut State) -> Option<Vec<u8>> {
         if state.qp != Qp::Connected || state.tampering.stalled {
@@ -206,6 +233,7 @@ impl Wire {
         }
         let domain = state.domain.clone()?;
         let failed = |id, status| Some(WorkCompletion { id, status, ..WorkCompletion::default() });
+        self.work_on_windows(state, &domain);
         let id = state.sends.front()?.id;
         if state.peer_receives == 0 {
             count(&self.sim.0.counters.not_ready, 1);
@@ -262,6 +290,9 @@ impl Wire {
             completion.status = WorkStatus::LOCAL_PROTECTION;
         }
         if completion.status == WorkStatus::SUCCESS {
+            if let Some(key) = invalidate {
+                domain.invalidate(state.number, key, true);
+            }
             self.complete(state, completion);
             return Ok(());
         }

@@ -27,6 +27,7 @@ pub(super) struct CompletionQueue {
     unacknowledged: u32,
     poll_cq: sys::PollCq,
     req_notify_cq: sys::ReqNotifyCq,
+    invalidation_flags: u32,
     completions: [sys::Wc; POLL_BATCH],
 }
 
@@ -55,9 +56,16 @@ impl CompletionQueue {
             let _ = unsafe { (api.ibv_destroy_comp_channel)(channel.as_ptr()) };
             return Err(error);
         };
-        let domain = Arc::clone(domain);
-        let completions = [sys::Wc::default(); POLL_BATCH];
-        Ok(Self { domain, channel, cq, unacknowledged: 0, poll_cq, req_notify_cq, completions })
+        Ok(Self {
+            invalidation_flags: domain.invalidation_flags(),
+            domain: Arc::clone(domain),
+            channel,
+            cq,
+            unacknowledged: 0,
+            poll_cq,
+            req_notify_cq,
+            completions: [sys::Wc::default(); POLL_BATCH],
+        })
     }
 
     pub(super) fn handle(&self) -> NonNull<sys::Cq> {
@@ -78,13 +86,15 @@ impl CompletionQueue {
         let found =
             usize::try_from(found).map_err(|_| io::Error::other("the completion queue failed"))?.min(room);
         for (to, wc) in completions.iter_mut().zip(&self.completions[..found]) {
+            let is_receive = wc.opcode & sys::WC_RECV != 0;
+            let invalidates = is_receive && wc.wc_flags & self.invalidation_flags != 0;
             *to = WorkCompletion {
                 id: wc.wr_id,
                 status: WorkStatus(wc.status),
                 vendor: wc.vendor_err,
-                is_receive: wc.opcode & sys::WC_RECV != 0,
+                is_receive,
                 length: wc.byte_len,
-                invalidated: (wc.wc_flags & sys::WC_WITH_INV != 0).then_some(wc.invalidated_rkey),
+                invalidated: invalidates.then_some(wc.invalidated_rkey),
                 queue_pair: wc.qp_num,
             };
         }

@@ -4,11 +4,13 @@
 
 //! Connection manager identifiers, protection domains and registrations.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
+use std::path::Path;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nvmf_core::DmaRegion;
 
@@ -90,6 +92,8 @@ pub struct VerbsDomain {
     name: String,
     limits: DeviceLimits,
     lost: AtomicBool,
+    /// Registrations that windows may be bound to, by local key.
+    bindable: Mutex<HashMap<u32, NonNull<sys::Mr>>>,
 }
 
 // SAFETY: protection domains may be used from any thread.
@@ -114,7 +118,7 @@ impl VerbsDomain {
         // SAFETY: the context is open as long as the anchor is bound to it.
         let pd = unsafe { (api.ibv_alloc_pd)(context.as_ptr()) };
         let pd = NonNull::new(pd).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { anchor, pd, name, limits, lost: AtomicBool::new(false) })
+        Ok(Self { anchor, pd, name, limits, lost: AtomicBool::new(false), bindable: Mutex::default() })
     }
 
     pub(super) fn api(&self) -> &Arc<Api> {
@@ -127,6 +131,18 @@ impl VerbsDomain {
 
     pub(super) fn pd(&self) -> NonNull<sys::Pd> {
         self.pd
+    }
+
+    /// The flags of a completion by which it says that the peer has invalidated a key.
+    pub(super) fn invalidation_flags(&self) -> u32 {
+        // Soft devices have an interface below them.
+        let soft = Path::new("/sys/class/infiniband").join(&self.name).join("parent").exists();
+        if soft { sys::WC_WITH_INV | sys::WC_WITH_INV_RXE } else { sys::WC_WITH_INV }
+    }
+
+    /// Registrations that windows may be bound to, by local key. None of them ends while this is held.
+    pub(super) fn bindable(&self) -> MutexGuard<'_, HashMap<u32, NonNull<sys::Mr>>> {
+        self.bindable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -154,6 +170,7 @@ fn describe(api: &Api, context: NonNull<sys::Context>) -> io::Result<(String, De
         max_completions: positive(attr.max_cqe),
         max_reads: u8::try_from(attr.max_qp_rd_atom.clamp(0, 255)).unwrap_or(0),
         max_shared_receives: if attr.max_srq > 0 { positive(attr.max_srq_wr) } else { 0 },
+        windows: attr.device_cap_flags & sys::DEVICE_MEM_WINDOW_TYPE_2B != 0,
     };
     Ok((name, limits))
 }
@@ -201,12 +218,17 @@ impl Domain for VerbsDomain {
         let flags = match access {
             Access::Local => sys::ACCESS_LOCAL_WRITE,
             Access::Remote => sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_WRITE | sys::ACCESS_REMOTE_READ,
+            Access::Windows => sys::ACCESS_LOCAL_WRITE | sys::ACCESS_MW_BIND,
         };
         let address = ptr::with_exposed_provenance_mut(region.address() + offset);
         // SAFETY: the range lies in the region, which the registration keeps mapped until it has ended.
         let mr = unsafe { (self.api().ibv_reg_mr)(self.pd.as_ptr(), address, len, flags) };
         let mr = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
-        Ok(VerbsRegistration { mr, region: region.clone(), domain: Arc::clone(self) })
+        let registration = VerbsRegistration { mr, region: region.clone(), domain: Arc::clone(self) };
+        if access == Access::Windows {
+            self.bindable().insert(registration.local_key(), mr);
+        }
+        Ok(registration)
     }
 
     fn share(self: &Arc<Self>, completions: u32, receives: u32) -> io::Result<VerbsShared> {
@@ -240,6 +262,7 @@ impl Registration for VerbsRegistration {
 
 impl Drop for VerbsRegistration {
     fn drop(&mut self) {
+        self.domain.bindable().remove(&self.local_key());
         // SAFETY: made by ibv_reg_mr, ended only here.
         let returned = unsafe { (self.domain.api().ibv_dereg_mr)(self.mr.as_ptr()) };
         if let Err(error) = by_value(returned) {

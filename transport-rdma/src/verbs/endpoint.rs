@@ -4,6 +4,7 @@
 
 //! One end of a connection: identifier, event channels and queue pair.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -18,14 +19,17 @@ use super::completion::{CompletionQueue, VerbsShared, post_receives};
 use super::domain::{CmHandle, VerbsDomain};
 use super::{Domains, by_errno, by_value, sockaddr};
 use crate::provider::{
-    CmEvent, ConnectRequest, Domain, Element, Endpoint, QueuePairSetup, ReceiveRequest, SendBatch,
-    WorkCompletion,
+    Bind, CmEvent, ConnectRequest, Domain, Element, Endpoint, QueuePairSetup, ReceiveRequest, SendBatch,
+    Work, WorkCompletion,
 };
 use crate::requirements::port_trouble;
 use crate::sys::{self, Api};
 
 /// Private data of an event that is worth keeping, bytes.
 const MAX_PRIVATE_DATA: usize = 256;
+
+const NO_BIND: sys::BindMw =
+    sys::BindMw { mw: ptr::null_mut(), rkey: 0, mr: ptr::null_mut(), addr: 0, length: 0, access: 0 };
 
 /// Where completions go.
 enum Completions {
@@ -41,6 +45,8 @@ struct Queues {
     qp: NonNull<sys::Qp>,
     post_send: sys::PostSend,
     post_recv: sys::PostRecv,
+    /// Memory windows that were only ever bound on this queue pair.
+    windows: Vec<NonNull<sys::Mw>>,
 }
 
 /// One end of a connection.
@@ -143,7 +149,8 @@ impl Queues {
             }
         };
         let (qp, inline) = Self::create_qp(handle, domain, cq, srq, setup)?;
-        let queues = Self { domain: Arc::clone(domain), completions, qp, post_send, post_recv };
+        let domain = Arc::clone(domain);
+        let queues = Self { domain, completions, qp, post_send, post_recv, windows: Vec::new() };
         match watch(epoll, fd) {
             Ok(()) => Ok((queues, inline)),
             Err(error) => queues.destroy(handle).and(Err(error)),
@@ -192,9 +199,62 @@ impl Queues {
         }
     }
 
+    /// Makes memory windows of type 2.
+    fn make_windows(&mut self, count: u16) -> io::Result<Vec<u32>> {
+        let gone = || io::Error::from_raw_os_error(libc::ENODEV);
+        let context = self.domain.context().ok_or_else(gone)?.as_ptr();
+        // SAFETY: as in `new`.
+        let alloc = unsafe { (*context).ops.alloc_mw }.ok_or(io::ErrorKind::Unsupported)?;
+        let mut keys = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            // SAFETY: the domain lives as long as the queues.
+            let window = unsafe { alloc(self.domain.pd().as_ptr(), sys::MW_TYPE_2) };
+            let window = NonNull::new(window).ok_or_else(io::Error::last_os_error)?;
+            self.windows.push(window);
+            // SAFETY: just made; the field was set when it was.
+            keys.push(unsafe { (*window.as_ptr()).rkey });
+        }
+        Ok(keys)
+    }
+
+    /// A request to bind a window, as the library takes it.
+    fn bind(
+        &self,
+        bind: &Bind,
+        bindable: Option<&HashMap<u32, NonNull<sys::Mr>>>,
+    ) -> io::Result<sys::BindMw> {
+        let window = self.windows.get(usize::from(bind.window)).ok_or(io::ErrorKind::InvalidInput)?;
+        let mr =
+            bindable.and_then(|known| known.get(&bind.element.key)).ok_or(io::ErrorKind::InvalidInput)?;
+        let access = if bind.writable { sys::ACCESS_REMOTE_WRITE } else { sys::ACCESS_REMOTE_READ };
+        Ok(sys::BindMw {
+            mw: window.as_ptr(),
+            rkey: bind.key,
+            mr: mr.as_ptr(),
+            addr: bind.element.address,
+            length: u64::from(bind.element.length),
+            access: access as libc::c_uint,
+        })
+    }
+
+    /// Ends the windows of a queue pair that is about to be destroyed.
+    fn free_windows(&mut self) {
+        let Some(context) = self.domain.context() else { return };
+        // SAFETY: as in `new`.
+        let Some(dealloc) = (unsafe { (*context.as_ptr()).ops.dealloc_mw }) else { return };
+        for window in self.windows.drain(..) {
+            // SAFETY: made by the function's counterpart, freed only here; nothing is posted that names it.
+            if let Err(error) = by_value(unsafe { dealloc(window.as_ptr()) }) {
+                tracing::warn!(%error, "a memory window could not be freed");
+            }
+        }
+    }
+
     /// Destroys the queue pair, then what is left. After an error the device may still be using it all, and it is kept.
-    fn destroy(self, handle: &CmHandle) -> io::Result<()> {
+    fn destroy(mut self, handle: &CmHandle) -> io::Result<()> {
         let api = &*handle.api;
+        // The queue pair is in the error state: nothing is accessed through them any more. Soft-RoCE does not end one they are bound to.
+        self.free_windows();
         // SAFETY: made by rdma_create_qp on this identifier, destroyed only here.
         if let Err(error) = by_value(unsafe { (api.ibv_destroy_qp)(self.qp.as_ptr()) }) {
             // Both must outlive the queue pair.
@@ -271,6 +331,10 @@ impl Endpoint for VerbsEndpoint {
         Ok(inline)
     }
 
+    fn make_windows(&mut self, count: u16) -> io::Result<Vec<u32>> {
+        self.queues.as_mut().ok_or(io::ErrorKind::NotConnected)?.make_windows(count)
+    }
+
     fn queue_pair_number(&self) -> u32 {
         // SAFETY: the queue pair lives; its number does not change.
         self.queues.as_ref().map_or(0, |queues| unsafe { (*queues.qp.as_ptr()).qp_num })
@@ -331,31 +395,43 @@ impl Endpoint for VerbsEndpoint {
         self.elements.clear();
         self.elements.extend(batch.elements.iter().map(sge));
         self.sends.clear();
+        // Held until everything is posted: no registration that a window is bound to ends meanwhile.
+        let bindable = (!batch.binds.is_empty()).then(|| queues.domain.bindable());
         for request in &batch.requests {
-            let (first, count) = (request.first as usize, request.count as usize);
-            let Some(elements) = self.elements.get_mut(first..first + count) else {
-                return Err(io::ErrorKind::InvalidInput.into());
-            };
-            self.sends.push(sys::SendWr {
+            let mut work = sys::SendWr {
                 wr_id: request.id,
                 next: ptr::null_mut(),
-                sg_list: elements.as_mut_ptr(),
-                num_sge: request.count as libc::c_int,
+                sg_list: ptr::null_mut(),
+                num_sge: 0,
                 opcode: sys::WR_SEND,
-                send_flags: if request.signalled { sys::SEND_SIGNALED } else { 0 }
-                    | if request.inline { sys::SEND_INLINE } else { 0 },
+                send_flags: if request.signalled { sys::SEND_SIGNALED } else { 0 },
                 invalidate_rkey: 0,
                 remote: [0; 4],
                 xrc: 0,
-                bind: sys::BindMw {
-                    mw: ptr::null_mut(),
-                    rkey: 0,
-                    mr: ptr::null_mut(),
-                    addr: 0,
-                    length: 0,
-                    access: 0,
-                },
-            });
+                bind: NO_BIND,
+            };
+            match request.work {
+                Work::Send => {
+                    let (first, count) = (request.first as usize, request.count as usize);
+                    let elements = self.elements.get_mut(first..first + count);
+                    let elements = elements.ok_or(io::ErrorKind::InvalidInput)?;
+                    work.sg_list = elements.as_mut_ptr();
+                    work.num_sge = request.count as libc::c_int;
+                    if request.inline {
+                        work.send_flags |= sys::SEND_INLINE;
+                    }
+                }
+                Work::Bind => {
+                    let bind = batch.binds.get(request.first as usize).ok_or(io::ErrorKind::InvalidInput)?;
+                    work.opcode = sys::WR_BIND_MW;
+                    work.bind = queues.bind(bind, bindable.as_deref())?;
+                }
+                Work::Invalidate => {
+                    work.opcode = sys::WR_LOCAL_INV;
+                    work.invalidate_rkey = request.first;
+                }
+            }
+            self.sends.push(work);
         }
         if self.sends.is_empty() {
             return Ok(());
@@ -367,7 +443,14 @@ impl Endpoint for VerbsEndpoint {
         let mut bad = ptr::null_mut();
         // SAFETY: a list of requests and elements in vectors that do not move during the call, which copies them. The memory the
         // elements name is checked by the device against its registrations.
-        by_value(unsafe { (queues.post_send)(queues.qp.as_ptr(), first, &raw mut bad) })
+        by_value(unsafe { (queues.post_send)(queues.qp.as_ptr(), first, &raw mut bad) })?;
+        for bind in &batch.binds {
+            if let Some(window) = queues.windows.get(usize::from(bind.window)) {
+                // SAFETY: the window lives; only this thread uses it. Its key is the user's to keep up to date (ibv_bind_mw(3)).
+                unsafe { (*window.as_ptr()).rkey = bind.key };
+            }
+        }
+        Ok(())
     }
 
     fn post_receive(&mut self, requests: &[ReceiveRequest]) -> io::Result<()> {

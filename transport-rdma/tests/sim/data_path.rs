@@ -194,6 +194,7 @@ fn a_device_with_short_queues_serves_a_long_queue_pair() {
         max_completions: 64,
         max_reads: 1,
         max_shared_receives: 16_384,
+        windows: true,
     });
     let mut bench = Target::new(sim.clone()).connect(1, 32);
     for n in 0..31 {

@@ -250,6 +250,7 @@ fn without_shared_receive_queues_each_has_its_own() {
         max_completions: 4096,
         max_reads: 1,
         max_shared_receives: 0,
+        windows: true,
     };
     let mut target = Target::new(Sim::with_limits(limits));
     let shares = GroupShares::new();

@@ -6,3 +6,4 @@ mod bench;
 mod data_path;
 mod faults;
 mod group;
+mod windows;

@@ -87,6 +87,12 @@ pub(crate) struct ConnectArgs {
     #[arg(long, value_name = "NAME", help_heading = CONNECTION)]
     instance: Option<String>,
 
+    /// RDMA: give the controller access to just the data of each command, and take it away at its end (memory windows, type 2B), instead
+    /// of access to all memory for data
+    #[cfg(feature = "rdma")]
+    #[arg(long, help_heading = CONNECTION)]
+    memory_windows: bool,
+
     /// Map the doorbells of a vfio-user server that could cut their file short, SPDK's being one: fast, but a server that does
     /// ends this process
     #[cfg(feature = "pcie")]
@@ -261,12 +267,21 @@ impl ConnectArgs {
         self.driver()?.connect(&trid, options).map_err(|error| Failure::attach(&error))
     }
 
+    fn transports(&self) -> Transports {
+        Transports {
+            #[cfg(feature = "rdma")]
+            rdma: nvmf_transport_rdma::RdmaOptions::default().memory_windows(self.memory_windows),
+            #[cfg(feature = "pcie")]
+            vfio_user: nvmf_transport_pcie::VfioUserOptions {
+                map_unsealed: self.map_unsealed,
+                ..Default::default()
+            },
+        }
+    }
+
     /// A driver with the transports of this build, as the options want them.
     pub(crate) fn driver(&self) -> Result<Driver, Failure> {
-        let builder = builder(
-            #[cfg(feature = "pcie")]
-            nvmf_transport_pcie::VfioUserOptions { map_unsealed: self.map_unsealed, ..Default::default() },
-        );
+        let builder = builder(&self.transports());
         match &self.instance {
             None => Ok(builder.build()),
             Some(instance) => builder
@@ -280,33 +295,39 @@ impl ConnectArgs {
 
 /// A driver with the transports of this build.
 pub(crate) fn driver() -> Driver {
-    builder(
-        #[cfg(feature = "pcie")]
-        nvmf_transport_pcie::VfioUserOptions::default(),
-    )
-    .build()
+    builder(&Transports::default()).build()
 }
 
 /// A driver that shares what it attaches.
 pub(crate) fn primary(instance: &str) -> Result<Driver, Failure> {
-    let builder = builder(
-        #[cfg(feature = "pcie")]
-        nvmf_transport_pcie::VfioUserOptions::default(),
-    );
+    let builder = builder(&Transports::default());
     builder.shared(instance).only(Role::Primary).build().map_err(|error| Failure::attach(&error))
 }
 
-fn builder(#[cfg(feature = "pcie")] vfio_user: nvmf_transport_pcie::VfioUserOptions) -> DriverBuilder {
+/// Options of transports that are not those of a controller.
+#[derive(Default)]
+struct Transports {
+    #[cfg(feature = "rdma")]
+    rdma: nvmf_transport_rdma::RdmaOptions,
+    #[cfg(feature = "pcie")]
+    vfio_user: nvmf_transport_pcie::VfioUserOptions,
+}
+
+#[cfg_attr(
+    not(any(feature = "rdma", feature = "pcie")),
+    expect(unused_variables, reason = "no transport has options")
+)]
+fn builder(options: &Transports) -> DriverBuilder {
     let builder = Driver::builder();
     #[cfg(feature = "tcp")]
     let builder = builder.transport(nvmf_transport_tcp::TcpTransport::new());
-    // For now it says what this machine lacks.
+    // It says what this machine lacks when it is used.
     #[cfg(feature = "rdma")]
-    let builder = builder.transport(nvmf_transport_rdma::RdmaTransport::new());
+    let builder = builder.transport(nvmf_transport_rdma::RdmaTransport::new().with_options(options.rdma));
     #[cfg(feature = "pcie")]
     let builder = builder.transport(nvmf_transport_pcie::PcieTransport::new());
     #[cfg(feature = "pcie")]
-    let builder = builder.transport(nvmf_transport_pcie::vfio_user::transport(vfio_user));
+    let builder = builder.transport(nvmf_transport_pcie::vfio_user::transport(options.vfio_user.clone()));
     builder
 }
 

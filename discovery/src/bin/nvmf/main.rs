@@ -15,7 +15,7 @@ mod recovery;
 mod size;
 mod units;
 
-use std::io::Write;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -55,6 +55,8 @@ fn log_to_stderr(verbose: u8) -> Result<(), Failure> {
                 Some(_) => Err(Failure::usage(format!("RUST_LOG: {error}; try RUST_LOG=debug"))),
             }
         })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     Ok(())
 }

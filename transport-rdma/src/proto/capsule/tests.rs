@@ -7,7 +7,7 @@ use super::*;
 const LIMITS: Limits = Limits { in_capsule: 4096, offset: 0, inline_data: true, descriptors: 4, elements: 3 };
 
 fn piece(n: u32, length: u32) -> Piece {
-    Piece { address: u64::from(n) << 20, length, local_key: n * 2, remote_key: n * 2 + 1 }
+    Piece { address: u64::from(n) << 20, length, local_key: n * 2, remote_key: n * 2 + 1, invalidate: false }
 }
 
 fn run(direction: DataDirection, pieces: &[Piece], limits: &Limits) -> (Sqe, Capsule, Vec<u8>) {

@@ -7,6 +7,14 @@ fn cqe(slot: u16, sqhd: u16) -> Cqe {
     Cqe::new(slot, sqhd, Status::SUCCESS)
 }
 
+/// What waits for a request.
+#[derive(Clone, Copy)]
+enum Wait {
+    Nobody,
+    Capsule(u16),
+    Key(u16),
+}
+
 fn ledger(slots: u16) -> Ledger {
     let mut ledger = Ledger::new(slots, slots + 1, 64);
     ledger.receives_posted(u32::from(slots) + 1);
@@ -17,16 +25,16 @@ fn ledger(slots: u16) -> Ledger {
 fn a_command_whose_capsule_is_held_is_over_after_both_completions_in_either_order() {
     let mut l = ledger(4);
     assert!(l.submit(0));
-    assert_eq!(l.post(0, true), Signal::Command);
+    assert_eq!(l.post(0, true, false), Signal::Command);
     assert_eq!(l.sent(Some(0)), Ok(None));
     l.received().unwrap();
-    assert_eq!(l.answered(0, cqe(0, 0)), Ok(Some(cqe(0, 0))));
+    assert_eq!(l.answered(0, cqe(0, 0), false), Ok(Answered::Over(cqe(0, 0))));
     assert!(!l.is_busy(0));
 
     assert!(l.submit(1));
-    l.post(1, true);
+    l.post(1, true, false);
     l.received().unwrap();
-    assert_eq!(l.answered(1, cqe(1, 0)), Ok(None), "the device may still read the capsule");
+    assert_eq!(l.answered(1, cqe(1, 0), false), Ok(Answered::Wait), "the device may still read the capsule");
     assert!(l.is_busy(1));
     assert_eq!(l.in_flight(), 0, "the controller's receive is free again");
     assert_eq!(l.sent(Some(1)), Ok(Some(cqe(1, 0))));
@@ -40,10 +48,10 @@ fn a_copied_capsule_needs_only_its_response_and_is_signalled_now_and_then() {
     let mut signals = Vec::new();
     for _ in 0..4 {
         assert!(l.submit(3));
-        signals.push(l.post(3, false));
+        signals.push(l.post(3, false, false));
         l.received().unwrap();
         l.receives_posted(1);
-        assert_eq!(l.answered(3, cqe(3, 0)), Ok(Some(cqe(3, 0))));
+        assert_eq!(l.answered(3, cqe(3, 0), false), Ok(Answered::Over(cqe(3, 0))));
     }
     assert_eq!(signals, [Signal::None, Signal::None, Signal::None, Signal::Account]);
     assert_eq!(l.sent(None), Ok(None));
@@ -55,15 +63,15 @@ fn the_controllers_receives_limit_what_is_sent() {
     let mut l = ledger(8);
     l.set_window(2);
     assert!(l.submit(0));
-    l.post(0, false);
+    l.post(0, false, false);
     assert!(l.submit(1));
-    l.post(1, false);
+    l.post(1, false, false);
     assert!(!l.submit(2));
     assert!(!l.submit(3));
     assert_eq!(l.release(), None);
-    l.answered(1, cqe(1, 0)).unwrap();
+    l.answered(1, cqe(1, 0), false).unwrap();
     assert_eq!(l.release(), Some(2), "oldest first");
-    l.post(2, false);
+    l.post(2, false, false);
     assert_eq!(l.release(), None);
     assert!(!l.submit(4), "nobody overtakes those that wait");
 }
@@ -74,8 +82,8 @@ fn a_full_send_queue_holds_commands_back_until_a_completion_accounts_for_request
     l.receives_posted(100);
     for slot in 0..4 {
         assert!(l.submit(slot));
-        assert_eq!(l.post(slot, false), Signal::Account, "one in max(1, 4 / 4)");
-        l.answered(slot, cqe(slot, 0)).unwrap();
+        assert_eq!(l.post(slot, false, false), Signal::Account, "one in max(1, 4 / 4)");
+        l.answered(slot, cqe(slot, 0), false).unwrap();
     }
     assert!(!l.submit(4));
     assert_eq!(l.release(), None);
@@ -89,7 +97,7 @@ fn without_a_receive_for_its_response_no_command_is_sent() {
     assert!(!l.submit(0));
     l.receives_posted(1);
     assert_eq!(l.release(), Some(0));
-    l.post(0, false);
+    l.post(0, false, false);
     assert!(!l.submit(1));
     l.received().unwrap();
     assert_eq!(l.received(), Err(Violation::NoReceive));
@@ -99,22 +107,22 @@ fn without_a_receive_for_its_response_no_command_is_sent() {
 fn sqhd_limits_what_is_sent_until_the_controller_has_answered_everything() {
     let mut l = ledger(3);
     assert!(l.submit(0));
-    l.post(0, false);
-    l.answered(0, cqe(0, 1)).unwrap();
+    l.post(0, false, false);
+    l.answered(0, cqe(0, 1), false).unwrap();
     l.connected(1);
     for slot in 0..3 {
         assert!(l.submit(slot));
-        l.post(slot, false);
+        l.post(slot, false, false);
     }
     // Two are answered, but the controller says that it fetched one.
-    l.answered(0, cqe(0, 2)).unwrap();
-    l.answered(1, cqe(1, 2)).unwrap();
+    l.answered(0, cqe(0, 2), false).unwrap();
+    l.answered(1, cqe(1, 2), false).unwrap();
     assert!(l.submit(0));
-    l.post(0, false);
+    l.post(0, false, false);
     assert!(!l.submit(1), "the submission queue is full as far as the controller told");
-    l.answered(2, cqe(2, 2)).unwrap();
+    l.answered(2, cqe(2, 2), false).unwrap();
     assert_eq!(l.release(), None);
-    l.answered(0, cqe(0, 2)).unwrap();
+    l.answered(0, cqe(0, 2), false).unwrap();
     assert_eq!(l.release(), Some(1), "everything is answered, so everything was fetched");
 }
 
@@ -125,12 +133,12 @@ fn an_older_head_says_nothing_new() {
     l.connected(0);
     for slot in 0..4 {
         assert!(l.submit(slot));
-        l.post(slot, false);
+        l.post(slot, false, false);
     }
-    l.answered(2, cqe(2, 3)).unwrap();
-    l.answered(1, cqe(1, 2)).unwrap();
+    l.answered(2, cqe(2, 3), false).unwrap();
+    l.answered(1, cqe(1, 2), false).unwrap();
     assert_eq!(l.flow, Some(Flow { head: 3, tail: 4 }));
-    l.answered(0, cqe(0, 7)).unwrap();
+    l.answered(0, cqe(0, 7), false).unwrap();
     assert_eq!(l.flow, Some(Flow { head: 3, tail: 4 }), "past the tail");
 }
 
@@ -141,8 +149,8 @@ fn without_flow_control_sqhd_means_nothing() {
     for round in 0..10u16 {
         for slot in 0..3 {
             assert!(l.submit(slot));
-            l.post(slot, false);
-            l.answered(slot, cqe(slot, round * 7 % 4)).unwrap();
+            l.post(slot, false, false);
+            l.answered(slot, cqe(slot, round * 7 % 4), false).unwrap();
         }
     }
     let mut l = ledger(3);
@@ -153,15 +161,15 @@ fn without_flow_control_sqhd_means_nothing() {
 #[test]
 fn what_was_not_sent_cannot_be_answered() {
     let mut l = ledger(2);
-    assert_eq!(l.answered(0, cqe(0, 0)), Err(Violation::NotOutstanding));
-    assert_eq!(l.answered(9, cqe(0, 0)), Err(Violation::NotOutstanding));
+    assert_eq!(l.answered(0, cqe(0, 0), false), Err(Violation::NotOutstanding));
+    assert_eq!(l.answered(9, cqe(0, 0), false), Err(Violation::NotOutstanding));
     l.set_window(1);
     assert!(l.submit(0));
-    l.post(0, true);
+    l.post(0, true, false);
     assert!(!l.submit(1));
-    assert_eq!(l.answered(1, cqe(1, 0)), Err(Violation::NotOutstanding), "it waits");
-    l.answered(0, cqe(0, 0)).unwrap();
-    assert_eq!(l.answered(0, cqe(0, 0)), Err(Violation::NotOutstanding), "answered before");
+    assert_eq!(l.answered(1, cqe(1, 0), false), Err(Violation::NotOutstanding), "it waits");
+    l.answered(0, cqe(0, 0), false).unwrap();
+    assert_eq!(l.answered(0, cqe(0, 0), false), Err(Violation::NotOutstanding), "answered before");
     l.sent(Some(0)).unwrap();
     assert_eq!(l.sent(Some(0)), Err(Violation::NotPosted));
 }
@@ -174,23 +182,34 @@ proptest! {
         window in 1u32..16,
         sends in 1u32..20,
         flow in any::<bool>(),
+        keys in any::<bool>(),
         steps in proptest::collection::vec(any::<(u8, u8)>(), 1..400),
     ) {
         let entries = slots + 1;
         let mut l = Ledger::new(slots, entries, sends);
+        let mut room = sends;
+        if keys {
+            l.with_keys();
+            room = sends.max(2) + u32::from(slots);
+        }
         l.set_window(window);
         l.receives_posted(u32::from(entries));
         l.connected(if flow { 0 } else { NO_FLOW_CONTROL });
         let mut free: Vec<u16> = (0..slots).collect();
-        // Posted SENDs: the slot that waits for it, if any, and whether there is a completion.
-        let mut queue: VecDeque<(Option<u16>, bool)> = VecDeque::new();
+        // Posted requests: what waits for it, if anything, and whether there is a completion.
+        let mut queue: VecDeque<(Wait, bool)> = VecDeque::new();
         let mut at_controller: Vec<u16> = Vec::new();
         let (mut answered, mut submitted, mut completed) = (0u32, 0u32, 0u32);
         let post = |l: &mut Ledger, slot: u16, held: bool, queue: &mut VecDeque<_>, at: &mut Vec<u16>| {
-            let signal = l.post(slot, held);
-            queue.push_back(((signal == Signal::Command).then_some(slot), signal != Signal::None));
+            let keyed = keys && slot % 3 != 0;
+            let signal = l.post(slot, held, keyed);
+            if keyed {
+                queue.push_back((Wait::Nobody, false));
+            }
+            let wait = if signal == Signal::Command { Wait::Capsule(slot) } else { Wait::Nobody };
+            queue.push_back((wait, signal != Signal::None));
             at.push(slot);
-            assert!(queue.len() <= sends as usize, "the send queue is overrun");
+            assert!(queue.len() <= room as usize, "the send queue is overrun");
             assert!(at.len() as u32 <= window, "the controller's receives are overrun");
             assert!(l.in_flight() <= l.receives(), "no receive for a response");
         };
@@ -209,22 +228,42 @@ proptest! {
                     answered += 1;
                     l.received().unwrap();
                     let sqhd = (answered % u32::from(entries)) as u16;
-                    let over = l.answered(slot, cqe(slot, sqhd)).unwrap();
+                    let ended = l.is_keyed(slot) && pick >= 128;
+                    let keyed = l.is_keyed(slot) && !ended;
+                    let answer = l.answered(slot, cqe(slot, sqhd), ended).unwrap();
                     l.receives_posted(1);
-                    if over.is_some() {
-                        completed += 1;
-                        free.push(slot);
+                    match answer {
+                        Answered::Over(_) => {
+                            prop_assert!(!keyed, "over while the controller has a key");
+                            completed += 1;
+                            free.push(slot);
+                        }
+                        Answered::Wait => prop_assert!(!keyed),
+                        Answered::EndKey => {
+                            prop_assert!(keyed);
+                            l.post_end_of_key();
+                            queue.push_back((Wait::Key(slot), true));
+                            prop_assert!(queue.len() <= room as usize, "the send queue is overrun");
+                        }
                     }
                 },
                 _ => {
                     // The next completion stands for every request before it.
-                    while let Some((slot, signalled)) = queue.pop_front() {
+                    while let Some((wait, signalled)) = queue.pop_front() {
                         if !signalled {
                             continue;
                         }
-                        if l.sent(slot).unwrap().is_some() {
+                        let over = match wait {
+                            Wait::Nobody => l.sent(None),
+                            Wait::Capsule(slot) => l.sent(Some(slot)),
+                            Wait::Key(slot) => l.key_ended(slot),
+                        };
+                        if over.unwrap().is_some() {
                             completed += 1;
-                            free.extend(slot);
+                            free.extend(match wait {
+                                Wait::Nobody => None,
+                                Wait::Capsule(slot) | Wait::Key(slot) => Some(slot),
+                            });
                         }
                         break;
                     }
