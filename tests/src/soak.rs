@@ -3,8 +3,11 @@
 //!
 //! The seed fixes the I/Os and the harm, not how they fall together: threads and the kernel decide that.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -33,7 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_secs(5);
 /// How much resident memory may grow between the two looks, KiB: buffers of connections that are being taken down, the allocator's slack.
 const GROWTH: u64 = 32 * 1024;
-/// Calls on the I/O thread that take longer are looked at.
+/// Calls on the I/O thread that sleep for longer are counted.
 pub const SLOW: Duration = Duration::from_millis(2);
 /// How long a controller with a recovery policy may stay away.
 const LOSS: Duration = Duration::from_secs(20);
@@ -84,7 +87,11 @@ pub struct Report {
     pub longest_poll: Duration,
     /// The longest call of `submit`.
     pub longest_submit: Duration,
-    /// Calls of both that took longer than [`SLOW`] and in which the thread slept, instead of having been preempted.
+    /// The most time of the processor that a call took.
+    pub longest_work: Duration,
+    /// The longest that a call waited for a processor others had.
+    pub longest_preempted: Duration,
+    /// Calls of both that slept, and for longer than [`SLOW`] neither worked nor waited for a processor.
     pub slept: u64,
     /// The longest of these.
     pub longest_sleep: Duration,
@@ -110,6 +117,8 @@ impl Report {
         self.harm += other.harm;
         self.longest_poll = self.longest_poll.max(other.longest_poll);
         self.longest_submit = self.longest_submit.max(other.longest_submit);
+        self.longest_work = self.longest_work.max(other.longest_work);
+        self.longest_preempted = self.longest_preempted.max(other.longest_preempted);
         self.slept += other.slept;
         self.longest_sleep = self.longest_sleep.max(other.longest_sleep);
     }
@@ -264,8 +273,6 @@ struct Worker {
     history: History,
     version: u64,
     id: u64,
-    /// Voluntary context switches of this thread, at the last look.
-    switches: u64,
     report: Report,
 }
 
@@ -287,7 +294,6 @@ impl Worker {
             history: History::new(BLOCK, SETTLE),
             version: 0,
             id: 0,
-            switches: 0,
             report: Report::default(),
         })
     }
@@ -383,11 +389,11 @@ impl Worker {
         // What is held waits for the controller until that is given up.
         let limit = if persistent { LOSS + DEADLINE * 5 } else { DEADLINE * 5 };
         let mut progress = Instant::now();
-        self.switches = voluntary_switches()?;
+        let watch = Watch::new()?;
         loop {
             let over = lost || Instant::now() >= until || stop.load(Ordering::SeqCst);
             while !over && pending.len() < DEPTH {
-                if !self.submit(qpair, ns, &mut pending)? {
+                if !self.submit(qpair, ns, &mut pending, &watch)? {
                     break;
                 }
             }
@@ -400,15 +406,14 @@ impl Worker {
             let before = std::mem::replace(&mut connected, qpair.is_connected());
             self.report.reconnected += u64::from(connected && !before);
             let mut done = VecDeque::new();
-            let began = Instant::now();
+            let began = watch.look()?;
             let polled = qpair.process_completions(0, |completion| done.push_back(completion));
-            let took = began.elapsed();
+            let took = self.called(&watch, began)?;
             self.report.longest_poll = self.report.longest_poll.max(took);
-            self.slow(took)?;
             if done.is_empty() {
                 if polled.is_ok() {
                     let _ = qpair.wait(Duration::from_millis(5));
-                    self.switches = voluntary_switches()?;
+                    watch.has_slept()?;
                 }
             } else {
                 progress = Instant::now();
@@ -434,22 +439,32 @@ impl Worker {
         Ok(())
     }
 
-    /// A call on the I/O thread took `took`: did it sleep?
-    fn slow(&mut self, took: Duration) -> Result<()> {
-        if took < SLOW {
-            return Ok(());
+    /// A call on the I/O thread: what it did with its time. Returns how long it took.
+    fn called(&mut self, watch: &Watch, began: Look) -> Result<Duration> {
+        let ended = watch.look()?;
+        let took = ended.at - began.at;
+        let work = ended.work.saturating_sub(began.work);
+        let preempted = ended.preempted.saturating_sub(began.preempted);
+        let report = &mut self.report;
+        report.longest_work = report.longest_work.max(work);
+        report.longest_preempted = report.longest_preempted.max(preempted);
+        // The rest is sleep, or else interrupts, and a hypervisor with other guests.
+        let rest = took.saturating_sub(work + preempted);
+        if rest > SLOW && watch.has_slept()? {
+            report.longest_sleep = report.longest_sleep.max(rest);
+            report.slept += 1;
         }
-        let switches = voluntary_switches()?;
-        if switches > self.switches {
-            self.report.slept += 1;
-            self.report.longest_sleep = self.report.longest_sleep.max(took);
-        }
-        self.switches = switches;
-        Ok(())
+        Ok(took)
     }
 
     /// False when there is no room now.
-    fn submit(&mut self, qpair: &mut IoQpair, ns: &Ns, pending: &mut HashMap<u64, Io>) -> Result<bool> {
+    fn submit(
+        &mut self,
+        qpair: &mut IoQpair,
+        ns: &Ns,
+        pending: &mut HashMap<u64, Io>,
+        watch: &Watch,
+    ) -> Result<bool> {
         let largest = if self.rng.below(8) == 0 { LARGEST } else { 8 };
         let blocks = 1 + self.rng.below(largest);
         let slba = self.rng.below(BLOCKS - blocks + 1);
@@ -485,11 +500,10 @@ impl Worker {
             }
         };
         self.id += 1;
-        let began = Instant::now();
+        let began = watch.look()?;
         let outcome = qpair.submit(command, self.id);
-        let took = began.elapsed();
+        let took = self.called(watch, began)?;
         self.report.longest_submit = self.report.longest_submit.max(took);
-        self.slow(took)?;
         match outcome {
             Ok(_) => {
                 self.report.submitted += 1;
@@ -578,12 +592,55 @@ impl Worker {
     }
 }
 
-/// How often this thread gave up its processor of its own accord: it slept.
-fn voluntary_switches() -> Result<u64> {
-    let path = "/proc/thread-self/status";
-    let status = std::fs::read_to_string(path).context(path)?;
-    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    count.and_then(|text| text.trim().parse().ok()).with_context(|| format!("no count of switches in {path}"))
+/// What this thread does with its time, as the kernel accounts for it.
+struct Watch {
+    schedstat: File,
+    status: File,
+    /// Voluntary context switches at the last look.
+    switches: Cell<u64>,
+}
+
+#[derive(Clone, Copy)]
+struct Look {
+    at: Instant,
+    /// Time on a processor.
+    work: Duration,
+    /// Time in which it could have run, and others did.
+    preempted: Duration,
+}
+
+impl Watch {
+    fn new() -> Result<Self> {
+        // Of the thread that opens it.
+        let open = |path: &'static str| File::open(path).context(path);
+        let (schedstat, status) = (open("/proc/thread-self/schedstat")?, open("/proc/thread-self/status")?);
+        let watch = Self { schedstat, status, switches: Cell::new(0) };
+        watch.has_slept()?;
+        Ok(watch)
+    }
+
+    fn look(&self) -> Result<Look> {
+        let mut text = [0; 96];
+        let count = self.schedstat.read_at(&mut text, 0).context("schedstat")?;
+        let text = std::str::from_utf8(&text[..count])?;
+        let waited: u64 = text.split_whitespace().nth(1).context("schedstat has no second field")?.parse()?;
+        let work = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Ok(Look {
+            at: Instant::now(),
+            work: Duration::try_from(work)?,
+            preempted: Duration::from_nanos(waited),
+        })
+    }
+
+    /// Whether the thread gave its processor up of its own accord since it was asked last.
+    fn has_slept(&self) -> Result<bool> {
+        let mut text = [0; 4096];
+        let count = self.status.read_at(&mut text, 0).context("status")?;
+        let text = String::from_utf8_lossy(&text[..count]);
+        let switches = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let switches = switches.context("status has no count of switches")?.trim().parse()?;
+        Ok(self.switches.replace(switches) < switches)
+    }
 }
 
 /// What the open files are.

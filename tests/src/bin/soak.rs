@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nvmf_tests::soak::{Report, Soak};
+use nvmf_tests::soak::{Report, SLOW, Soak};
 
 const HELP: &str = "soak [--seconds N] [--seed S] [--workers N] [--pace MILLISECONDS]
 
@@ -71,7 +71,10 @@ fn print(r: &Report) {
         r.persistent, r.reconnected
     );
     println!("longest call       process_completions {:?}, submit {:?}", r.longest_poll, r.longest_submit);
-    println!("slept in a call    {} times, at most {:?}", r.slept, r.longest_sleep);
+    println!(
+        "of any one call    {:?} of work, {:?} waiting for a processor, {:?} asleep ({} slept for more than {SLOW:?})",
+        r.longest_work, r.longest_preempted, r.longest_sleep, r.slept
+    );
     println!("open files         {} before, {} after", r.files[0], r.files[1]);
     println!(
         "resident memory    {} KiB after a quarter of the time, {} KiB at the end",
