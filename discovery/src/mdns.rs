@@ -13,7 +13,7 @@ use std::time::Duration;
 use mdns_sd::{IfKind, Receiver, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent};
 use nvmf_core::{Error, Nqn, Result, TransportId};
 
-use crate::monitor::{DiscoveryMonitor, Holder, Shared};
+use crate::monitor::{DiscoveryMonitor, Holder, Reach, Shared};
 
 /// What is browsed for.
 pub const SERVICE: &str = "_nvme-disc._tcp.local.";
@@ -116,7 +116,9 @@ fn follow(shared: &std::sync::Arc<Shared>, announcements: &Receiver<ServiceEvent
                 let now: BTreeSet<String> = found.iter().map(ToString::to_string).collect();
                 let before = known.insert(name.clone(), now.clone()).unwrap_or_default();
                 for trid in found.iter().filter(|trid| !before.contains(&trid.to_string())) {
-                    if let Err(error) = Shared::hold(shared, trid, Holder::Announced(name.clone()), 0) {
+                    if let Err(error) =
+                        Shared::hold(shared, trid, Holder::Announced(name.clone()), &Reach::named(None))
+                    {
                         tracing::warn!(%error, name, "an announced discovery controller is not watched");
                     }
                 }

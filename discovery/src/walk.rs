@@ -17,7 +17,8 @@ const MAX_CONTROLLERS: usize = 4096;
 pub struct Seed {
     /// The discovery controller.
     pub trid: TransportId,
-    /// How to connect to it, and to those it refers to; `None` for the options of the walk.
+    /// How to connect to it, and to those it refers to; `None` for the options of the walk, whose keep alive timeout goes for
+    /// all.
     pub options: Option<ControllerOptions>,
 }
 
@@ -162,7 +163,9 @@ fn work_once(driver: &Driver, options: &DiscoverOptions, state: &Mutex<State>, c
     };
     let mut own = options.clone();
     if let Some(controller) = &job.seed.options {
-        own.controller = DiscoverOptions::new(controller.clone()).controller;
+        own.controller = controller.clone();
+        // What keeps a connection alive that stays is not for one reading.
+        own.controller.keep_alive_timeout = options.controller.keep_alive_timeout;
     }
     let result = discover_with(driver, &job.seed.trid, &own);
     let mut state = lock(state);

@@ -316,3 +316,21 @@ fn an_application_ends_with_the_right_controllers() {
     assert_eq!(loopback.controllers(&nqn("b")), 1);
     assert_eq!(loopback.controllers(&nqn("c")), 1);
 }
+
+/// Each discovery controller is connected to as was asked, and so are those it refers to.
+#[test]
+fn options_of_their_own() {
+    let b = target(&["b"]).build().unwrap();
+    let a = target(&["a"]).referral(discovery(&b)).build().unwrap();
+    let c = target(&["c"]).build().unwrap();
+    let monitor = monitor();
+    let mut options = MonitorOptions::default().controller;
+    options.keep_alive_timeout = Duration::from_secs(7);
+    monitor.watch_with(&discovery(&a), options).unwrap();
+    monitor.watch(&discovery(&c)).unwrap();
+    wait_for("all three paths", || monitor.paths().len() == 3);
+    let kato = |target: &Loopback| target.keep_alive_timeouts(Nqn::DISCOVERY);
+    assert_eq!(kato(&a), [Duration::from_secs(7)]);
+    assert_eq!(kato(&b), [Duration::from_secs(7)], "a referral is followed in the same way");
+    assert_eq!(kato(&c), [Duration::from_secs(30)]);
+}

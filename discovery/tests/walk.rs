@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use nvmf_core::spec::discovery::EntryFlags;
+use nvmf_core::spec::discovery::{DiscoveryLogAsk, EntryFlags};
 use nvmf_core::{Driver, Nqn, TransportId};
-use nvmf_discovery::{DiscoverOptions, Seed, Verdict, walk};
+use nvmf_discovery::{DiscoverOptions, Seed, Verdict, discover_with, walk};
 use nvmf_loopback::{Builder, Fault, Loopback, Rule, SubsystemBuilder};
 use nvmf_transport_tcp::TcpTransport;
 
@@ -135,6 +135,17 @@ fn twenty_at_once() {
 }
 
 #[test]
+fn one_discovery_controller_is_asked_for_two_hosts() {
+    let secret = SubsystemBuilder::new("nqn.2024-01.com.example:secret").deny_other_hosts();
+    let secret = secret.allow_host("nqn.2024-01.com.example:friend");
+    let target = target("open").subsystem(secret).build().unwrap();
+    let friend = discovery(&target).with_hostnqn(Nqn::new("nqn.2024-01.com.example:friend").unwrap());
+    let seeds = [Seed::from(discovery(&target)), Seed::from(friend)];
+    let found = walk(&driver(), &seeds, &DiscoverOptions::default());
+    assert_eq!(names(&found), ["open", "open", "secret"]);
+}
+
+#[test]
 fn a_path_named_twice_is_found_once() {
     let a = target("a").build().unwrap();
     let b = target("b").referral(discovery(&a)).build().unwrap();
@@ -142,4 +153,41 @@ fn a_path_named_twice_is_found_once() {
     let found = walk(&driver(), &seeds, &DiscoverOptions::default());
     assert_eq!(names(&found), ["a", "b"]);
     assert!(matches!(found.controllers[1].entries[1], Verdict::Known(_)));
+}
+
+/// Port local entries only, entries of all subsystems, extended entries: in every combination.
+#[test]
+fn what_is_asked_of_a_log_is_what_comes() {
+    let secret = SubsystemBuilder::new("nqn.2024-01.com.example:secret").deny_other_hosts();
+    let target = target("open").subsystem(secret).listen_tcp("127.0.0.1:0").build().unwrap();
+    let [one, two] = [0, 1].map(|n| target.tcp_addrs()[n]);
+    for bits in 0..8 {
+        let [port_local, all, extended] = [1, 2, 4].map(|bit| bits & bit != 0);
+        let asks = [
+            (port_local, DiscoveryLogAsk::PORT_LOCAL),
+            (all, DiscoveryLogAsk::ALL_SUBSYSTEMS),
+            (extended, DiscoveryLogAsk::EXTENDED),
+        ];
+        let ask =
+            asks.into_iter().filter(|(on, _)| *on).fold(DiscoveryLogAsk::default(), |a, (_, b)| a.union(b));
+        for (nth, address) in [one, two].into_iter().enumerate() {
+            let trid = TransportId::tcp_socket(address).unwrap();
+            let log = discover_with(&driver(), &trid, &DiscoverOptions::default().ask(ask)).unwrap().log;
+            let found: Vec<(String, String)> = log
+                .records
+                .iter()
+                .map(|entry| (entry.subnqn().rsplit(':').next().unwrap().to_owned(), entry.trsvcid()))
+                .collect();
+            let names = if all { &["open", "secret"][..] } else { &["open"] };
+            let ports = if port_local { vec![address] } else { vec![one, two] };
+            let expected: Vec<(String, String)> = names
+                .iter()
+                .flat_map(|name| ports.iter().map(|port| ((*name).to_owned(), port.port().to_string())))
+                .collect();
+            assert_eq!(found, expected, "{ask:?} of port {nth}");
+            assert_eq!(log.is_extended(), extended);
+            let named = (0..log.records.len()).all(|index| log.attributes(index).next().is_some());
+            assert_eq!(named, extended, "{ask:?}");
+        }
+    }
 }

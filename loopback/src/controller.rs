@@ -203,6 +203,11 @@ impl Controller {
         }
     }
 
+    /// KATO as it is set.
+    pub(crate) fn keep_alive_timeout(&self) -> Duration {
+        Duration::from_millis(self.lock().features.kato_ms.into())
+    }
+
     fn restart_keep_alive(&self, features: &Features) {
         let until = match features.kato_ms {
             0 => NEVER,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nvmf_core::spec::dim::DimData;
 use nvmf_core::spec::discovery::EntryFlags;
@@ -439,6 +440,14 @@ impl Loopback {
     pub fn controllers(&self, subnqn: &str) -> usize {
         let subsystem = Nqn::new(subnqn).ok().and_then(|nqn| self.target.find(&nqn));
         subsystem.map_or(0, |subsystem| subsystem.controllers().len())
+    }
+
+    /// Keep alive timeouts of the controllers hosts have on a subsystem, as for [`Loopback::controllers`]; zero is off.
+    #[must_use]
+    pub fn keep_alive_timeouts(&self, subnqn: &str) -> Vec<Duration> {
+        let subsystem = Nqn::new(subnqn).ok().and_then(|nqn| self.target.find(&nqn));
+        let controllers = subsystem.map(|subsystem| subsystem.controllers()).unwrap_or_default();
+        controllers.iter().map(|controller| controller.keep_alive_timeout()).collect()
     }
 }
 

@@ -92,7 +92,10 @@ impl Lab {
         apt::ensure(&tools, &stamp, "the virtual machine lab")?;
         let kernel = Kernel::locate(args.kernel.as_deref(), &cache, &stamp)?;
         let mut built = vec![("nvmf".to_owned(), nvmf_binary(args.dev)?)];
-        built.extend(test_programs(suites, args.dev)?);
+        let tests = suites.iter().flat_map(|suite| &suite.conf.tests);
+        built.extend(programs("nvmf-tests", "--bin", tests, args.dev)?);
+        let examples = suites.iter().flat_map(|suite| &suite.conf.examples);
+        built.extend(programs("nvmf-discovery", "--example", examples, args.dev)?);
         Ok(Self { tests_vm, cache, kernel, built })
     }
 
@@ -101,7 +104,8 @@ impl Lab {
     /// QEMU's NVMe device is known to when it is unplugged while it fetches commands.
     fn run(&self, suite: &Suite, args: &Args) -> Result<Vec<Report>> {
         let base = initramfs::base(suite, &self.kernel, &self.cache)?;
-        let wanted = |name: &str| name == "nvmf" || suite.conf.tests.iter().any(|wanted| wanted == name);
+        let own = suite.conf.tests.iter().chain(&suite.conf.examples);
+        let wanted = |name: &str| name == "nvmf" || own.clone().any(|wanted| wanted == name);
         let built: Vec<_> = self.built.iter().filter(|(name, _)| wanted(name)).cloned().collect();
         let mut reports = Vec::new();
         let mut second_chances = BTreeSet::new();
@@ -133,23 +137,27 @@ fn nvmf_binary(dev: bool) -> Result<PathBuf> {
         let path = PathBuf::from(given);
         return path.canonicalize().with_context(|| format!("NVMF_BIN names {}", path.display()));
     }
-    build("nvmf-discovery", &["nvmf"], dev)?;
-    built_program("nvmf", dev)
+    build("nvmf-discovery", "--bin", &["nvmf"], dev)?;
+    built_program("nvmf", "--bin", dev)
 }
 
-/// The programs of `nvmf-tests` that the suites have, built now.
-fn test_programs(suites: &[Suite], dev: bool) -> Result<Vec<(String, PathBuf)>> {
-    let names: BTreeSet<&str> =
-        suites.iter().flat_map(|suite| suite.conf.tests.iter().map(String::as_str)).collect();
+/// Programs of a package that suites have, built now; `kind` is the option of cargo that names them.
+fn programs<'a>(
+    package: &str,
+    kind: &str,
+    names: impl Iterator<Item = &'a String>,
+    dev: bool,
+) -> Result<Vec<(String, PathBuf)>> {
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
     if !names.is_empty() {
-        build("nvmf-tests", &names.iter().copied().collect::<Vec<_>>(), dev)?;
+        build(package, kind, &names.iter().copied().collect::<Vec<_>>(), dev)?;
     }
-    names.into_iter().map(|name| Ok((name.to_owned(), built_program(name, dev)?))).collect()
+    names.into_iter().map(|name| Ok((name.to_owned(), built_program(name, kind, dev)?))).collect()
 }
 
-fn build(package: &str, programs: &[&str], dev: bool) -> Result<()> {
+fn build(package: &str, kind: &str, programs: &[&str], dev: bool) -> Result<()> {
     let mut args = vec!["build", "--quiet", "--package", package];
-    args.extend(programs.iter().flat_map(|program| ["--bin", program]));
+    args.extend(programs.iter().flat_map(|program| [kind, program]));
     if !dev {
         args.push("--release");
     }
@@ -162,8 +170,12 @@ fn build(package: &str, programs: &[&str], dev: bool) -> Result<()> {
     Ok(())
 }
 
-fn built_program(name: &str, dev: bool) -> Result<PathBuf> {
-    let path = shell::target_dir()?.join(if dev { "debug" } else { "release" }).join(name);
+fn built_program(name: &str, kind: &str, dev: bool) -> Result<PathBuf> {
+    let mut path = shell::target_dir()?.join(if dev { "debug" } else { "release" });
+    if kind == "--example" {
+        path.push("examples");
+    }
+    path.push(name);
     if !path.is_file() {
         bail!("the build left no program at {}", path.display());
     }

@@ -281,6 +281,8 @@ pub struct DiscoveryLogReader {
     tails: Option<Vec<Box<[u8]>>>,
     /// Bytes of the extended entries that are complete.
     entries_len: u64,
+    /// What is wrong with an entry, unless it is that the log has changed: the header will tell.
+    doubt: Option<DiscoveryLogError>,
 }
 
 impl DiscoveryLogReader {
@@ -297,6 +299,7 @@ impl DiscoveryLogReader {
             partial: Vec::new(),
             tails: None,
             entries_len: 0,
+            doubt: None,
         }
     }
 
@@ -363,10 +366,10 @@ impl DiscoveryLogReader {
             State::Header | State::HeaderAgain(_) => self.header_data(data),
             State::Entries(accepted) => {
                 match self.tails.is_some() {
-                    true => self.extended_data(data)?,
+                    true => self.doubt = self.extended_data(data).err(),
                     false => self.entry_data(data),
                 }
-                if self.records.len() as u64 == accepted.numrec {
+                if self.doubt.is_some() || self.records.len() as u64 == accepted.numrec {
                     self.state = State::HeaderAgain(accepted);
                     self.header_filled = 0;
                 }
@@ -387,6 +390,9 @@ impl DiscoveryLogReader {
         let new = self.accept()?;
         match self.state {
             State::HeaderAgain(old) if old.genctr == new.genctr => {
+                if let Some(error) = self.doubt.take() {
+                    return Err(error);
+                }
                 if old.numrec != new.numrec {
                     let (before, after) = (old.numrec, new.numrec);
                     return Err(DiscoveryLogError::RecordCountChanged { genctr: new.genctr, before, after });
@@ -505,6 +511,7 @@ impl DiscoveryLogReader {
     }
 
     fn forget_entries(&mut self) {
+        self.doubt = None;
         self.records.clear();
         self.partial.clear();
         self.entries_len = 0;

@@ -333,7 +333,8 @@ impl Config {
 }
 
 impl Configured<'_> {
-    /// Its transport identifier. Without a service identifier the port is 8009 for discovery over TCP, else 4420.
+    /// Its transport identifier, with the host NQN if one is configured. Without a service identifier the port is 8009 for
+    /// discovery over TCP, else 4420.
     ///
     /// # Errors
     /// When this initiator has no such transport (`fc`, `loop`).
@@ -367,6 +368,9 @@ impl Configured<'_> {
         }
         if let Some(interface) = &address.host_iface {
             trid = trid.with_host_iface(&interface.value).map_err(wrong)?;
+        }
+        if let Some(nqn) = &self.host.nqn {
+            trid = trid.with_hostnqn(nqn.value.clone());
         }
         Ok(match &self.endpoint.nqn {
             Some(nqn) => trid.with_subnqn(nqn.value.clone()),

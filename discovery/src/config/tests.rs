@@ -130,7 +130,9 @@ fn config_json() {
     let io: Vec<_> = config.io_controllers().collect();
     let discovery: Vec<_> = config.discovery_controllers().collect();
     assert_eq!((io.len(), discovery.len()), (2, 2));
-    assert_eq!(io[0].trid().unwrap().to_uri(), "nvme+tcp://192.0.2.20:4420/nqn.2024-01.com.example:disk");
+    let trid = io[0].trid().unwrap();
+    assert!(trid.to_uri().starts_with("nvme+tcp://192.0.2.20:4420/nqn.2024-01.com.example:disk"), "{trid}");
+    assert_eq!(trid.hostnqn(), io[0].host.nqn.as_ref().map(|nqn| &nqn.value), "two hosts are two paths");
     let option = io[0].path.options.iter().find(|(key, _)| *key == Key::HdrDigest).unwrap().1;
     assert_eq!((option.value.clone(), option.origin.to_string().as_str()), (Value::Bool(true), "f:14"));
     assert_eq!(discovery[0].path.options.persistent(), Some(Persistent::No), "the port goes before the host");

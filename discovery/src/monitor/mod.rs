@@ -19,7 +19,7 @@ use nvmf_core::spec::discovery::DiscoveryLogEntry;
 use nvmf_core::{ControllerOptions, DiscoveryLogOptions, Driver, Error, Result, TransportId};
 
 use crate::walk::key;
-pub(crate) use state::{Holder, Shared};
+pub(crate) use state::{Holder, Reach, Shared};
 
 /// How discovery controllers are watched.
 #[derive(Clone, Debug)]
@@ -134,7 +134,17 @@ impl DiscoveryMonitor {
     /// # Errors
     /// When there is no thread for it.
     pub fn watch(&self, trid: &TransportId) -> Result<()> {
-        Shared::hold(&self.shared, trid, Holder::Program(key(trid)), 0)
+        Shared::hold(&self.shared, trid, Holder::Program(key(trid)), &Reach::named(None))
+    }
+
+    /// As [`DiscoveryMonitor::watch`], but it and those it refers to are connected to with these options, and not with
+    /// those of the monitor. `reconnect_delay`, if there is one, takes the place of [`MonitorOptions::max_backoff`]. One that
+    /// is watched already keeps the options it has.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub fn watch_with(&self, trid: &TransportId, options: ControllerOptions) -> Result<()> {
+        Shared::hold(&self.shared, trid, Holder::Program(key(trid)), &Reach::named(Some(options)))
     }
 
     /// Undoes [`DiscoveryMonitor::watch`]. What only this discovery controller reported is removed, unless it is also

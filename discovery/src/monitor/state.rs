@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nvmf_core::proto::discovery_log::DiscoveryLog;
 use nvmf_core::spec::discovery::{DiscoveryLogEntry, EntryFlags, SubsystemType};
-use nvmf_core::{Driver, Error, Result, TransportId};
+use nvmf_core::{ControllerOptions, Driver, Error, Result, TransportId};
 
 use super::watch;
 use super::{MonitorEvent, MonitorOptions, Path};
@@ -27,6 +27,27 @@ pub(crate) enum Holder {
     Referral(u64),
     /// It is announced under this name.
     Announced(String),
+}
+
+/// How a discovery controller is come by.
+#[derive(Clone, Debug)]
+pub(crate) struct Reach {
+    /// How many referrals led to it.
+    depth: u8,
+    /// How to connect to it, if not as the monitor does.
+    options: Option<Arc<ControllerOptions>>,
+}
+
+impl Reach {
+    /// By its name.
+    pub(crate) fn named(options: Option<ControllerOptions>) -> Self {
+        Self { depth: 0, options: options.map(Arc::new) }
+    }
+
+    /// By a referral of one that was come by like this.
+    fn referred(&self) -> Self {
+        Self { depth: self.depth + 1, ..self.clone() }
+    }
 }
 
 /// Wakes a watching thread.
@@ -73,7 +94,7 @@ impl Signal {
 struct Watch {
     id: u64,
     trid: TransportId,
-    depth: u8,
+    reach: Reach,
     holders: HashSet<Holder>,
     signal: Arc<Signal>,
     thread: Option<JoinHandle<()>>,
@@ -120,8 +141,8 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    pub(crate) fn hold(this: &Arc<Self>, trid: &TransportId, holder: Holder, depth: u8) -> Result<()> {
-        Self::hold_locked(this, &mut this.lock(), trid, holder, depth)
+    pub(crate) fn hold(this: &Arc<Self>, trid: &TransportId, holder: Holder, reach: &Reach) -> Result<()> {
+        Self::hold_locked(this, &mut this.lock(), trid, holder, reach)
     }
 
     fn hold_locked(
@@ -129,7 +150,7 @@ impl Shared {
         state: &mut State,
         trid: &TransportId,
         holder: Holder,
-        depth: u8,
+        reach: &Reach,
     ) -> Result<()> {
         let key = key(trid);
         if state.stopped {
@@ -137,7 +158,7 @@ impl Shared {
         }
         if let Some(watch) = state.by_key.get(&key).and_then(|id| state.watches.get_mut(id)) {
             watch.holders.insert(holder);
-            watch.depth = watch.depth.min(depth);
+            watch.reach.depth = watch.reach.depth.min(reach.depth);
             return Ok(());
         }
         let full = || Error::unsupported(format!("{MAX_WATCHES} discovery controllers are watched already"));
@@ -148,12 +169,13 @@ impl Shared {
         state.next_id += 1;
         let signal = Arc::new(Signal::default());
         this.tell(MonitorEvent::Watching(trid.clone()));
-        let thread = watch::start(Arc::clone(this), id, trid.clone(), Arc::clone(&signal))
-            .map_err(|error| Error::from(error).doing("watching a discovery controller").peer(trid))?;
+        let thread =
+            watch::start(Arc::clone(this), id, trid.clone(), Arc::clone(&signal), reach.options.clone())
+                .map_err(|error| Error::from(error).doing("watching a discovery controller").peer(trid))?;
         let watch = Watch {
             id,
             trid: trid.clone(),
-            depth,
+            reach: reach.clone(),
             holders: HashSet::from([holder]),
             signal,
             thread: Some(thread),
@@ -251,7 +273,7 @@ impl Shared {
             let referral = match entry.subtype {
                 SubsystemType::NVM => false,
                 SubsystemType::REFERRAL
-                    if watch.depth < this.options.max_depth
+                    if watch.reach.depth < this.options.max_depth
                         && !entry.flags().contains(EntryFlags::DUPLICATE_INFORMATION) =>
                 {
                     true
@@ -275,7 +297,7 @@ impl Shared {
         }
         let before = std::mem::replace(&mut watch.reported, reported.clone());
         let referred_before = std::mem::replace(&mut watch.refers_to, referrals.clone());
-        let depth = watch.depth;
+        let reach = watch.reach.referred();
         // First what is gone, so that a program that has room for so many paths has it.
         let mut gone: Vec<&TransportId> =
             before.keys().filter(|path| !reported.contains_key(*path)).collect();
@@ -302,7 +324,7 @@ impl Shared {
             }
         }
         for other in referrals.difference(&referred_before) {
-            if let Err(error) = Self::hold_locked(this, state, other, Holder::Referral(id), depth + 1) {
+            if let Err(error) = Self::hold_locked(this, state, other, Holder::Referral(id), &reach) {
                 this.tell(MonitorEvent::Unusable { trid: trid.clone(), error });
             }
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nvmf_core::spec::dim::DimTask;
 use nvmf_core::spec::features::AsyncEventConfig;
-use nvmf_core::{Controller, ControllerState, Error, Event, Result, TransportId};
+use nvmf_core::{Controller, ControllerOptions, ControllerState, Error, Event, Result, TransportId};
 
 use super::state::{Shared, Signal};
 use crate::client::{check_support, connect, leave, read_until};
@@ -29,12 +29,19 @@ pub(super) fn start(
     id: u64,
     trid: TransportId,
     signal: Arc<Signal>,
+    options: Option<Arc<ControllerOptions>>,
 ) -> io::Result<JoinHandle<()>> {
+    let mut controller_options = options.as_deref().unwrap_or(&shared.options.controller).clone();
+    // What to do about a loss is decided here.
+    let own_pause = controller_options.reconnect_delay.take().filter(|_| options.is_some());
+    let max_pause = own_pause.unwrap_or(shared.options.max_backoff).max(FIRST_PAUSE);
     thread::Builder::new().name(format!("discovery-{id}")).spawn(move || {
         let mut pause = FIRST_PAUSE;
         while !signal.is_stopped() {
             let mut up = None;
-            let Err(error) = session(&shared, id, &trid, &signal, &mut up) else { break };
+            let Err(error) = session(&shared, id, &trid, &signal, &controller_options, &mut up) else {
+                break;
+            };
             if signal.is_stopped() {
                 break;
             }
@@ -47,7 +54,7 @@ pub(super) fn start(
             while !signal.is_stopped() && Instant::now() < until {
                 signal.wait(until.saturating_duration_since(Instant::now()));
             }
-            pause = (pause * 2).min(shared.options.max_backoff.max(FIRST_PAUSE));
+            pause = (pause * 2).min(max_pause);
         }
     })
 }
@@ -58,16 +65,13 @@ fn session(
     id: u64,
     trid: &TransportId,
     signal: &Arc<Signal>,
+    options: &ControllerOptions,
     up: &mut Option<Instant>,
 ) -> Result<()> {
-    let options = &shared.options;
     let stop = || signal.is_stopped();
-    let mut controller_options = options.controller.clone();
-    // What to do about a loss is decided here.
-    controller_options.reconnect_delay = None;
     // By its own name, unless that is watched already: one connection has one watcher.
     let unique = |own: &TransportId| shared.also_known_as(id, own);
-    let connected = connect(&shared.driver, trid, &controller_options, &unique, &stop)?;
+    let connected = connect(&shared.driver, trid, options, &unique, &stop)?;
     let Some(controller) = connected else { return Ok(()) };
     let result = watch(shared, id, trid, signal, &controller, up);
     // The callback keeps the signal, not the controller; both go here.

@@ -1,9 +1,5 @@
 //! The commands around discovery.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
-
 use nvmf_core::Nqn;
 use nvmf_loopback::{Loopback, SubsystemBuilder};
 
@@ -135,59 +131,32 @@ fn hosts_are_registered_and_taken_out() {
 }
 
 #[test]
-fn a_monitor_prints_changes_until_it_is_told_to_stop() {
-    let target = target();
-    let log = std::env::temp_dir().join(format!("nvmf-hook-{}", std::process::id()));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_nvmf"))
-        .args(["monitor", &target.discovery, "-o", "json", "--exec"])
-        .arg(format!("echo \"$NVMF_EVENT $NVMF_SUBNQN\" >>{}", log.display()))
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut next = || -> (String, String) {
-        let line: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-        let name = line["subnqn"].as_str().unwrap_or_default().to_owned();
-        (line["event"].as_str().unwrap().to_owned(), name)
+fn what_is_asked_of_the_log() {
+    let secret = SubsystemBuilder::new("nqn.2024-01.com.example:secret").deny_other_hosts();
+    let target = other("open").subsystem(secret).listen_tcp("127.0.0.1:0").build().unwrap();
+    let discovery = format!("nvme+tcp://{}", target.tcp_addrs()[1]);
+    let count = |options: &[&str]| {
+        let mut line: Vec<&dyn std::fmt::Display> = vec![&"discover", &discovery];
+        line.extend(options.iter().map(|option| option as &dyn std::fmt::Display));
+        nvmf(&line).text().matches("subtype: nvme subsystem").count()
     };
-    assert_eq!(next().0, "watching");
-    assert_eq!(next().0, "connected");
-    assert_eq!(next(), ("added".to_owned(), NQN.to_owned()));
-    target.loopback.add_subsystem(SubsystemBuilder::new("nqn.2024-01.com.example:new")).unwrap();
-    assert_eq!(next(), ("added".to_owned(), "nqn.2024-01.com.example:new".to_owned()));
-    target.loopback.remove_subsystem("nqn.2024-01.com.example:new").unwrap();
-    assert_eq!(next(), ("removed".to_owned(), "nqn.2024-01.com.example:new".to_owned()));
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    let end = Instant::now() + Duration::from_secs(30);
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() > end {
-            child.kill().unwrap();
-            panic!("it does not end");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    assert_eq!(status.code(), Some(0));
-    let hooks = std::fs::read_to_string(&log).unwrap();
-    std::fs::remove_file(&log).unwrap();
-    assert_eq!(
-        hooks,
-        format!("added {NQN}\nadded nqn.2024-01.com.example:new\nremoved nqn.2024-01.com.example:new\n")
-    );
-    assert_eq!(target.loopback.controllers(Nqn::DISCOVERY), 0, "no connection is left");
+    assert_eq!(count(&[]), 2);
+    assert_eq!(count(&["--port-local"]), 1);
+    assert_eq!(count(&["--all-subsystems", "--extended"]), 4);
+    assert_eq!(count(&["--pleo", "--allsube"]), 2);
 }
 
 #[test]
-fn a_monitor_with_a_time_ends() {
+fn nothing_colours_a_pipe() {
     let target = target();
-    let run = nvmf(&[&"monitor", &target.discovery, &"--for", &"0.5"]);
-    let text = run.text();
-    assert!(text.contains("added        nvme+tcp://127.0.0.1:"), "{text}");
-    let line = nvmf(&[&"monitor", &"-J", &"/nonexistent/discovery.conf"]).failed(2);
-    assert!(line.contains("/nonexistent/discovery.conf"), "{line}");
+    for line in [
+        &["--help"][..],
+        &["discover", "--help"],
+        &["list", &target.discovery],
+        &["list-subsys", &target.discovery],
+    ] {
+        let line: Vec<&dyn std::fmt::Display> =
+            line.iter().map(|word| word as &dyn std::fmt::Display).collect();
+        assert!(!nvmf(&line).text().contains('\x1b'), "{line:?}", line = line.len());
+    }
 }

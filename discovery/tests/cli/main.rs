@@ -6,6 +6,7 @@ mod data;
 mod discovery;
 mod failures;
 mod metadata;
+mod monitor;
 mod recovery;
 mod share;
 mod support;

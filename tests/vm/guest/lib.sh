@@ -97,7 +97,9 @@ port() {
 
 # port_down ID: stops listening and ends its associations.
 port_down() {
-    for _link in "$NVMET/ports/$1/subsystems"/*; do [ ! -L "$_link" ] || rm "$_link"; done
+    # All with one program: there may be hundreds.
+    set -- "$1" "$NVMET/ports/$1/subsystems"/*
+    [ ! -L "$2" ] || { _id=$1; shift; rm "$@"; set -- "$_id"; }
     for _referral in "$NVMET/ports/$1/referrals"/*; do [ ! -d "$_referral" ] || rmdir "$_referral"; done
     rmdir "$NVMET/ports/$1"
 }

@@ -57,6 +57,8 @@ pub(super) struct Conf {
     pub(super) disks: Vec<Disk>,
     /// Programs of the `nvmf-tests` package to have in the guest.
     pub(super) tests: Vec<String>,
+    /// Examples of the `nvmf-discovery` package to have in the guest.
+    pub(super) examples: Vec<String>,
 }
 
 impl Conf {
@@ -79,8 +81,9 @@ impl Conf {
                 "append" => conf.append.extend(words),
                 "disk" => conf.disks.push(Disk::parse(&words.collect::<Vec<_>>())?),
                 "tests" => conf.tests.extend(words),
+                "examples" => conf.examples.extend(words),
                 other => bail!(
-                    "unknown key `{other}` (known: modules, programs, files, by-name, memory, qemu, append, disk, tests)"
+                    "unknown key `{other}` (known: modules, programs, files, by-name, memory, qemu, append, disk, tests, examples)"
                 ),
             }
         }

@@ -1,4 +1,7 @@
+use proptest::prelude::*;
+
 use super::*;
+use crate::spec::discovery::extended::{ExtendedAttribute, ExtendedAttributeType, extended_entry};
 
 /// Command specific status 81h: not Discover Restart.
 const BUSY: Status = Status(0x181);
@@ -302,4 +305,130 @@ fn messages_name_the_part_and_the_number() {
     assert!(
         error.to_string().starts_with("reading the entries of the discovery log at offset 1024 failed: ")
     );
+}
+
+#[test]
+fn impossible_lengths_of_extended_entries_are_errors_unless_the_log_has_changed() {
+    let entry = extended_entry(&DiscoveryLogEntry::default(), &[]);
+    let mut good = log_page(1, 0);
+    good[8] = 1;
+    good.extend(&entry);
+    let mut bad = good.clone();
+    // TEL
+    let tel =
+        entry.windows(4).position(|bytes| bytes == (entry.len() as u32).to_le_bytes()).expect("TEL") + RECORD;
+    bad[tel..tel + 4].copy_from_slice(&1021u32.to_le_bytes());
+    let read = |pages: &mut dyn FnMut(u64) -> Vec<u8>| {
+        let mut reader = DiscoveryLogReader::extended(DiscoveryLogLimits::new(u32::MAX));
+        let mut nth = 0;
+        while let Step::Read { offset, len } = reader.next() {
+            reader.complete(&pages(nth)[offset as usize..][..len as usize])?;
+            nth += 1;
+        }
+        reader.finish()
+    };
+    let error = read(&mut |_| bad.clone()).expect_err("a length that is none");
+    assert_eq!(error, DiscoveryLogError::EntryLength { index: 0, length: 1021 });
+    // The same bytes in the middle of a change: header, entry, and from then on another log.
+    let mut other = good.clone();
+    other[0] = 2;
+    let log = read(&mut |nth| if nth < 2 { bad.clone() } else { other.clone() }).expect("a log");
+    assert_eq!((log.genctr, log.retries, log.records.len()), (2, 1, 1));
+}
+
+/// A log of one generation; with extended entries of lengths of their own, if asked for.
+fn generation(genctr: u64, numrec: u64, extended: bool) -> Vec<u8> {
+    if !extended {
+        return log_page(genctr, numrec);
+    }
+    let mut page = log_page(genctr, 0);
+    page[8..16].copy_from_slice(&numrec.to_le_bytes());
+    for index in 0..numrec {
+        let entry = DiscoveryLogEntry::read_from_bytes(&record(genctr, index)).expect("1024 bytes");
+        let name = vec![b'n'; ((genctr * 7 + index * 3) % 40) as usize];
+        let attribute = ExtendedAttribute { kind: ExtendedAttributeType::SYMBOLIC_NAME, value: &name };
+        page.extend(extended_entry(&entry, &[attribute]));
+    }
+    page
+}
+
+proptest! {
+    /// However the log changes between two reads, and however long reads are: what comes out is one generation of it.
+    #[test]
+    fn a_changing_log_comes_out_as_one_of_its_states(
+        max_transfer in prop_oneof![0u32..64, 500u32..1100, 1024u32..9000],
+        extended in any::<bool>(),
+        counts in prop::collection::vec(0u64..6, 1..10),
+        changes in prop::collection::vec(any::<bool>(), 0..60),
+        restarts in prop::collection::vec(any::<bool>(), 0..8),
+    ) {
+        let limits = DiscoveryLogLimits { max_retries: 20, ..DiscoveryLogLimits::new(max_transfer) };
+        let mut reader = match extended {
+            true => DiscoveryLogReader::extended(limits),
+            false => DiscoveryLogReader::new(limits),
+        };
+        let (mut at, mut changes, mut restarts) = (0, changes.into_iter(), restarts.into_iter());
+        let pages: Vec<Vec<u8>> = counts.iter().enumerate()
+            .map(|(nth, count)| generation(nth as u64 + 1, *count, extended))
+            .collect();
+        while let Step::Read { offset, len } = reader.next() {
+            if changes.next() == Some(true) && at + 1 < pages.len() {
+                at += 1;
+                if restarts.next() == Some(true) {
+                    reader.failed(Status::DISCOVERY_RESTART).unwrap();
+                    continue;
+                }
+            }
+            // Behind its end a log reads as zeroes.
+            let mut data = vec![0; len as usize];
+            let there = pages[at].get(offset as usize..).unwrap_or_default();
+            let there = &there[..there.len().min(data.len())];
+            data[..there.len()].copy_from_slice(there);
+            reader.complete(&data).unwrap();
+        }
+        let log = reader.finish().unwrap();
+        let page = &pages[usize::try_from(log.genctr - 1).unwrap()];
+        prop_assert_eq!(log.records.len() as u64, counts[usize::try_from(log.genctr - 1).unwrap()]);
+        prop_assert_eq!(&log.to_bytes(), page);
+        prop_assert!(log.retries as usize <= at);
+    }
+
+    /// Whatever a controller answers: there is an end, and no panic.
+    #[test]
+    fn any_answers_come_to_an_end(
+        max_transfer in any::<u32>(),
+        extended in any::<bool>(),
+        numrec in 0u64..40,
+        answers in prop::collection::vec((any::<u64>(), any::<u16>()), 1..40),
+    ) {
+        let mut limits = DiscoveryLogLimits::new(max_transfer % 70_000);
+        (limits.max_records, limits.max_retries) = (32, 4);
+        let mut reader = match extended {
+            true => DiscoveryLogReader::extended(limits),
+            false => DiscoveryLogReader::new(limits),
+        };
+        let mut reads = 0u64;
+        while let Step::Read { offset, len } = reader.next() {
+            let (seed, choice) = answers[reads as usize % answers.len()];
+            reads += 1;
+            prop_assert!(reads < 200_000 && len > 0 && len % 4 == 0 && offset % 4 == 0);
+            let result = match choice % 64 {
+                0 => reader.failed(Status(choice)),
+                1 => reader.complete(&vec![0; seed as usize % 5000]),
+                _ => {
+                    let mut data: Vec<u8> = (0..u64::from(len)).map(|at| ((seed >> (at % 57)) ^ at) as u8).collect();
+                    if offset == 0 && len >= 24 {
+                        data[..8].copy_from_slice(&(seed % 3).to_le_bytes());
+                        data[8..16].copy_from_slice(&numrec.to_le_bytes());
+                        data[16..24].fill(0);
+                    }
+                    reader.complete(&data)
+                }
+            };
+            if result.is_err() {
+                prop_assert_eq!(reader.next(), Step::Done);
+            }
+        }
+        let _ = reader.finish();
+    }
 }

@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[cfg(feature = "pcie")]
@@ -119,8 +119,27 @@ pub(crate) fn parse() -> Result<Cli, Failure> {
     })
 }
 
+/// Commands of nvme-cli for which there is another one here, or none.
+fn instead_of(command: &str) -> Option<&'static str> {
+    Some(match command {
+        "connect" | "disconnect" | "disconnect-all" => {
+            "a controller belongs to the program that attaches it, and is let go of with it; `nvmf identify`, `read` and \
+             `list` attach for as long as they run, `nvmf share` for other processes, and `nvme` is for the kernel"
+        }
+        "id-ctrl" | "id-ns" | "list-ns" | "list-ctrl" => "`nvmf identify` shows controllers and namespaces",
+        "show-topology" => "`nvmf list-subsys` shows subsystems and paths",
+        _ => return None,
+    })
+}
+
 /// clap's message without the usage text: what is wrong, and its tip.
 fn usage_line(error: &clap::Error) -> String {
+    if let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(command))) =
+        (error.kind(), error.get(ContextKind::InvalidSubcommand))
+        && let Some(instead) = instead_of(command)
+    {
+        return format!("there is no `{command}` here: {instead}");
+    }
     let text = error.render().to_string();
     let message = text.split("\nUsage:").next().unwrap_or_default();
     let message = message.split("\nFor more information").next().unwrap_or_default();
@@ -174,17 +193,25 @@ mod tests {
         let Command::Discover(args) = parsed(&["discover", "-t", "tcp", "-a", "::1"]).unwrap().command else {
             panic!()
         };
-        assert_eq!(args.connect.trid().unwrap().trsvcid(), "8009");
+        assert_eq!(args.discovery.connect.trid().unwrap().trsvcid(), "8009");
         let line = ["discover", "-t", "tcp", "-a", "::1", "-s", "4420"];
         let Command::Discover(args) = parsed(&line).unwrap().command else { panic!() };
-        assert_eq!(args.connect.trid().unwrap().trsvcid(), "4420");
+        assert_eq!(args.discovery.connect.trid().unwrap().trsvcid(), "4420");
     }
 
     #[test]
     fn wrong_addresses_are_usage_errors() {
         let cases: &[(&[&str], &str)] = &[
             (&["identify"], "no controller is named; give a TRID"),
-            (&["identify", "-t", "tcpp", "-a", "::1"], "--transport tcpp: no such transport; try tcp"),
+            (
+                &["identify", "-t", "tcpp", "-a", "::1"],
+                "--transport tcpp: no such transport; did you mean tcp?",
+            ),
+            (&["identify", "-t", "token-ring", "-a", "x"], "no such transport; there are tcp, "),
+            (
+                &["identify", "-t", "fc", "-a", "nn-0x1:pn-0x2"],
+                "--transport fc: not in this program, which has tcp",
+            ),
             (&["identify", "-t", "tcp", "-a", "::1", "-s", "x"], "--trsvcid: "),
             (&["identify", "-t", "tcp", "-a", "10.0.0.300/8"], "--traddr: "),
             (
@@ -228,6 +255,8 @@ mod tests {
                 "unexpected argument '--traddrr' found; a similar argument exists: '--traddr'",
             ),
             (&["discovr"], "unrecognized subcommand 'discovr'; a similar subcommand exists: 'discover'"),
+            (&["disconnect-all"], "there is no `disconnect-all` here: a controller belongs to the program"),
+            (&["id-ctrl", "/dev/nvme0"], "`nvmf identify`"),
             (&["perf", "x", "-w", "trim"], "possible values: read, write, randread, randwrite, rw, randrw"),
             (&["perf", "x", "-c", "0"], "names no CPU"),
             (&["perf", "x", "-c", "1", "--threads", "2"], "cannot be used with"),

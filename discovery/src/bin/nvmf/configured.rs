@@ -27,11 +27,19 @@ pub(crate) fn discovery_controllers(
         .map(|controller| Ok((controller.trid()?, controller.controller_options(base)?)))
         .collect::<Result<_, nvmf_core::Error>>()
         .map_err(Failure::usage)?;
-    if found.is_empty() {
-        return Err(Failure::usage(
-            "no discovery controller is named, and none is configured in /etc/nvme; give an address such as -t tcp -a \
-             192.0.2.1",
-        ));
+    match (found.is_empty(), path) {
+        (false, _) => Ok(found),
+        (true, None) => Err(nobody()),
+        (true, Some(path)) => {
+            Err(Failure::usage(format!("no discovery controller is configured in {}", path.display())))
+        }
     }
-    Ok(found)
+}
+
+/// There is nobody to ask.
+pub(crate) fn nobody() -> Failure {
+    Failure::usage(
+        "no discovery controller is named, and none is configured in /etc/nvme; give an address such as -t tcp -a \
+         192.0.2.1",
+    )
 }

@@ -10,7 +10,7 @@ use nvmf_core::{
     Role, TransportId, TransportType,
 };
 
-use crate::failure::Failure;
+use crate::failure::{Failure, and};
 use crate::recovery::RecoveryArgs;
 use crate::size::{parse_length32, parse_seconds};
 use crate::units;
@@ -150,13 +150,7 @@ impl ConnectArgs {
 
     fn address(&self) -> Result<TransportId, Failure> {
         if let (Some(transport), Some(traddr)) = (&self.transport, &self.traddr) {
-            let trtype = transport
-                .parse()
-                .ok()
-                .filter(|trtype| !matches!(trtype, TransportType::Custom(_)))
-                .ok_or_else(|| {
-                    Failure::usage(format!("--transport {transport}: no such transport; try tcp"))
-                })?;
+            let trtype = transport_type(transport)?;
             let trid = TransportId::new(trtype, None, traddr)
                 .map_err(|error| Failure::usage(format!("--traddr: {error}")))?;
             return match &self.trsvcid {
@@ -238,9 +232,7 @@ impl ConnectArgs {
         let refused = matches!(error.kind(), ErrorKind::Transport(io) if io.kind() == ConnectionRefused);
         let default_port = self.trid().is_ok_and(|trid| trid.is_discovery() && trid.port() == Some(8009));
         match refused && default_port {
-            true => {
-                Failure::unreachable(format!("{error}; many targets answer discovery on port 4420: -s 4420"))
-            }
+            true => Failure::unreachable(and(error, "many targets answer discovery on port 4420: -s 4420")),
             false => Failure::attach(error),
         }
     }
@@ -329,6 +321,38 @@ fn builder(options: &Transports) -> DriverBuilder {
     #[cfg(feature = "pcie")]
     let builder = builder.transport(nvmf_transport_pcie::vfio_user::transport(options.vfio_user.clone()));
     builder
+}
+
+/// Transports of this build, as -t names them.
+const TRANSPORTS: &[&str] = &[
+    #[cfg(feature = "tcp")]
+    "tcp",
+    #[cfg(feature = "rdma")]
+    "rdma",
+    #[cfg(feature = "pcie")]
+    "pcie",
+    #[cfg(feature = "pcie")]
+    "vfiouser",
+];
+
+fn transport_type(name: &str) -> Result<TransportType, Failure> {
+    let lower = name.to_ascii_lowercase();
+    match lower.parse() {
+        Ok(trtype) if TRANSPORTS.contains(&lower.as_str()) => Ok(trtype),
+        Ok(TransportType::Custom(_)) | Err(_) => {
+            let distance = |known: &&&str| strsim::osa_distance(&lower, known);
+            let nearest = TRANSPORTS.iter().min_by_key(distance).filter(|known| distance(known) <= 2);
+            let hint = match nearest {
+                Some(nearest) => format!("did you mean {nearest}?"),
+                None => format!("there are {}", TRANSPORTS.join(", ")),
+            };
+            Err(Failure::usage(format!("--transport {name}: no such transport; {hint}")))
+        }
+        Ok(_) => {
+            let known = TRANSPORTS.join(", ");
+            Err(Failure::usage(format!("--transport {name}: not in this program, which has {known}")))
+        }
+    }
 }
 
 /// Shuts the controller down. What was to be done is done: a failing good-bye is only logged.

@@ -1,12 +1,13 @@
 //! The rest of nvme-cli's connection options, so that its command lines work here as they are. What cannot be honoured is refused by
 //! name, never ignored.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use nvmf_core::ControllerOptions;
-use nvmf_discovery::{Seed, Walk};
+use nvmf_core::spec::discovery::DiscoveryLogAsk;
+use nvmf_core::{ControllerOptions, Driver};
+use nvmf_discovery::{DiscoverOptions, Seed, Walk, walk};
 
 use crate::configured;
 use crate::connect::ConnectArgs;
@@ -168,34 +169,116 @@ impl FabricsArgs {
     }
 }
 
-/// Where to look for discovery controllers when none is named.
+/// Which discovery controllers, how to connect to them, and what to ask of their logs.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct ConfigArgs {
-    /// Without an address: ask the discovery controllers configured in this file instead of those in /etc/nvme
-    #[arg(short = 'J', long, value_name = "FILE", conflicts_with_all = ["trid", "transport"])]
+pub(crate) struct DiscoveryArgs {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+
+    #[command(flatten)]
+    pub(crate) fabrics: FabricsArgs,
+
+    /// Without an address: ask the discovery controllers configured in this file instead of those in /etc/nvme; `none` reads
+    /// no file
+    #[arg(short = 'J', long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    #[command(flatten)]
+    ask: AskArgs,
 }
 
-impl ConfigArgs {
-    /// The discovery controller named, or those configured.
-    pub(crate) fn seeds(
-        &self,
-        connect: &ConnectArgs,
-        options: &ControllerOptions,
-    ) -> Result<Vec<Seed>, Failure> {
-        if !connect.is_empty() {
-            return Ok(vec![Seed::from(connect.trid()?)]);
-        }
-        let configured = configured::discovery_controllers(self.config.as_deref(), options)?;
-        Ok(configured.into_iter().map(|(trid, options)| Seed { trid, options: Some(options) }).collect())
+/// What is asked of the log.
+#[derive(clap::Args, Clone, Debug)]
+struct AskArgs {
+    /// Only entries of the port that is asked (PLEO)
+    #[arg(long, alias = "pleo")]
+    port_local: bool,
+
+    /// Entries of all NVM subsystems, also of those that are not meant for this host (ALLSUBE)
+    #[arg(long, alias = "allsube")]
+    all_subsystems: bool,
+
+    /// Extended entries (EXTDLPE); their attributes are in binary output only
+    #[arg(long, alias = "extdlpe")]
+    extended: bool,
+}
+
+impl AskArgs {
+    fn ask(&self) -> DiscoveryLogAsk {
+        let asks = [
+            (self.port_local, DiscoveryLogAsk::PORT_LOCAL),
+            (self.all_subsystems, DiscoveryLogAsk::ALL_SUBSYSTEMS),
+            (self.extended, DiscoveryLogAsk::EXTENDED),
+        ];
+        let asked = asks.into_iter().filter(|(asked, _)| *asked);
+        asked.fold(DiscoveryLogAsk::default(), |all, (_, ask)| all.union(ask))
+    }
+}
+
+/// What is to be asked, and how.
+pub(crate) struct Asking {
+    pub(crate) driver: Driver,
+    pub(crate) seeds: Vec<Seed>,
+    pub(crate) options: DiscoverOptions,
+}
+
+impl Asking {
+    pub(crate) fn walk(&self) -> Walk {
+        walk(&self.driver, &self.seeds, &self.options)
+    }
+}
+
+impl DiscoveryArgs {
+    pub(crate) fn ask(&self) -> DiscoveryLogAsk {
+        self.ask.ask()
     }
 
-    /// What a walk from there comes to: the first failure, if there was one.
-    pub(crate) fn outcome(&self, connect: &ConnectArgs, found: &Walk) -> Result<(), Failure> {
+    /// How to connect to discovery controllers, as far as the command line says.
+    pub(crate) fn controller_options(&self) -> Result<ControllerOptions, Failure> {
+        let mut options = self.connect.options(1)?;
+        self.fabrics.apply(&mut options)?;
+        Ok(options)
+    }
+
+    /// Whether a file is named that has to be read.
+    pub(crate) fn names_a_file(&self) -> bool {
+        self.config.as_deref().is_some_and(|path| path != Path::new("none"))
+    }
+
+    /// For asking them once.
+    pub(crate) fn prepare(&self) -> Result<Asking, Failure> {
+        let controller = self.controller_options()?;
+        let seeds = self.seeds(&controller)?;
+        let options = DiscoverOptions::new(controller).ask(self.ask());
+        Ok(Asking { driver: self.connect.driver()?, seeds, options })
+    }
+
+    /// The discovery controller named, or those configured; the files go before `options`.
+    pub(crate) fn seeds(&self, options: &ControllerOptions) -> Result<Vec<Seed>, Failure> {
+        // As in nvme-cli.
+        let file = self.config.as_deref().filter(|path| *path != Path::new("none"));
+        match (self.connect.is_empty(), file) {
+            (false, Some(_)) => Err(Failure::usage(
+                "--config: the command line names a discovery controller already; give one of them",
+            )),
+            (false, None) => Ok(vec![Seed::from(self.connect.trid()?)]),
+            (true, None) if self.config.is_some() => Err(configured::nobody()),
+            (true, file) => {
+                let configured = configured::discovery_controllers(file, options)?;
+                Ok(configured
+                    .into_iter()
+                    .map(|(trid, options)| Seed { trid, options: Some(options) })
+                    .collect())
+            }
+        }
+    }
+
+    /// What a walk comes to: the first failure, if there was one.
+    pub(crate) fn outcome(&self, found: &Walk) -> Result<(), Failure> {
         match found.first_error() {
             None => Ok(()),
-            Some(error) if connect.is_empty() => Err(Failure::attach(error)),
-            Some(error) => Err(connect.discovery_failure(error)),
+            Some(error) if self.connect.is_empty() => Err(Failure::attach(error)),
+            Some(error) => Err(self.connect.discovery_failure(error)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How the program fails: one line, and an exit code.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 
 use nvmf_core::{Error, ErrorKind};
 
@@ -95,6 +95,19 @@ impl From<Error> for Failure {
     }
 }
 
+/// Says something on standard error that is no reason to end.
+pub(crate) fn complain(line: impl Display) {
+    // With stderr gone there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "nvmf: {}", one_line(&line.to_string()));
+}
+
+/// A message and what comes after it, punctuated.
+pub(crate) fn and(message: impl Display, more: impl Display) -> String {
+    let message = message.to_string();
+    let separator = if message.ends_with('?') { "" } else { ";" };
+    format!("{message}{separator} {more}")
+}
+
 /// Messages may quote what a peer or a user said; whatever it is, it stays on one line and does not drive the terminal.
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
@@ -116,6 +129,12 @@ mod tests {
     #[test]
     fn messages_stay_on_one_line() {
         assert_eq!(Failure::failed("a\n  b\r\n\tc\u{1b}[2J").line(), Some("a b c\u{fffd}[2J"));
+    }
+
+    #[test]
+    fn hints_follow_questions_and_statements() {
+        assert_eq!(and("refused; is it there?", "try -s 4420"), "refused; is it there? try -s 4420");
+        assert_eq!(and("refused", "try -s 4420"), "refused; try -s 4420");
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod recovery;
 mod size;
 mod units;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -31,10 +31,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if let Some(line) = failure.line() {
-                // With stderr gone too there is nobody left to tell.
-                let _ = writeln!(std::io::stderr(), "nvmf: {line}");
-            }
+            failure.line().into_iter().for_each(failure::complain);
             ExitCode::from(failure.code())
         }
     }

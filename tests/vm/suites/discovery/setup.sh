@@ -1,4 +1,4 @@
-# 200 subsystems behind ports that show 1, 4, 5, 70 and 200 of them; two ports that refer to each other.
+# 200 subsystems behind ports that show 1, 4, 5, 70 and 200 of them; two ports that refer to each other; two that require things.
 # deadline: 120
 . /suite/env
 configfs
@@ -9,8 +9,7 @@ echo "$HOSTNQN" >/etc/nvme/hostnqn
 echo "$HOSTID" >/etc/nvme/hostid
 n=1
 while [ "$n" -le 200 ]; do
-    mkdir "$NVMET/subsystems/$(nqn $n)"
-    echo 1 >"$NVMET/subsystems/$(nqn $n)/attr_allow_any_host"
+    subsystem "$(nqn $n)"
     n=$((n + 1))
 done
 # The third is for another host.
@@ -26,5 +25,7 @@ port 6 rdma $V4 4420; link_first 6 5
 port 7 rdma $V6 4420; link_first 7 4
 port 8 tcp 127.0.0.1 4408; link 8 8
 port 9 tcp 127.0.0.1 4409; link 9 9
+port 10 tcp 127.0.0.1 4411; printf required >"$NVMET/ports/10/addr_treq"; link 10 10
+port 11 tcp 127.0.0.1 4412; printf 'not required' >"$NVMET/ports/11/addr_treq"; link 11 11
 referral 8 nine tcp 127.0.0.1 4409
 referral 9 eight tcp 127.0.0.1 4408

@@ -1,11 +1,14 @@
 //! `nvmf bind` and `nvmf unbind`: who holds a local controller, the kernel or user space.
 
+use std::time::Duration;
+
 use nvmf_core::transport_id::PciAddress;
 use nvmf_core::{Error, ErrorKind};
 use nvmf_transport_pcie::PcieTransport;
 
-use super::print;
+use super::{print, within};
 use crate::failure::Failure;
+use crate::size::parse_seconds;
 
 /// Take a local controller from the kernel, for user space to drive
 ///
@@ -21,6 +24,10 @@ pub(crate) struct BindArgs {
     /// The controller's PCI address, such as 0000:04:00.0
     #[arg(value_name = "ADDRESS", required = true)]
     address: Vec<PciAddress>,
+
+    /// Give up after so long
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
+    timeout: Duration,
 }
 
 /// Give a local controller back to the kernel
@@ -36,6 +43,10 @@ pub(crate) struct UnbindArgs {
     /// The controller's PCI address, such as 0000:04:00.0
     #[arg(value_name = "ADDRESS", required = true)]
     address: Vec<PciAddress>,
+
+    /// Give up after so long
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30")]
+    timeout: Duration,
 }
 
 fn failure(error: &Error) -> Failure {
@@ -46,25 +57,33 @@ fn failure(error: &Error) -> Failure {
 }
 
 pub(crate) fn bind(args: &BindArgs) -> Result<(), Failure> {
-    let transport = PcieTransport::new();
-    for &address in &args.address {
-        let line = match transport.bind(address).map_err(|error| failure(&error))? {
-            true => format!("{address} is bound to vfio-pci\n"),
-            false => format!("{address} was bound to vfio-pci already\n"),
-        };
-        print(line)?;
-    }
-    Ok(())
+    one_by_one(&args.address, args.timeout, "bind", |transport, address| match transport.bind(address)? {
+        true => Ok(format!("{address} is bound to vfio-pci\n")),
+        false => Ok(format!("{address} was bound to vfio-pci already\n")),
+    })
 }
 
 pub(crate) fn unbind(args: &UnbindArgs) -> Result<(), Failure> {
-    let transport = PcieTransport::new();
-    for &address in &args.address {
-        let line = match transport.unbind(address).map_err(|error| failure(&error))? {
-            Some(driver) => format!("{address} is bound to {driver}\n"),
-            None => format!("{address} has no driver now: none of the kernel's wants it\n"),
-        };
-        print(line)?;
-    }
-    Ok(())
+    one_by_one(&args.address, args.timeout, "unbind", |transport, address| {
+        match transport.unbind(address)? {
+            Some(driver) => Ok(format!("{address} is bound to {driver}\n")),
+            None => Ok(format!("{address} has no driver now: none of the kernel's wants it\n")),
+        }
+    })
+}
+
+/// Does this with each controller in turn, and prints what comes of it. The kernel may make it wait until its driver has let go.
+fn one_by_one(
+    addresses: &[PciAddress],
+    limit: Duration,
+    what: &str,
+    change: impl Fn(&PcieTransport, PciAddress) -> Result<String, Error> + Send + 'static,
+) -> Result<(), Failure> {
+    let addresses = addresses.to_vec();
+    within(limit, what, move || {
+        let transport = PcieTransport::new();
+        addresses
+            .into_iter()
+            .try_for_each(|address| print(change(&transport, address).map_err(|error| failure(&error))?))
+    })
 }

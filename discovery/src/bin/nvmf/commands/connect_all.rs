@@ -2,13 +2,11 @@
 
 use nvmf_core::spec::discovery::{DiscoveryLogEntry, TcpSecurityType, TransportTypeCode};
 use nvmf_core::{Driver, TransportId};
-use nvmf_discovery::{Asked, DiscoverOptions, Verdict, Walk, walk};
+use nvmf_discovery::{Asked, Verdict, Walk};
 use serde::Serialize;
 
-use super::discover::AskArgs;
 use super::{Format, print, print_json};
-use crate::connect::ConnectArgs;
-use crate::fabrics::{ConfigArgs, FabricsArgs};
+use crate::fabrics::DiscoveryArgs;
 use crate::failure::Failure;
 
 /// Say what connecting to everything a discovery controller names comes to
@@ -26,16 +24,7 @@ Examples:
   nvmf connect-all --dry-run -t tcp -a 192.0.2.1 -o json | jq -r '.entries[] | select(.action == \"attach\").trid'")]
 pub(crate) struct Args {
     #[command(flatten)]
-    connect: ConnectArgs,
-
-    #[command(flatten)]
-    fabrics: FabricsArgs,
-
-    #[command(flatten)]
-    config: ConfigArgs,
-
-    #[command(flatten)]
-    ask: AskArgs,
+    discovery: DiscoveryArgs,
 
     /// Attach nothing, only say what would be
     #[arg(long)]
@@ -83,17 +72,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
              attached, `nvmf monitor` keeps up with changes, and `nvme connect-all` connects the kernel",
         ));
     }
-    let mut controller = args.connect.options(1)?;
-    args.fabrics.apply(&mut controller)?;
-    let seeds = args.config.seeds(&args.connect, &controller)?;
-    let driver = args.connect.driver()?;
-    let found = walk(&driver, &seeds, &DiscoverOptions::new(controller).ask(args.ask.ask()));
-    let plan = Plan::new(&found, &driver);
+    let asking = args.discovery.prepare()?;
+    let found = asking.walk();
+    let plan = Plan::new(&found, &asking.driver);
     match args.output_format {
         Format::Json => print_json(&plan)?,
         Format::Normal => print(plan.text())?,
     }
-    args.config.outcome(&args.connect, &found)
+    args.discovery.outcome(&found)
 }
 
 impl Plan {

@@ -7,10 +7,11 @@ use nvmf_discovery::discover;
 use nvmf_loopback::{Loopback, SubsystemBuilder};
 
 use super::perf::{Range, Report, Settings, Workload, measure};
-use super::{print, verify};
+use super::{print, verify, within};
 use crate::connect::{detach, driver, plain_namespace};
 use crate::failure::Failure;
 use crate::pattern::Pattern;
+use crate::size::parse_seconds;
 use crate::units;
 
 const NQN: &str = "nqn.2024-01.com.example:demo";
@@ -29,6 +30,10 @@ pub(crate) struct Args {
     /// Seed of the data
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+
+    /// Give up after so long
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "60")]
+    timeout: Duration,
 }
 
 /// A line of the report.
@@ -37,6 +42,11 @@ fn step(name: &str, text: impl std::fmt::Display) -> Result<(), Failure> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let seed = args.seed;
+    within(args.timeout, "the demo", move || show(seed))
+}
+
+fn show(seed: u64) -> Result<(), Failure> {
     let broken = |error: &dyn std::fmt::Display| Failure::failed(format!("starting the target: {error}"));
     let target = Loopback::builder()
         .subsystem(
@@ -96,7 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         ),
     )?;
 
-    write_and_verify(&controller, &ns, args.seed)?;
+    write_and_verify(&controller, &ns, seed)?;
     measurements(&controller, &ns)?;
     detach(controller);
     print(format!("\nok: {} written, read back in another order, every byte matches\n", units::bytes(LENGTH)))

@@ -3,12 +3,10 @@
 use std::path::PathBuf;
 
 use nvmf_core::proto::discovery_log::DiscoveryLog;
-use nvmf_core::spec::discovery::DiscoveryLogAsk;
-use nvmf_discovery::{DiscoverOptions, output, walk};
+use nvmf_discovery::output;
 
 use super::print;
-use crate::connect::ConnectArgs;
-use crate::fabrics::{ConfigArgs, FabricsArgs};
+use crate::fabrics::DiscoveryArgs;
 use crate::failure::Failure;
 
 /// Ask a discovery controller what it offers
@@ -26,16 +24,7 @@ Examples:
   nvmf discover -t tcp -a 192.0.2.1 -o json | jq -r '.records[].subnqn'")]
 pub(crate) struct Args {
     #[command(flatten)]
-    pub(crate) connect: ConnectArgs,
-
-    #[command(flatten)]
-    fabrics: FabricsArgs,
-
-    #[command(flatten)]
-    config: ConfigArgs,
-
-    #[command(flatten)]
-    ask: AskArgs,
+    pub(crate) discovery: DiscoveryArgs,
 
     /// Output: text, JSON, or the log page as it is
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "normal")]
@@ -50,34 +39,6 @@ pub(crate) struct Args {
     referrals: bool,
 }
 
-/// What is asked of the log.
-#[derive(clap::Args, Clone, Debug)]
-pub(crate) struct AskArgs {
-    /// Only entries of the port that is asked (PLEO)
-    #[arg(long, alias = "pleo")]
-    port_local: bool,
-
-    /// Entries of all NVM subsystems, also of those that are not meant for this host (ALLSUBE)
-    #[arg(long, alias = "allsube")]
-    all_subsystems: bool,
-
-    /// Extended entries (EXTDLPE); their attributes are in binary output only
-    #[arg(long, alias = "extdlpe")]
-    extended: bool,
-}
-
-impl AskArgs {
-    pub(crate) fn ask(&self) -> DiscoveryLogAsk {
-        let asks = [
-            (self.port_local, DiscoveryLogAsk::PORT_LOCAL),
-            (self.all_subsystems, DiscoveryLogAsk::ALL_SUBSYSTEMS),
-            (self.extended, DiscoveryLogAsk::EXTENDED),
-        ];
-        let asked = asks.into_iter().filter(|(asked, _)| *asked);
-        asked.fold(DiscoveryLogAsk::default(), |all, (_, ask)| all.union(ask))
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum OutputFormat {
     Normal,
@@ -86,28 +47,25 @@ enum OutputFormat {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let mut controller = args.connect.options(1)?;
-    args.fabrics.apply(&mut controller)?;
-    let seeds = args.config.seeds(&args.connect, &controller)?;
-    if args.raw.is_some() && seeds.len() > 1 {
+    let mut asking = args.discovery.prepare()?;
+    if args.raw.is_some() && asking.seeds.len() > 1 {
         let what =
             "--raw: several discovery controllers are configured and there is one file; name the one to ask";
         return Err(Failure::usage(what));
     }
-    let mut options = DiscoverOptions::new(controller).ask(args.ask.ask());
-    options.controller.keep_alive_timeout = args.fabrics.keep_alive_tmo.unwrap_or_default();
+    asking.options.controller.keep_alive_timeout = args.discovery.fabrics.keep_alive_tmo.unwrap_or_default();
     if !args.referrals {
-        options.max_depth = 0;
+        asking.options.max_depth = 0;
     }
     // One that does not answer does not keep the others from being asked; it is what the command fails with.
-    let found = walk(&args.connect.driver()?, &seeds, &options);
+    let found = asking.walk();
     for discovery in found.controllers.iter().filter_map(|asked| asked.result.as_ref().ok()) {
         if discovery.has_unique_nqn() {
             tracing::info!(subnqn = discovery.subnqn, "the discovery subsystem has a unique NQN");
         }
         args.print(&discovery.log)?;
     }
-    args.config.outcome(&args.connect, &found)
+    args.discovery.outcome(&found)
 }
 
 impl Args {

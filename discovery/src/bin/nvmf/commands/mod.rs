@@ -26,6 +26,8 @@ pub(crate) mod target;
 pub(crate) mod verify;
 
 use std::io::Write;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -74,6 +76,28 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Runs what has no deadlines of its own. When the time is over it is left alone, and goes with the process.
+fn within(
+    limit: Duration,
+    what: &str,
+    work: impl FnOnce() -> Result<(), Failure> + Send + 'static,
+) -> Result<(), Failure> {
+    let (done, outcome) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name("command".to_owned()).spawn(move || {
+        // Nobody listens any more when the time is over.
+        let _ = done.send(work());
+    });
+    thread.map_err(|error| Failure::failed(format!("{what}: starting a thread: {error}")))?;
+    outcome.recv_timeout(limit).unwrap_or_else(|error| {
+        Err(Failure::failed(match error {
+            RecvTimeoutError::Timeout => {
+                format!("{what} is not done after {} s; --timeout gives it more time", limit.as_secs_f64())
+            }
+            RecvTimeoutError::Disconnected => format!("{what} ended without a result"),
+        }))
+    })
+}
+
 /// Prints to standard output, at once.
 pub(crate) fn print(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
@@ -85,4 +109,24 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = nvmf_discovery::output::json_layout(value)
         .map_err(|error| Failure::failed(format!("writing JSON: {error}")))?;
     print(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_without_an_end_is_left_alone() {
+        let limit = Duration::from_millis(20);
+        let failure = within(limit, "sleeping", || {
+            loop {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
+        let failure = failure.unwrap_err();
+        assert_eq!(failure.line(), Some("sleeping is not done after 0.02 s; --timeout gives it more time"));
+        within(Duration::from_secs(60), "nothing", || Ok(())).unwrap();
+        let failure = within(Duration::from_secs(60), "usage", || Err(Failure::usage("x"))).unwrap_err();
+        assert_eq!(failure.code(), 2);
+    }
 }

@@ -1,29 +1,35 @@
 //! Running a command for every change, one after the other.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nvmf_discovery::{MonitorEvent, Path};
+use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, complain};
 
 /// A thread that runs hooks.
 pub(super) struct Hook {
     changes: Sender<(&'static str, Path)>,
     thread: JoinHandle<()>,
+    /// When the last hook has to be done.
+    end: Arc<OnceLock<Instant>>,
 }
 
 impl Hook {
     pub(super) fn start(command: &str, timeout: Duration) -> Result<Self, Failure> {
         let (changes, received) = channel();
-        let command = command.to_owned();
+        let end = Arc::new(OnceLock::new());
+        let runner = Runner { command: command.to_owned(), timeout, end: Arc::clone(&end) };
         let thread = thread::Builder::new()
             .name("hook".to_owned())
-            .spawn(move || run_all(&command, timeout, &received))
+            .spawn(move || runner.run_all(&received))
             .map_err(|error| Failure::failed(format!("starting a thread for hooks: {error}")))?;
-        Ok(Self { changes, thread })
+        Ok(Self { changes, thread, end })
     }
 
     pub(super) fn tell(&self, event: &MonitorEvent) {
@@ -37,19 +43,46 @@ impl Hook {
         let _ = self.changes.send((change.0, change.1.clone()));
     }
 
-    /// Runs what is left, and ends.
-    pub(super) fn finish(self) {
+    /// Runs what is left as long as there is time, and ends.
+    pub(super) fn finish(self, limit: Duration) {
+        let _ = self.end.set(Instant::now() + limit);
         drop(self.changes);
         let _ = self.thread.join();
     }
 }
 
-fn run_all(command: &str, timeout: Duration, changes: &Receiver<(&'static str, Path)>) {
-    for (event, path) in changes {
+struct Runner {
+    command: String,
+    timeout: Duration,
+    end: Arc<OnceLock<Instant>>,
+}
+
+impl Runner {
+    fn run_all(&self, changes: &Receiver<(&'static str, Path)>) {
+        let mut left = 0;
+        for (event, path) in changes {
+            if self.is_over() {
+                left += 1;
+                continue;
+            }
+            if let Err(what) = self.run(event, &path) {
+                complain(format!("hook for {event} {}: {what}", path.trid.to_uri()));
+            }
+        }
+        if left > 0 {
+            complain(format!("the monitor ended with {left} changes the hook was not run for"));
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.end.get().is_some_and(|end| Instant::now() >= *end)
+    }
+
+    fn run(&self, event: &str, path: &Path) -> Result<(), String> {
         let trid = &path.trid;
         // What peers say goes into the environment, never into the command.
         let child = Command::new("/bin/sh")
-            .args(["-c", command])
+            .args(["-c", &self.command])
             .env("NVMF_EVENT", event)
             .env("NVMF_TRID", trid.to_string())
             .env("NVMF_URI", trid.to_uri())
@@ -60,28 +93,35 @@ fn run_all(command: &str, timeout: Duration, changes: &Receiver<(&'static str, P
             .stdin(Stdio::null())
             // Standard output is for events.
             .stdout(std::io::stderr())
+            // What is ended is the command with all it has started; Ctrl-C is for the monitor.
+            .process_group(0)
             .spawn();
-        match child {
-            Ok(child) => wait(child, timeout),
-            Err(error) => tracing::error!(%error, "the hook could not be started"),
-        }
+        self.wait(child.map_err(|error| format!("it could not be started: {error}"))?)
     }
-}
 
-fn wait(mut child: Child, timeout: Duration) {
-    let end = Instant::now() + timeout;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return,
-            Ok(Some(status)) => return tracing::warn!(%status, "the hook failed"),
-            Ok(None) if Instant::now() < end => thread::sleep(Duration::from_millis(5)),
-            Ok(None) => {
-                tracing::warn!(?timeout, "the hook is killed: it took too long");
-                let _ = child.kill();
-                let _ = child.wait();
-                return;
+    fn wait(&self, mut child: Child) -> Result<(), String> {
+        let end = Instant::now() + self.timeout;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(status.to_string()),
+                Ok(None) if Instant::now() < end && !self.is_over() => {
+                    thread::sleep(Duration::from_millis(5))
+                }
+                Ok(None) => {
+                    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                        let _ = kill_process_group(group, Signal::KILL);
+                    }
+                    let _ = child.wait();
+                    return Err(match self.is_over() {
+                        true => "killed, because the monitor ends".to_owned(),
+                        false => {
+                            format!("killed, because it took more than {} s", self.timeout.as_secs_f64())
+                        }
+                    });
+                }
+                Err(error) => return Err(format!("waiting for it: {error}")),
             }
-            Err(error) => return tracing::warn!(%error, "waiting for the hook"),
         }
     }
 }

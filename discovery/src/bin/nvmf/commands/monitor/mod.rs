@@ -7,16 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nvmf_core::TransportId;
-use nvmf_discovery::{DiscoveryMonitor, MonitorOptions};
+use nvmf_core::{ControllerOptions, TransportId};
+use nvmf_discovery::{DiscoveryMonitor, MonitorOptions, Seed};
 use signal_hook::consts::signal::{SIGINT, SIGTERM};
 
 use self::hook::Hook;
 use self::line::Line;
-use super::discover::AskArgs;
 use super::{Format, print};
-use crate::connect::ConnectArgs;
-use crate::fabrics::{ConfigArgs, FabricsArgs};
+use crate::fabrics::DiscoveryArgs;
 use crate::failure::Failure;
 use crate::size::parse_seconds;
 
@@ -39,19 +37,14 @@ Examples:
   nvmf monitor -t tcp -a 192.0.2.1 --exec 'logger \"$NVMF_EVENT $NVMF_TRID\"'
 
 The hook finds in its environment NVMF_EVENT (added, removed or changed), NVMF_TRID, NVMF_URI, NVMF_TRTYPE,
-NVMF_TRADDR, NVMF_TRSVCID and NVMF_SUBNQN. Hooks run one after the other, in the order of the changes.")]
+NVMF_TRADDR, NVMF_TRSVCID and NVMF_SUBNQN. Hooks run one after the other, in the order of the changes. One that fails is
+told on standard error; at the end those that are left have 5 s.
+
+-k, -c and the other options of connections are about those to discovery controllers, which are connected to for ever: -c is
+the longest pause between two attempts (10). What is configured for a discovery controller goes before them.")]
 pub(crate) struct Args {
     #[command(flatten)]
-    connect: ConnectArgs,
-
-    #[command(flatten)]
-    fabrics: FabricsArgs,
-
-    #[command(flatten)]
-    config: ConfigArgs,
-
-    #[command(flatten)]
-    ask: AskArgs,
+    discovery: DiscoveryArgs,
 
     /// Another discovery controller to watch; may be given more than once
     #[arg(long, value_name = "TRID")]
@@ -96,26 +89,52 @@ pub(crate) struct Args {
     output_format: Format,
 }
 
+/// Deadlines of a command line are generous; a discovery controller that does not answer is one to be left sooner. A
+/// connection that stays is kept alive, with nvme-cli's 30 s unless another time is set.
+fn staying(mut options: ControllerOptions) -> ControllerOptions {
+    let defaults = MonitorOptions::default().controller;
+    options.admin_timeout = options.admin_timeout.min(defaults.admin_timeout);
+    options.connect_timeout = options.connect_timeout.min(defaults.connect_timeout);
+    if options.keep_alive_timeout.is_zero() {
+        options.keep_alive_timeout = defaults.keep_alive_timeout;
+    }
+    options
+}
+
 impl Args {
+    /// The options of every connection, as far as the command line says.
+    fn base(&self) -> Result<ControllerOptions, Failure> {
+        let mut base = self.discovery.controller_options()?;
+        base.keep_alive_timeout = self.discovery.fabrics.keep_alive_tmo.unwrap_or_default();
+        Ok(base)
+    }
+
     fn options(&self) -> Result<MonitorOptions, Failure> {
         let mut options = MonitorOptions::default();
-        let (keep_alive, defaults) = (options.controller.keep_alive_timeout, options.controller);
-        options.controller = self.connect.options(1)?;
-        options.controller.keep_alive_timeout = keep_alive;
-        // The deadline of every step, but a discovery controller that does not answer is one to be left sooner.
-        options.controller.admin_timeout = options.controller.admin_timeout.min(defaults.admin_timeout);
-        options.controller.connect_timeout = options.controller.connect_timeout.min(defaults.connect_timeout);
-        self.fabrics.apply(&mut options.controller)?;
-        if let Some(delay) = self.fabrics.reconnect_delay {
+        options.controller = staying(self.base()?);
+        if let Some(delay) = self.discovery.fabrics.reconnect_delay {
             options.max_backoff = delay;
         }
         if self.no_referrals {
             options.max_depth = 0;
         }
-        options.log.ask = self.ask.ask();
+        options.log.ask = self.discovery.ask();
         options.register = !self.no_register;
         options.refresh = self.refresh;
         Ok(options)
+    }
+
+    /// Nothing would ever be heard on an interface that is not there.
+    #[cfg(feature = "mdns")]
+    fn check_interfaces(&self) -> Result<(), Failure> {
+        let folder = std::path::Path::new("/sys/class/net");
+        let is_there = |name: &String| !name.contains('/') && folder.join(name).exists();
+        let Some(missing) = self.mdns_iface.iter().find(|name| !is_there(name)) else { return Ok(()) };
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut known: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        known.sort();
+        let known = known.join(", ");
+        Err(Failure::usage(format!("--mdns-iface {missing}: there is no such interface; there are {known}")))
     }
 
     #[cfg(feature = "mdns")]
@@ -128,19 +147,19 @@ impl Args {
         false
     }
 
-    fn controllers(&self) -> Result<Vec<TransportId>, Failure> {
+    /// Whom to watch from the beginning, and how to connect to them where that is configured.
+    fn controllers(&self) -> Result<Vec<Seed>, Failure> {
         let mut controllers = Vec::new();
-        if !self.connect.is_empty() {
-            controllers.push(self.connect.trid()?);
+        if !self.discovery.connect.is_empty() {
+            controllers.extend(self.discovery.seeds(&self.base()?)?);
         }
         for text in &self.also {
             let trid = text.parse::<TransportId>();
-            controllers.push(trid.map_err(|error| Failure::usage(format!("--also: {error}")))?);
+            controllers.push(trid.map_err(|error| Failure::usage(format!("--also: {error}")))?.into());
         }
-        if controllers.is_empty() && !self.browses() {
-            // Those configured in /etc/nvme; without any it is said what to do.
-            let seeds = self.config.seeds(&self.connect, &self.connect.options(1)?)?;
-            controllers.extend(seeds.into_iter().map(|seed| seed.trid));
+        if controllers.is_empty() && (!self.browses() || self.discovery.names_a_file()) {
+            // Those configured; without any it is said what to do.
+            controllers.extend(self.discovery.seeds(&self.base()?)?);
         }
         Ok(controllers)
     }
@@ -148,6 +167,8 @@ impl Args {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (controllers, options) = (args.controllers()?, args.options()?);
+    #[cfg(feature = "mdns")]
+    args.check_interfaces()?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))
@@ -157,9 +178,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         Some(command) => Some(Hook::start(command, args.exec_timeout)?),
         None => None,
     };
-    let monitor = DiscoveryMonitor::new(args.connect.driver()?, options);
-    for trid in &controllers {
-        monitor.watch(trid).map_err(|error| Failure::failed(error.to_string()))?;
+    let monitor = DiscoveryMonitor::new(args.discovery.connect.driver()?, options);
+    for Seed { trid, options } in controllers {
+        let watched = match options {
+            Some(options) => monitor.watch_with(&trid, staying(options)),
+            None => monitor.watch(&trid),
+        };
+        watched.map_err(|error| Failure::failed(error.to_string()))?;
     }
     #[cfg(feature = "mdns")]
     let browser = match args.mdns {
@@ -192,7 +217,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     drop(browser);
     monitor.stop(END);
     if let Some(hook) = hook {
-        hook.finish();
+        hook.finish(END);
     }
     result
 }
