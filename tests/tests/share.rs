@@ -1,5 +1,8 @@
 //! Several processes of an instance, as drivers of one process: what a secondary sees of the controllers of its primary.
 
+#[path = "share/memory.rs"]
+mod memory;
+
 use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

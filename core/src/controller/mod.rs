@@ -595,7 +595,7 @@ impl Controller {
             priority: options.priority,
         };
         let transport = create(&mut *admin.transport, &setup)?;
-        let connect = if admin.transport.capabilities().fabrics {
+        let connect = if admin.transport.capabilities().fabrics_io {
             Some(inner.connect_command(&setup, info.init.cntlid, 0)?)
         } else {
             None

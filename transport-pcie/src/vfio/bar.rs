@@ -10,7 +10,7 @@ use nvmf_core::{Error, Result};
 use vfio_bindings::bindings::vfio;
 
 use super::capability::{capabilities, u32_at, u64_at};
-use crate::device::BarAccess;
+use crate::device::{BarAccess, BarArea, BarFile};
 use crate::mmio::MappedBar;
 
 /// Where a region of a device is in its file, and which parts of it can be mapped.
@@ -51,6 +51,20 @@ impl Region {
             inside && len > 0 && at.is_multiple_of(page) && len.is_multiple_of(page)
         });
         Some(Self { size, offset, areas })
+    }
+}
+
+impl Region {
+    /// What can be mapped of it in another process.
+    pub(super) fn lend(&self, device: &File) -> std::io::Result<BarFile> {
+        let area =
+            |&(offset, len): &(u64, u64)| BarArea { offset, at: self.offset.saturating_add(offset), len };
+        Ok(BarFile {
+            file: device.try_clone()?.into(),
+            areas: self.areas.iter().map(area).collect(),
+            len: self.size,
+            sealed: false,
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use super::container::Container;
 use super::iommufd::{self, CdevFiles};
 use super::mappings::Mappings;
 use super::{open_failed, syscall};
-use crate::device::{Bar0, PciDevice, PciIdentity};
+use crate::device::{Bar0, BarFile, PciDevice, PciIdentity};
 use crate::scan::PciFunction;
 
 /// Offset of the command register in configuration space.
@@ -204,6 +204,16 @@ impl PciDevice for VfioDevice {
         let bar = Arc::new(VfioBar::map(&self.file, &region)?);
         self.memory.push((index, Arc::clone(&bar)));
         Ok(Bar0::new(bar))
+    }
+
+    fn lend_registers(&self) -> Result<BarFile> {
+        let lent = self.registers.lend(&self.file).map_err(failed("copying the device's descriptor"))?;
+        if !lent.has_doorbells() {
+            return Err(Error::unsupported(
+                "the kernel does not let the doorbells of this function be mapped",
+            ));
+        }
+        Ok(lent)
     }
 
     fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
