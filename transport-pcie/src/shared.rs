@@ -347,8 +347,15 @@ impl Shared {
         if self.lost.load(Ordering::Acquire) {
             return Some(self.gone());
         }
-        (self.dead.load(Ordering::Acquire) || self.life() != life)
-            .then(|| Error::disconnected(format!("the controller of {} was disabled", self.name)))
+        if !self.dead.load(Ordering::Acquire) && self.life() == life {
+            return None;
+        }
+        let lost = self.primary.as_ref().and_then(|primary| primary.failure());
+        Some(
+            lost.unwrap_or_else(|| {
+                Error::disconnected(format!("the controller of {} was disabled", self.name))
+            }),
+        )
     }
 
     /// The controller's current life. Queues of an earlier one do not exist any more.

@@ -152,7 +152,7 @@ impl AdminQpair {
     /// Asks for the end of the I/O queues, where that is needed.
     fn quit(&self) -> Ending {
         // Whoever is not up has none.
-        if !self.link.facts().has(Facts::MEMORY) || self.link.is_lost() || !self.link.is_up() {
+        if !self.link.facts().has(Facts::MEMORY) || self.link.failure().is_some() || !self.link.is_up() {
             return Ending::Over;
         }
         self.link.tell(Standing::Ending);

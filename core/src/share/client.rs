@@ -380,12 +380,6 @@ impl Primary {
         is_readable(process.as_fd())
     }
 
-    /// Whether the connection to the primary is over.
-    #[must_use]
-    pub fn is_lost(&self) -> bool {
-        self.failure().is_some()
-    }
-
     pub(super) fn tell(&self, standing: Standing) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         watchers.retain(|watcher| watcher.upgrade().inspect(|watcher| watcher.look(standing)).is_some());
@@ -410,7 +404,8 @@ impl Primary {
     }
 
     /// Why the connection is over, if it is.
-    pub(crate) fn failure(&self) -> Option<Error> {
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -520,9 +515,19 @@ impl Primary {
         })
     }
 
-    /// The queue does not exist any more.
+    /// The queue does not exist any more. The answer is not waited for.
     pub(super) fn give_back(&self, qid: u16) -> Result<()> {
-        self.call(&Request::Return(qid), &[], |reply, _| match reply {
+        if let Some(error) = self.failure() {
+            return Err(error);
+        }
+        let request = Request::Return(qid);
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        // It belongs to no call, and is skipped by the next one.
+        if calls.channel.send(&request.encode(0), &[])? {
+            return Ok(());
+        }
+        drop(calls);
+        self.call(&request, &[], |reply, _| match reply {
             Reply::Done => Ok(()),
             reply => Err(unexpected(&reply)),
         })

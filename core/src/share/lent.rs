@@ -301,3 +301,181 @@ pub(super) fn has_stopped(controller: &Controller, association: u64) -> bool {
     // The next association begins only after that.
     link.association != association || link.phase != Phase::Ready && controller.is_quiesced()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::dma::RegionId;
+
+    /// Maps at ever higher addresses, and remembers what it was told.
+    #[derive(Default)]
+    struct Device {
+        mapped: Mutex<Vec<RegionId>>,
+        next: Mutex<u64>,
+        queues: Mutex<BTreeSet<u16>>,
+        stubborn: bool,
+    }
+
+    impl Lender for Device {
+        fn function(&self) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+            Err(Error::unsupported("no doorbells"))
+        }
+
+        fn vector(&self, _qid: u16) -> Result<Option<OwnedFd>> {
+            Ok(None)
+        }
+
+        fn map(&self, memory: &SharedMemory) -> Result<u64> {
+            self.mapped.lock().unwrap().push(memory.extent().region().id());
+            let mut next = self.next.lock().unwrap();
+            *next += 1 << 32;
+            Ok(*next)
+        }
+
+        fn unmap(&self, memory: &SharedMemory) -> Result<()> {
+            if self.stubborn {
+                return Err(Error::disconnected("the IOMMU does not answer"));
+            }
+            self.mapped.lock().unwrap().retain(|&id| id != memory.extent().region().id());
+            Ok(())
+        }
+
+        fn life(&self) -> u32 {
+            0
+        }
+
+        fn note_queue(&self, _life: u32, qid: u16, exists: bool) {
+            let mut queues = self.queues.lock().unwrap();
+            let _ = if exists { queues.insert(qid) } else { queues.remove(&qid) };
+        }
+    }
+
+    fn lent(stubborn: bool) -> (Lent, Arc<Device>) {
+        let device = Arc::new(Device { stubborn, ..Device::default() });
+        (Lent::new(Arc::<Device>::clone(&device)), device)
+    }
+
+    fn memory(pages: usize) -> OwnedFd {
+        let memory = SharedMemory::allocate(pages * DMA_PAGE).unwrap();
+        memory.file().unwrap().try_clone_to_owned().unwrap()
+    }
+
+    fn create(opcode: AdminOpcode, qid: u16, entries: u32, cdw11: u32, address: u64) -> Sqe {
+        let mut sqe =
+            Sqe::admin(opcode, 0).with_cdw10((entries - 1) << 16 | u32::from(qid)).with_cdw11(cdw11);
+        sqe.dptr = DataPointer::prp(address, u64::MAX);
+        (sqe.mptr, sqe.nsid) = (77.into(), 5.into());
+        sqe
+    }
+
+    const CQ: AdminOpcode = AdminOpcode::CREATE_IO_CQ;
+    const SQ: AdminOpcode = AdminOpcode::CREATE_IO_SQ;
+
+    #[test]
+    fn memory_is_mapped_within_limits_and_unmapped_once() {
+        let (mut lent, device) = lent(false);
+        assert!(lent.map(std::fs::File::open("/dev/zero").unwrap().into()).is_err());
+        let (one, at) = lent.map(memory(1)).unwrap();
+        let (two, _) = lent.map(memory(2)).unwrap();
+        assert!(one != two && at == 1 << 32);
+        assert_eq!(device.mapped.lock().unwrap().len(), 2);
+        lent.unmap(one).unwrap();
+        assert!(lent.unmap(one).is_err() && lent.unmap(4711).is_err());
+        assert_eq!((lent.bytes, device.mapped.lock().unwrap().len()), (2 * DMA_PAGE, 1));
+        lent.bytes = MAX_BYTES - DMA_PAGE;
+        assert!(lent.map(memory(2)).is_err());
+        lent.map(memory(1)).unwrap();
+        assert!(lent.map(memory(1)).is_err(), "no byte is left");
+        lent.bytes = 3 * DMA_PAGE;
+        for _ in 2..MAX_PIECES {
+            lent.map(memory(1)).unwrap();
+        }
+        let error = lent.map(memory(1)).unwrap_err();
+        assert!(error.to_string().contains("1024 pieces"), "{error}");
+        assert!(lent.end().is_empty());
+        assert!(device.mapped.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn queues_are_made_with_leased_identifiers_in_memory_of_their_own_and_say_nothing_else() {
+        let (mut lent, device) = lent(false);
+        let (number, at) = lent.map(memory(2)).unwrap();
+        let leases = BTreeSet::from([3]);
+        let page = DMA_PAGE as u64;
+        for sqe in [
+            create(CQ, 4, 2, 1, at),
+            create(CQ, 0, 2, 1, at),
+            create(CQ, 3, 2, 1, at + 64),
+            create(CQ, 3, 2, 1, at - page),
+            create(CQ, 3, 513, 1, at),
+            create(SQ, 3, 129, 1 | 3 << 16, at),
+            create(SQ, 3, 65, 1 | 3 << 16, at + page),
+            create(CQ, 3, 2, 1, u64::MAX - 4095),
+            // Not contiguous; another's interrupt; another's completion queue.
+            create(CQ, 3, 2, 0, at),
+            create(CQ, 3, 2, 0b11 | 4 << 16, at),
+            create(SQ, 3, 2, 1 | 4 << 16, at),
+            Sqe::admin(AdminOpcode::DELETE_IO_SQ, 0).with_cdw10(4),
+        ] {
+            assert!(lent.admit(&sqe, 1, 1, &leases).is_err(), "{sqe:?}");
+        }
+        assert!(!lent.has_queue(3) && device.queues.lock().unwrap().is_empty());
+        let (clean, cq) =
+            lent.admit(&create(CQ, 3, 256, 0b11 | 3 << 16, at), 1, 1, &leases).unwrap().unwrap();
+        assert_eq!((clean.mptr.get(), clean.nsid.get(), clean.dptr.hi.get()), (0, 0, 0));
+        assert_eq!((clean.dptr.lo.get(), clean.cdw11.get()), (at, 0b11 | 3 << 16));
+        assert!(lent.admit(&create(CQ, 3, 2, 1, at), 1, 1, &leases).is_err(), "twice");
+        let sq = create(SQ, 3, 64, 0b101 | 3 << 16, at + page);
+        let (clean, sq) = lent.admit(&sq, 1, 1, &leases).unwrap().unwrap();
+        assert_eq!(clean.cdw11.get(), 0b101 | 3 << 16);
+        lent.completed(cq, Some(Status::SUCCESS));
+        // The controller refuses the other half, and nobody knows of a third.
+        lent.completed(sq, Some(Status::INVALID_FIELD));
+        assert!(lent.has_queue(3) && lent.unmap(number).is_err(), "a ring is in it");
+        let delete = Sqe::admin(AdminOpcode::DELETE_IO_CQ, 0).with_cdw10(3);
+        let (_, delete) = lent.admit(&delete, 1, 1, &leases).unwrap().unwrap();
+        lent.completed(delete, None);
+        assert!(lent.has_queue(3), "it may still exist");
+        lent.completed(delete, Some(Status::SUCCESS));
+        assert!(!lent.has_queue(3) && device.queues.lock().unwrap().is_empty());
+        lent.unmap(number).unwrap();
+    }
+
+    #[test]
+    fn queues_of_an_admin_queue_that_has_ended_are_not_made_any_more() {
+        let (mut lent, _) = lent(false);
+        let (number, at) = lent.map(memory(1)).unwrap();
+        let leases = BTreeSet::from([1]);
+        let sqe = create(CQ, 1, 2, 1, at);
+        let (_, before) = lent.admit(&sqe, 7, 1, &leases).unwrap().unwrap();
+        lent.stopped();
+        assert!(!lent.has_queue(1));
+        assert_eq!(lent.admit(&sqe, 7, 2, &leases), Ok(None), "it has not heard of it");
+        assert_eq!(lent.admit(&sqe, 8, 0, &leases), Ok(None), "there is no controller");
+        assert!(lent.admit(&sqe, 8, 2, &leases).unwrap().is_some());
+        // The end of a command from before says nothing about this one.
+        lent.completed(before, Some(Status::INVALID_FIELD));
+        assert!(lent.has_queue(1));
+        assert!(lent.unmap(number).is_err());
+        assert_eq!(lent.end(), BTreeSet::from([1]), "its identifier is not used again");
+    }
+
+    #[test]
+    fn what_may_still_be_reached_is_neither_unmapped_nor_freed() {
+        let (mut lent, device) = lent(false);
+        let (_, at) = lent.map(memory(1)).unwrap();
+        let region = lent.pieces.values().next().unwrap().memory.extent().region().clone();
+        let sqe = create(CQ, 1, 2, 1, at);
+        lent.admit(&sqe, 1, 1, &BTreeSet::from([1])).unwrap().unwrap();
+        assert_eq!(lent.end(), BTreeSet::from([1]));
+        assert!(region.in_use() && device.mapped.lock().unwrap().contains(&region.id()));
+
+        let (mut lent, _) = self::lent(true);
+        let (number, _) = lent.map(memory(1)).unwrap();
+        let region = lent.pieces.values().next().unwrap().memory.extent().region().clone();
+        assert!(lent.unmap(number).is_err());
+        assert!(region.in_use());
+    }
+}

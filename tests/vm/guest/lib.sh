@@ -146,7 +146,7 @@ sharing() {
     _open=$(ls /proc/$PRIMARY/fd | wc -l)
     secondaries "$1" --nsid "$2"
     _victim=${SECONDARIES##* }
-    wait_for 20 share_has "$_victim" || true
+    wait_for 20 share_has "$_victim" || note "the one to be killed was not seen"
     kill -9 "$_victim" || note "the one to be killed has ended"
     wait "$_victim" || true
     all_verified "one is killed" ${SECONDARIES% *}

@@ -288,10 +288,13 @@ pub(crate) fn driver() -> Driver {
 }
 
 /// A driver that shares what it attaches.
-pub(crate) fn primary(instance: &str) -> Result<Driver, Failure> {
+pub(crate) fn primary(
+    instance: &str,
+    #[cfg(feature = "pcie")] map_unsealed: bool,
+) -> Result<Driver, Failure> {
     let builder = builder(
         #[cfg(feature = "pcie")]
-        nvmf_transport_pcie::VfioUserOptions::default(),
+        nvmf_transport_pcie::VfioUserOptions { map_unsealed, ..Default::default() },
     );
     builder.shared(instance).only(Role::Primary).build().map_err(|error| Failure::attach(&error))
 }
