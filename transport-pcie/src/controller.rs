@@ -116,6 +116,9 @@ impl PcieController {
         if let Some(failure) = shared.failure(shared.life()) {
             return Err(failure);
         }
+        if setup.qid != 0 {
+            shared.learn_shadow()?;
+        }
         let wanted = setup.qid == 0 || self.interrupts;
         let vector = (wanted && shared.has_vector(setup.qid)).then_some(setup.qid);
         let qpair = PcieQpair::new(Arc::clone(shared), setup, vector)?;

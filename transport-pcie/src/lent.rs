@@ -18,6 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::device::{Bar0, BarAccess, BarArea, BarFile, PciDevice, PciIdentity};
 use crate::grant::file_for_primary;
 use crate::mmio::MappedBar;
+use crate::shadow::{LentShadow, ShadowDoorbells};
 use crate::shared::Shared;
 
 /// Most parts of a BAR.
@@ -40,6 +41,8 @@ struct Head {
     areas: U16,
     name: U16,
     reserved: U32,
+    /// Of the shadow doorbells: where the buffers are in their file, and how long each is; all zero without.
+    shadow: [U64; 3],
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -50,7 +53,15 @@ struct Area {
     len: U64,
 }
 
-fn encode(identity: &PciIdentity, bar: &BarFile) -> Vec<u8> {
+/// What a secondary has of a function.
+struct Lent {
+    identity: PciIdentity,
+    bar: BarFile,
+    /// The controller uses shadow doorbells: so must everybody.
+    shadow: Option<LentShadow>,
+}
+
+fn encode(identity: &PciIdentity, bar: &BarFile, shadow: Option<&LentShadow>) -> Vec<u8> {
     let mut end = identity.name.len().min(MAX_NAME);
     while !identity.name.is_char_boundary(end) {
         end -= 1;
@@ -64,6 +75,7 @@ fn encode(identity: &PciIdentity, bar: &BarFile) -> Vec<u8> {
         areas: (areas.len() as u16).into(),
         name: (end as u16).into(),
         reserved: 0.into(),
+        shadow: shadow.map_or([0; 3], |shadow| [shadow.doorbells, shadow.events, shadow.len]).map(U64::new),
     };
     let mut bytes = head.as_bytes().to_vec();
     for area in areas {
@@ -75,7 +87,7 @@ fn encode(identity: &PciIdentity, bar: &BarFile) -> Vec<u8> {
 }
 
 /// `None` for what makes no sense.
-fn decode(bytes: &[u8], file: OwnedFd) -> Option<(PciIdentity, BarFile)> {
+fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Lent> {
     let (head, rest) = Head::read_from_prefix(bytes).ok()?;
     let (count, len) = (usize::from(head.areas.get()), head.len.get());
     if count > MAX_AREAS || usize::from(head.name.get()) > MAX_NAME || !(0x1008..=MAX_BAR).contains(&len) {
@@ -93,7 +105,11 @@ fn decode(bytes: &[u8], file: OwnedFd) -> Option<(PciIdentity, BarFile)> {
     let areas = areas.iter().map(area).collect::<Option<Vec<BarArea>>>()?;
     let name = std::str::from_utf8(name).ok()?.to_owned();
     let identity = PciIdentity { vendor: head.vendor.get(), device: head.device.get(), name };
-    Some((identity, BarFile { file, areas, len, sealed: head.flags.get() & SEALED != 0 }))
+    let [doorbells, events, shadow_len] = head.shadow.map(U64::get);
+    let shadow = if shadow_len == 0 { None } else { Some(fds.pop()?) };
+    let shadow = shadow.map(|file| LentShadow { file, doorbells, events, len: shadow_len });
+    let file = fds.pop().filter(|_| fds.is_empty())?;
+    Some(Lent { identity, bar: BarFile { file, areas, len, sealed: head.flags.get() & SEALED != 0 }, shadow })
 }
 
 // --- in the primary --------------------------------------------------------------------------------------------------
@@ -101,7 +117,9 @@ fn decode(bytes: &[u8], file: OwnedFd) -> Option<(PciIdentity, BarFile)> {
 impl Lender for Shared {
     fn function(&self) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
         let (identity, bar) = self.lend()?;
-        Ok((encode(&identity, &bar), vec![bar.file]))
+        let shadow = self.shadow().map(|shadow| shadow.lend()).transpose()?.flatten();
+        let bytes = encode(&identity, &bar, shadow.as_ref());
+        Ok((bytes, [Some(bar.file), shadow.map(|shadow| shadow.file)].into_iter().flatten().collect()))
     }
 
     fn vector(&self, qid: u16) -> Result<Option<OwnedFd>> {
@@ -128,6 +146,18 @@ impl Lender for Shared {
 
 // --- in a secondary --------------------------------------------------------------------------------------------------
 
+fn ask(primary: &Primary) -> Result<Lent> {
+    let (bytes, fds) = primary.function()?;
+    decode(&bytes, fds)
+        .ok_or_else(|| Error::peer_misbehaved("what the primary says of its function makes no sense"))
+}
+
+/// The shadow doorbells that the controller uses in its present life, if it does.
+pub(crate) fn shadow(primary: &Primary, page: u64) -> Result<Option<ShadowDoorbells>> {
+    let shadow = ask(primary)?.shadow;
+    shadow.map(|shadow| ShadowDoorbells::lent(shadow, primary.cap(), page)).transpose()
+}
+
 /// The function of another process.
 pub(crate) struct LentFunction {
     identity: PciIdentity,
@@ -140,10 +170,7 @@ pub(crate) struct LentFunction {
 impl LentFunction {
     /// The function that the primary has, and its doorbells.
     pub(crate) fn open(primary: &Arc<Primary>) -> Result<(Self, Bar0)> {
-        let nonsense = || Error::peer_misbehaved("what the primary says of its function makes no sense");
-        let (bytes, mut fds) = primary.function()?;
-        let file = fds.pop().filter(|_| fds.is_empty()).ok_or_else(nonsense)?;
-        let (identity, bar) = decode(&bytes, file).ok_or_else(nonsense)?;
+        let Lent { identity, bar, .. } = ask(primary)?;
         let registers = Arc::new(LentRegisters::map(&bar, Some(Arc::clone(primary)))?);
         let function = Self {
             identity,
@@ -312,6 +339,7 @@ impl BarAccess for LentRegisters {
 
 #[cfg(test)]
 mod tests {
+    use nvmf_core::spec::registers::Cap;
     use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
 
     use super::*;
@@ -337,19 +365,46 @@ mod tests {
     #[test]
     fn what_is_lent_is_understood_and_nonsense_is_not() {
         let lent = bar(&[(0x1000, 0, 0x1000), (0x2000, 0x1000, 0x1000)], true);
-        let bytes = encode(&identity(), &lent);
-        let (who, what) = decode(&bytes, file(0, false)).unwrap();
-        assert_eq!((who, &what.areas, what.len, what.sealed), (identity(), &lent.areas, 0x4000, true));
+        let bytes = encode(&identity(), &lent, None);
+        let one = || vec![file(0, false)];
+        let what = decode(&bytes, one()).unwrap();
+        assert_eq!((what.identity, &what.bar.areas), (identity(), &lent.areas));
+        assert_eq!((what.bar.len, what.bar.sealed), (0x4000, true));
         for cut in 0..bytes.len() {
-            assert!(decode(&bytes[..cut], file(0, false)).is_none(), "{cut} bytes");
+            assert!(decode(&bytes[..cut], one()).is_none(), "{cut} bytes");
         }
-        assert!(decode(&[&bytes[..], b"x"].concat(), file(0, false)).is_none());
+        assert!(decode(&[&bytes[..], b"x"].concat(), one()).is_none());
+        for fds in [0, 2] {
+            assert!(decode(&bytes, (0..fds).map(|_| file(0, false)).collect()).is_none(), "{fds} files");
+        }
         for areas in [[(0x4000, 0, 1)], [(0x1000, 0, 0)], [(u64::MAX, 0, 2)], [(0x1000, u64::MAX, 2)]] {
-            let bytes = encode(&identity(), &bar(&areas, true));
-            assert!(decode(&bytes, file(0, false)).is_none(), "{areas:x?}");
+            let bytes = encode(&identity(), &bar(&areas, true), None);
+            assert!(decode(&bytes, one()).is_none(), "{areas:x?}");
         }
         let long = PciIdentity { name: "é".repeat(MAX_NAME), ..identity() };
-        assert!(decode(&encode(&long, &lent), file(0, false)).is_some());
+        assert!(decode(&encode(&long, &lent, None), one()).is_some());
+    }
+
+    #[test]
+    fn shadow_doorbells_are_taken_only_inside_of_their_memory() {
+        let cap = Cap(0);
+        let memory = || SharedMemory::allocate(8192).unwrap().file().unwrap().try_clone_to_owned().unwrap();
+        let shadow = |doorbells, events, len| LentShadow { file: memory(), doorbells, events, len };
+        let lent = bar(&[(0x1000, 0, 0x1000)], true);
+        let bytes = encode(&identity(), &lent, Some(&shadow(0, 4096, 4096)));
+        assert!(decode(&bytes, vec![memory()]).is_none(), "a file is missing");
+        let what = decode(&bytes, vec![file(0, false), memory()]).unwrap().shadow.unwrap();
+        assert_eq!((what.doorbells, what.events, what.len), (0, 4096, 4096));
+        assert!(ShadowDoorbells::lent(what, cap, 4096).is_ok());
+        for (doorbells, events, len) in
+            [(4096, 8192, 4096), (0, 4100, 4096), (2, 4096, 4096), (u64::MAX - 3, 0, 4096), (0, 0, u64::MAX)]
+        {
+            assert!(ShadowDoorbells::lent(shadow(doorbells, events, len), cap, 4096).is_err());
+        }
+        assert!(
+            ShadowDoorbells::lent(LentShadow { file: file(8192, false), ..shadow(0, 0, 4) }, cap, 4096)
+                .is_err()
+        );
     }
 
     #[test]

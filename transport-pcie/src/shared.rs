@@ -19,6 +19,7 @@ use nvmf_core::{DmaPool, DmaRegion, Error, ErrorKind, Result};
 use crate::cmb::{Cmb, CmbPart};
 use crate::device::{Bar0, BarFile, PciDevice, PciIdentity};
 use crate::grant;
+use crate::lent;
 use crate::quirks::Quirks;
 use crate::shadow::ShadowDoorbells;
 use crate::wake::{self, Bell};
@@ -90,6 +91,8 @@ pub(crate) struct Shared {
     life: AtomicU32,
     /// Shadow doorbells, once the controller has taken them.
     shadow: Mutex<Option<Arc<ShadowDoorbells>>>,
+    /// In a secondary: the life for which they are known, or known not to be.
+    shadow_life: Mutex<Option<u32>>,
     cmb: Mutex<Option<Arc<Cmb>>>,
     /// CSTS is not looked at before, for controllers that do not bear it after they were disabled.
     left_alone: Mutex<Option<Instant>>,
@@ -203,6 +206,7 @@ impl Shared {
             dead: AtomicBool::new(false),
             life: AtomicU32::new(0),
             shadow: Mutex::default(),
+            shadow_life: Mutex::default(),
             cmb: Mutex::default(),
             left_alone: Mutex::default(),
             inner: Mutex::new(Inner {
@@ -445,6 +449,20 @@ impl Shared {
     /// The shadow doorbells in use.
     pub(crate) fn shadow(&self) -> Option<Arc<ShadowDoorbells>> {
         self.shadow.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// In a secondary: finds out whether the controller uses shadow doorbells in this life, once.
+    pub(crate) fn learn_shadow(&self) -> Result<()> {
+        let Some(primary) = &self.primary else { return Ok(()) };
+        let life = self.life();
+        let mut known = self.shadow_life.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != Some(life) {
+            let shadow = lent::shadow(primary, self.page)?;
+            // Of a life that is over nothing is made any more.
+            self.set_shadow(shadow.map(Arc::new));
+            *known = Some(life);
+        }
+        Ok(())
     }
 
     /// Queue pairs made from now on use these shadow doorbells, or none.

@@ -134,11 +134,8 @@ impl Driver {
     pub(super) fn shared_options(&self, options: &ControllerOptions) -> ControllerOptions {
         let mut options = options.clone();
         match self.0.sharing.get() {
-            None => {}
-            // The controller looks at one set of shadow doorbells for all queues, and it is not shared.
-            Some(Sharing::Primary(_)) => options.shadow_doorbells = false,
+            None | Some(Sharing::Primary(_)) => {}
             Some(Sharing::Secondary(_)) => {
-                options.shadow_doorbells = false;
                 options.use_cmb_sqs = false;
                 let delay = options.reconnect_delay.filter(|delay| !delay.is_zero());
                 options.reconnect_delay = Some(delay.unwrap_or(RECONNECT_DELAY));

@@ -11,7 +11,9 @@ use nvmf_core::{
     Callbacks, CommandError, Controller, ControllerState, Driver, IoCommand, IoQpairOptions, Role,
     TransportId,
 };
-use nvmf_loopback::{Fault, Loopback, Namespace, Rule, SubsystemBuilder, VfioUserServer};
+use nvmf_loopback::{
+    EmulatedFunction, Fault, Loopback, Namespace, PciOptions, Rule, SubsystemBuilder, VfioUserServer,
+};
 use nvmf_transport_pcie::{VfioUserOptions, vfio_user};
 
 use super::{Folder, NQN, SOON, driver_over, eventually, options};
@@ -27,23 +29,29 @@ struct Rig {
     primary: Driver,
     trid: TransportId,
     _server: VfioUserServer,
+    function: EmulatedFunction,
     target: Loopback,
     folder: Folder,
 }
 
 impl Rig {
     fn new() -> Result<Self> {
+        Self::with(&PciOptions::new())
+    }
+
+    fn with(pci: &PciOptions) -> Result<Self> {
         let subsystem = SubsystemBuilder::new(NQN).namespace(Namespace::memory(16 << 20).uuid([7; 16]));
         let target = Loopback::builder().subsystem(subsystem).build()?;
         let folder = Folder::new()?;
-        let server = VfioUserServer::listen(&target.pci_function(NQN)?, folder.0.join("cntrl"))?;
+        let function = target.pci_function_with(NQN, pci)?;
+        let server = VfioUserServer::listen(&function, folder.0.join("cntrl"))?;
         let trid: TransportId =
             format!("trtype:vfiouser traddr:{}", folder.0.join("cntrl").display()).parse()?;
         let primary = driver(&folder)?;
         let attached = primary.connect(&trid, &options())?;
         let secondary = driver(&folder)?;
         ensure!(secondary.role() == Role::Secondary);
-        Ok(Self { secondary, attached, primary, trid, _server: server, target, folder })
+        Ok(Self { secondary, attached, primary, trid, _server: server, function, target, folder })
     }
 
     /// Queues that other processes have.
@@ -186,7 +194,7 @@ fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
         let buf = qpair.alloc(4096)?;
         qpair.submit(IoCommand::read(&ns, 8 * n, buf), n).map_err(|error| error.error)?;
     }
-    let Rig { primary, attached, secondary, target, folder, trid, _server } = rig;
+    let Rig { primary, attached, secondary, target, folder, trid, .. } = rig;
     drop(primary);
     let mut ended = [0; 10];
     let deadline = Instant::now() + SOON;
@@ -214,6 +222,20 @@ fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
     let again = next.connect(&trid, &options())?;
     let shared = secondary.connect(&trid, &options())?;
     exchange(&shared, &again, 3)
+}
+
+#[test]
+fn shadow_doorbells_are_everybodys_in_each_life() -> Result<()> {
+    let rig = Rig::with(&PciOptions::new().shadow_doorbells(true))?;
+    let controller = rig.secondary.connect(&rig.trid, &options())?;
+    for round in 0..3 {
+        // The secondary may not have heard of the reset yet.
+        eventually("I/O", || exchange(&controller, &rig.attached, round).is_ok())?;
+        exchange(&rig.attached, &controller, round)?;
+        ensure!(rig.function.has_shadow_doorbells());
+        rig.attached.reset()?;
+    }
+    Ok(())
 }
 
 /// Commands about queues that a secondary sends by itself.
