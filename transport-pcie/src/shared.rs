@@ -420,8 +420,10 @@ impl Shared {
     pub(crate) fn unmap(&self, region: &DmaRegion) -> Result<()> {
         let mut inner = self.lock();
         if inner.maps.contains_key(&region.id()) {
-            // It stays among them if that fails.
-            inner.device.dma_unmap(region.id())?;
+            // It stays among them if that fails. A function that was cut off has nothing mapped any more.
+            if !matches!(inner.stop, Stop::CutOff) {
+                inner.device.dma_unmap(region.id())?;
+            }
             inner.maps.remove(&region.id());
         }
         Ok(())

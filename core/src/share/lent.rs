@@ -235,22 +235,22 @@ impl Lent {
         self.barred = self.barred.max(epoch.unwrap_or(u32::MAX));
         let qids: Vec<u16> = self.queues.keys().copied().collect();
         // A submission queue before its completion queue (Base 2.1 §5.2.3).
+        let deadline = Instant::now() + MAX_STOP;
         for opcode in [AdminOpcode::DELETE_IO_SQ, AdminOpcode::DELETE_IO_CQ] {
             for &qid in &qids {
-                self.delete(controller, opcode, qid);
+                self.delete(controller, opcode, qid, deadline);
             }
         }
         self.queues.is_empty()
     }
 
-    fn delete(&mut self, controller: &Controller, opcode: AdminOpcode, qid: u16) {
+    fn delete(&mut self, controller: &Controller, opcode: AdminOpcode, qid: u16, deadline: Instant) {
         let Some(&queue) = self.queues.get(&qid) else { return };
         let there = if opcode == AdminOpcode::DELETE_IO_SQ { queue.sq } else { queue.cq };
         if !there {
             return;
         }
         let command = QueueCommand { opcode, qid, association: queue.association };
-        let deadline = Instant::now() + MAX_STOP;
         loop {
             let link = controller.link();
             if link.association != queue.association || link.phase != Phase::Ready {

@@ -656,9 +656,8 @@ impl Attached {
         lent.delete_queues(&self.controller, None)
     }
 
-    /// The secondary is gone: everything it had goes back.
+    /// The secondary is gone, and its queues in memory are: everything it had goes back.
     fn end(mut self) {
-        self.end_queues();
         self.pending.clear();
         let kept = self.lent.take().map_or_else(BTreeSet::new, Lent::end);
         self.leases.retain(|qid| !kept.contains(qid));
