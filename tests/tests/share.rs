@@ -354,6 +354,9 @@ fn malformed_messages_are_refused_without_harm() -> Result<()> {
             ],
         ),
         ("a lease without a controller", vec![hello.clone(), Request::Lease.encode(2)]),
+        ("memory without a controller", vec![hello.clone(), Request::Map.encode(2)]),
+        ("registers without a controller", vec![hello.clone(), Request::Function.encode(2)]),
+        ("the end of queues without a controller", vec![hello.clone(), Request::Quit.encode(2)]),
         ("a long packet", vec![hello.clone(), vec![3; 180 << 10]]),
     ];
     for (what, packets) in cases {

@@ -502,7 +502,8 @@ impl Controller {
     }
 
     /// Makes an I/O queue pair that connects while it is polled ([`IoQpair::poll_connect`],
-    /// [`IoQpair::process_completions`]). Does not block. What is submitted before waits.
+    /// [`IoQpair::process_completions`]). Does not block, but in a secondary process ([`crate::DriverBuilder::shared`]), which asks the primary
+    /// for a queue identifier: up to 5 s if that is stopped. What is submitted before waits.
     ///
     /// # Errors
     /// As [`Controller::alloc_io_qpair`].
