@@ -4,7 +4,7 @@
 //! doorbells, and memory of its own, which the primary maps for it.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nvmf_core::dma::{DmaGrant, RegionId, SharedMemory};
@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::device::{Bar0, BarAccess, BarArea, BarFile, PciDevice, PciIdentity};
 use crate::grant::file_for_primary;
-use crate::mmio::MappedBar;
+use crate::mmio::{MappedAreas, MappedBar};
 use crate::shadow::{LentShadow, ShadowDoorbells};
 use crate::shared::Shared;
 
@@ -128,19 +128,19 @@ impl Lender for Shared {
 
     fn map(&self, memory: &SharedMemory) -> Result<u64> {
         // All of a region: it was made of a file.
-        Shared::map(self, memory.extent().region())
+        Self::map(self, memory.extent().region())
     }
 
     fn unmap(&self, memory: &SharedMemory) -> Result<()> {
-        Shared::unmap(self, memory.extent().region())
+        Self::unmap(self, memory.extent().region())
     }
 
     fn life(&self) -> u32 {
-        Shared::life(self)
+        Self::life(self)
     }
 
     fn note_queue(&self, life: u32, qid: u16, exists: bool) {
-        Shared::note_queue(self, life, qid, exists);
+        Self::note_queue(self, life, qid, exists);
     }
 }
 
@@ -238,21 +238,21 @@ impl PciDevice for LentFunction {
 
     /// Lets go of the registers. What the function reaches of memory is not this process's to say.
     fn isolate(&mut self) -> bool {
-        self.registers.revoke();
+        self.registers.mapped.revoke();
         false
     }
 }
 
 impl Drop for LentFunction {
     fn drop(&mut self) {
-        self.registers.revoke();
+        self.registers.mapped.revoke();
     }
 }
 
 /// Registers as far as they are mapped. Doorbells can be written; the others only when there is no primary any more whose they are.
 struct LentRegisters {
     len: u64,
-    mapped: Vec<(u64, MappedBar)>,
+    mapped: MappedAreas,
     primary: Option<Arc<Primary>>,
 }
 
@@ -275,33 +275,13 @@ impl LentRegisters {
                 return refuse("their file can be cut short");
             }
         }
-        let mut mapped = Vec::with_capacity(bar.areas.len());
-        for area in &bar.areas {
-            let map = MappedBar::map(std::os::fd::AsFd::as_fd(&bar.file), area.at, area.len);
-            mapped.push((area.offset, map.map_err(|error| Error::from(error).doing("mapping doorbells"))?));
-        }
+        let mapped = MappedAreas::map(bar.file.as_fd(), &bar.areas)
+            .map_err(|error| Error::from(error).doing("mapping doorbells"))?;
         Ok(Self { len: bar.len, mapped, primary })
     }
 
-    /// Gives the function up for every holder: it reads as all ones from now on.
-    fn revoke(&self) {
-        for (_, bar) in &self.mapped {
-            if let Err(error) = bar.revoke() {
-                tracing::error!(%error, "the doorbells stay mapped until their last user is gone");
-            }
-        }
-    }
-
-    /// The mapping that has a word, and where in it.
-    fn area(&self, offset: u64) -> Option<(&MappedBar, u64)> {
-        self.mapped.iter().find_map(|(at, bar)| {
-            let within = offset.checked_sub(*at)?;
-            (within.checked_add(4)? <= bar.len()).then_some((bar, within))
-        })
-    }
-
     fn find(&self, offset: u64) -> Result<(&MappedBar, u64)> {
-        self.area(offset).ok_or_else(|| {
+        self.mapped.find(offset).ok_or_else(|| {
             Error::unsupported(format!("register {offset:#x} cannot be reached from this process"))
                 .hint("only what can be mapped of the registers can be used by several processes")
         })
@@ -315,7 +295,7 @@ impl BarAccess for LentRegisters {
 
     fn is_readable(&self) -> bool {
         // CSTS.
-        self.area(0x1c).is_some()
+        self.mapped.find(0x1c).is_some()
     }
 
     fn read32(&self, offset: u64) -> Result<u32> {
@@ -417,7 +397,7 @@ mod tests {
         let error = registers.doorbell(0x2000, 1).unwrap_err();
         assert!(error.to_string().contains("cannot be reached"), "{error}");
         assert!(registers.is_readable());
-        registers.revoke();
+        registers.mapped.revoke();
         assert_eq!(registers.read32(0x1008).unwrap(), u32::MAX);
         let doorbells = LentRegisters::map(&bar(&[(0x1000, 0, 0x1000)], false), None).unwrap();
         assert!(!doorbells.is_readable() && doorbells.read32(0x1c).is_err());

@@ -16,7 +16,7 @@ use nvmf_loopback::{
 };
 use nvmf_transport_pcie::{VfioUserOptions, vfio_user};
 
-use super::{Folder, NQN, SOON, driver_over, eventually, options};
+use super::{Folder, NQN, SOON, driver_over, eventually, options, submit_ten, ten_end_once};
 
 fn driver(folder: &Folder) -> Result<Driver> {
     driver_over(vfio_user::transport(VfioUserOptions::default()), &folder.0)
@@ -190,28 +190,11 @@ fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
     let ns = controller.namespace(1).context("no namespace 1")?;
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
     rig.target.faults().push(Rule::new(Fault::Drop).io().always());
-    for n in 0..10 {
-        let buf = qpair.alloc(4096)?;
-        qpair.submit(IoCommand::read(&ns, 8 * n, buf), n).map_err(|error| error.error)?;
-    }
+    submit_ten(&mut qpair, &ns)?;
     let Rig { primary, attached, secondary, target, folder, trid, .. } = rig;
     drop(primary);
-    let mut ended = [0; 10];
-    let deadline = Instant::now() + SOON;
-    loop {
-        let result = qpair.process_completions(0, |completion| {
-            assert!(completion.result.is_err(), "{:?}", completion.result);
-            // The primary has deleted the queue first.
-            assert!(!completion.buf.is_empty(), "the buffer comes back");
-            ended[completion.user_data as usize] += 1;
-        });
-        if result.is_err() {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "it hangs: {ended:?}");
-        qpair.wait(Duration::from_millis(10))?;
-    }
-    ensure!(ended == [1; 10], "{ended:?}");
+    // The primary has deleted the queue first.
+    ten_end_once(&mut qpair)?;
     eventually("the remove callback", || removed.load(Ordering::Relaxed) == 1)?;
     ensure!(controller.is_failed());
     target.faults().clear();
