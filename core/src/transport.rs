@@ -8,17 +8,18 @@ mod group;
 
 use std::any::Any;
 use std::fmt;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use group::{GroupShare, GroupShares};
 
+use crate::dma::SharedMemory;
 use crate::error::{Error, Result};
 use crate::host::HostIdentity;
 use crate::options::ControllerOptions;
 use crate::proto::Tracker;
-pub use crate::share::Primary;
+pub use crate::share::{Primary, PrimaryWatcher, Standing};
 use crate::spec::identify::IdentifyController;
 use crate::spec::{Cqe, Sqe, Status};
 use crate::transport_id::{TransportId, TransportType};
@@ -197,8 +198,51 @@ pub trait TransportController: Send + Any {
         let _ = qid;
     }
 
+    /// What lets other processes drive I/O queues of this controller on their own, in memory of theirs: memory-mapped controllers
+    /// only. `None`, the default, where they connect queues themselves.
+    fn lender(&mut self) -> Option<Arc<dyn Lender>> {
+        None
+    }
+
     /// Upcast, for callers that want the concrete type.
     fn as_any(&mut self) -> &mut dyn Any;
+}
+
+/// A memory-mapped controller in the primary of an instance, as far as secondaries need it for I/O queues of their own.
+///
+/// It is asked by threads of the secondaries' connections. Who calls it has checked what a secondary asks for: a queue
+/// identifier is its own, and memory is unmapped only when none of its queues exists in it any more.
+pub trait Lender: Send + Sync {
+    /// What [`Transport::ctrlr_construct_secondary`] is told in another process ([`Primary::function`]): up to 16 KiB of the
+    /// transport's own, and up to four descriptors.
+    ///
+    /// # Errors
+    /// When doorbells cannot be rung by another process.
+    fn function(&self) -> Result<(Vec<u8>, Vec<OwnedFd>)>;
+
+    /// What the I/O queue `qid` sleeps on, if it can have an interrupt.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    fn vector(&self, qid: u16) -> Result<Option<OwnedFd>>;
+
+    /// Makes memory of another process reachable for the controller; returns its bus address.
+    ///
+    /// # Errors
+    /// When there are no addresses, or the IOMMU refuses.
+    fn map(&self, memory: &SharedMemory) -> Result<u64>;
+
+    /// Takes that back. The controller does not reach the memory any more when this returns well.
+    ///
+    /// # Errors
+    /// When that cannot be confirmed: the memory has to be leaked.
+    fn unmap(&self, memory: &SharedMemory) -> Result<()>;
+
+    /// Which life of the controller this is: a queue belongs to one.
+    fn life(&self) -> u32;
+
+    /// Another process's I/O queue may exist from now on, or does not exist any more.
+    fn note_queue(&self, life: u32, qid: u16, exists: bool);
 }
 
 /// Memory-mapped controller registers. Offsets are those of NVMe Base 2.1 §3.1.4.
@@ -242,6 +286,9 @@ pub struct AdminQueueRegisters {
 pub struct Capabilities {
     /// Queues are opened with the Fabrics Connect command and registers are properties.
     pub fabrics: bool,
+    /// I/O queues are opened with the Fabrics Connect command as well. Not so where the admin queue is a message-based one to another
+    /// process and I/O queues are in memory.
+    pub fabrics_io: bool,
     /// Largest transfer of one command, bytes, before MDTS is applied.
     pub max_transfer: u32,
     /// Most buffers one command's data may be made of.
@@ -272,6 +319,7 @@ impl Capabilities {
     pub fn fabrics() -> Self {
         Self {
             fabrics: true,
+            fabrics_io: true,
             max_transfer: u32::MAX,
             max_admin_transfer: u32::MAX,
             max_segments: u16::MAX,
@@ -284,7 +332,7 @@ impl Capabilities {
     /// Capabilities of a transport with registers and queues in memory.
     #[must_use]
     pub fn memory_based() -> Self {
-        Self { fabrics: false, separate_metadata: true, ..Self::fabrics() }
+        Self { fabrics: false, fabrics_io: false, separate_metadata: true, ..Self::fabrics() }
     }
 
     /// Sets the largest transfer, bytes.

@@ -1,5 +1,8 @@
 //! Several processes of an instance, as drivers of one process: what a secondary sees of the controllers of its primary.
 
+#[path = "share/memory.rs"]
+mod memory;
+
 use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +16,8 @@ use nvmf_core::spec::features::FeatureId;
 use nvmf_core::spec::log_page::LogPageId;
 use nvmf_core::{
     Callbacks, CommandError, Controller, ControllerOptions, ControllerState, Driver, ErrorKind, Event,
-    IoCommand, IoQpairOptions, NamespaceChange, Role, Transport, TransportId,
+    IoCommand, IoQpair, IoQpairOptions, Namespace as HostNamespace, NamespaceChange, Role, Transport,
+    TransportId,
 };
 use nvmf_loopback::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
 use nvmf_transport_rdma::RdmaTransport;
@@ -224,27 +228,16 @@ fn admin_commands_and_events_pass_but_nobody_changes_what_all_rely_on() -> Resul
     Ok(())
 }
 
-#[test]
-fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
-    let rig = Rig::new()?;
-    let removed = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&removed);
-    let mut found = Vec::new();
-    let callbacks = Callbacks::new().options(options()).attach(|c| found.push(c)).remove(move |_| {
-        count.fetch_add(1, Ordering::Relaxed);
-    });
-    rig.secondary.probe(Some(&rig.trid), callbacks)?;
-    let controller = found.pop().context("nothing was found")?;
-    let ns = controller.namespace(1).context("no namespace 1")?;
-    let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
-    // Commands that the target keeps.
-    rig.target.faults().push(Rule::new(Fault::Drop).io().always());
+fn submit_ten(qpair: &mut IoQpair, ns: &HostNamespace) -> Result<()> {
     for n in 0..10 {
         let buf = qpair.alloc(4096)?;
-        qpair.submit(IoCommand::read(&ns, 8 * n, buf), n).map_err(|error| error.error)?;
+        qpair.submit(IoCommand::read(ns, 8 * n, buf), n).map_err(|error| error.error)?;
     }
-    let Rig { primary, attached, secondary, target, folder, trid } = rig;
-    drop(primary);
+    Ok(())
+}
+
+/// They end with an error, each once, and their buffers come back.
+fn ten_end_once(qpair: &mut IoQpair) -> Result<()> {
     let mut ended = [0; 10];
     let deadline = Instant::now() + SOON;
     loop {
@@ -264,6 +257,28 @@ fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
         qpair.wait(Duration::from_millis(10))?;
     }
     ensure!(ended == [1; 10], "{ended:?}");
+    Ok(())
+}
+
+#[test]
+fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
+    let rig = Rig::new()?;
+    let removed = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&removed);
+    let mut found = Vec::new();
+    let callbacks = Callbacks::new().options(options()).attach(|c| found.push(c)).remove(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    rig.secondary.probe(Some(&rig.trid), callbacks)?;
+    let controller = found.pop().context("nothing was found")?;
+    let ns = controller.namespace(1).context("no namespace 1")?;
+    let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
+    // Commands that the target keeps.
+    rig.target.faults().push(Rule::new(Fault::Drop).io().always());
+    submit_ten(&mut qpair, &ns)?;
+    let Rig { primary, attached, secondary, target, folder, trid } = rig;
+    drop(primary);
+    ten_end_once(&mut qpair)?;
     eventually("the remove callback", || removed.load(Ordering::Relaxed) == 1)?;
     ensure!(controller.is_failed());
     ensure!(controller.alloc_io_qpair(&IoQpairOptions::default()).is_err());
@@ -351,6 +366,9 @@ fn malformed_messages_are_refused_without_harm() -> Result<()> {
             ],
         ),
         ("a lease without a controller", vec![hello.clone(), Request::Lease.encode(2)]),
+        ("memory without a controller", vec![hello.clone(), Request::Map.encode(2)]),
+        ("registers without a controller", vec![hello.clone(), Request::Function.encode(2)]),
+        ("the end of queues without a controller", vec![hello.clone(), Request::Quit.encode(2)]),
         ("a long packet", vec![hello.clone(), vec![3; 180 << 10]]),
     ];
     for (what, packets) in cases {

@@ -1,19 +1,21 @@
 //! The transport's side of one controller: registers, queue pairs, what it can do.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use nvmf_core::spec::identify::{IdentifyController, oacs};
 use nvmf_core::spec::registers::{Cap, ControllerConfig, PropertyOffset};
 use nvmf_core::spec::{Sqe, Status};
 use nvmf_core::transport::{
-    AdminQueueRegisters, Capabilities, QpairSetup, Registers, TransportController, TransportQpair,
+    AdminQueueRegisters, Capabilities, Lender, Primary, QpairSetup, Registers, TransportController,
+    TransportQpair,
 };
 use nvmf_core::{ControllerOptions, Error, Result};
 
 use crate::data::max_transfer;
 use crate::device::PciDevice;
+use crate::lent::LentFunction;
 use crate::qpair::PcieQpair;
 use crate::quirks::Quirks;
 use crate::shadow::{self, ShadowDoorbells};
@@ -81,6 +83,30 @@ impl PcieController {
         })
     }
 
+    /// The controller that the primary of an instance has taken over, in another process: I/O queues only.
+    ///
+    /// # Errors
+    /// When the primary does not answer, or the doorbells cannot be mapped in this process.
+    pub fn lent(primary: &Arc<Primary>, options: &ControllerOptions) -> Result<Self> {
+        let (device, bar) = LentFunction::open(primary)?;
+        let identity = device.identity();
+        let quirks = Quirks::of(identity.vendor, identity.device);
+        let vectors = if options.enable_interrupts { MAX_VECTORS } else { 0 };
+        let shared = Shared::lent(Box::new(device), bar, quirks, vectors, primary);
+        let shared = Arc::new(shared.map_err(|error| error.peer(identity))?);
+        let watcher: Weak<Shared> = Arc::downgrade(&shared);
+        primary.watch(watcher);
+        Ok(Self {
+            registers: RegisterFile(shared),
+            admin: None,
+            interrupts: options.enable_interrupts,
+            num_io_queues: options.num_io_queues,
+            shadow_doorbells: false,
+            use_cmb_sqs: false,
+            offered: None,
+        })
+    }
+
     /// As [`TransportController::create_qpair`], with the concrete type.
     ///
     /// # Errors
@@ -90,8 +116,11 @@ impl PcieController {
         if let Some(failure) = shared.failure(shared.life()) {
             return Err(failure);
         }
+        if setup.qid != 0 {
+            shared.learn_shadow()?;
+        }
         let wanted = setup.qid == 0 || self.interrupts;
-        let vector = (wanted && setup.qid < shared.vectors()).then_some(setup.qid);
+        let vector = (wanted && shared.has_vector(setup.qid)).then_some(setup.qid);
         let qpair = PcieQpair::new(Arc::clone(shared), setup, vector)?;
         if setup.qid == 0 {
             let size_z = u32::from(qpair.entries() - 1);
@@ -179,6 +208,10 @@ impl TransportController for PcieController {
         } else {
             tracing::debug!(%status, "the controller does not take shadow doorbells after all");
         }
+    }
+
+    fn lender(&mut self) -> Option<Arc<dyn Lender>> {
+        Some(Arc::<Shared>::clone(&self.registers.0))
     }
 
     fn as_any(&mut self) -> &mut dyn Any {

@@ -5,6 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nvmf_core::dma::{DmaGrant, RegionId};
+use nvmf_core::spec::registers::DOORBELL_BASE;
 use nvmf_core::{Error, Result};
 
 /// An NVMe function on some PCI bus, real or not.
@@ -27,6 +28,15 @@ pub trait PciDevice: Send {
     /// When there is no such BAR, or this kind of device does not give access to it.
     fn bar(&mut self, index: u8) -> Result<Bar0> {
         Err(Error::unsupported(format!("BAR {index} of this device cannot be accessed")))
+    }
+
+    /// What another process needs to ring doorbells: parts of BAR 0 that it can map. Not the doorbells alone, as a rule: who is given
+    /// it can do to the controller what this process can.
+    ///
+    /// # Errors
+    /// When the doorbells cannot be mapped, or this kind of device does not lend its registers.
+    fn lend_registers(&self) -> Result<BarFile> {
+        Err(Error::unsupported("the registers of this kind of device cannot be used by several processes"))
     }
 
     /// Sets bus addresses aside for as long as the device is held: no mapping is ever given them. `len` bytes, at `at` or
@@ -116,6 +126,41 @@ impl fmt::Display for PciIdentity {
     }
 }
 
+/// Parts of a BAR as parts of a file.
+#[derive(Debug)]
+pub struct BarFile {
+    /// The file.
+    pub file: OwnedFd,
+    /// The parts, whole pages.
+    pub areas: Vec<BarArea>,
+    /// Bytes of the BAR.
+    pub len: u64,
+    /// Whether the file is memory that is sealed against being cut short, which would end who accesses it with SIGBUS.
+    pub sealed: bool,
+}
+
+/// A part of a BAR that can be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BarArea {
+    /// Where it is in the BAR.
+    pub offset: u64,
+    /// Where it is in the file.
+    pub at: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl BarFile {
+    /// Whether the first doorbells can be mapped.
+    #[must_use]
+    pub fn has_doorbells(&self) -> bool {
+        let first = DOORBELL_BASE;
+        self.areas
+            .iter()
+            .any(|area| area.offset <= first && first + 8 <= area.offset.saturating_add(area.len))
+    }
+}
+
 /// Registers, or memory of the function, that are not memory of this process: messages to a server, or calls into an emulation. Called from several threads.
 ///
 /// Offsets are from the start of the BAR and aligned to the access. A function that is gone reads as all ones, as a bus
@@ -127,6 +172,11 @@ pub trait BarAccess: Send + Sync {
     /// Whether there is no BAR.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether registers can be read at all: a secondary process may have the doorbells only.
+    fn is_readable(&self) -> bool {
+        true
     }
 
     /// Reads 32 bits.
@@ -199,6 +249,12 @@ impl Bar0 {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether registers can be read at all.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.0.is_readable()
     }
 
     /// Checks that a register of `size` bytes is there: offsets come from what the function itself says (doorbell stride).

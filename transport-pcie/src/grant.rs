@@ -22,6 +22,12 @@ pub(crate) fn file_for_server(grant: &DmaGrant) -> Option<BorrowedFd<'_>> {
     unsafe { grant.file() }
 }
 
+/// The file of a region, for the primary of an instance.
+pub(crate) fn file_for_primary(grant: &DmaGrant) -> Option<BorrowedFd<'_>> {
+    // SAFETY: it is sent to the primary and to nobody else, which maps it for the function and does not access it (M10).
+    unsafe { grant.file() }
+}
+
 /// Registers of a vfio-user server, mapped here.
 pub(crate) fn registers_of_server() -> DeviceMemory {
     // SAFETY: what is mapped is the server's file, and written are registers, which are the server's to interpret. A server that

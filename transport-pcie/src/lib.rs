@@ -29,6 +29,7 @@ mod farewell;
 #[expect(unsafe_code, reason = "leave for devices to access memory")]
 mod grant;
 mod hotplug;
+mod lent;
 // UNSAFETY: volatile accesses to mapped registers.
 #[expect(unsafe_code, reason = "mmap, and volatile accesses to device registers")]
 mod mmio;
@@ -49,10 +50,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use controller::PcieController;
-pub use device::{Bar0, BarAccess, PciDevice, PciIdentity};
+pub use device::{Bar0, BarAccess, BarArea, BarFile, PciDevice, PciIdentity};
 use hotplug::BusMonitor;
 pub use mmio::MappedBar;
-use nvmf_core::transport::{HotplugMonitor, Transport, TransportController};
+use nvmf_core::transport::{HotplugMonitor, Primary, Transport, TransportController};
 use nvmf_core::transport_id::PciAddress;
 use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
 pub use obstacle::Obstacle;
@@ -262,6 +263,16 @@ impl Transport for PcieTransport {
         };
         let device = device.map_err(|error| error.peer(trid))?;
         Ok(Box::new(PcieController::new(Box::new(device), options).map_err(|error| error.peer(trid))?))
+    }
+
+    fn ctrlr_construct_secondary(
+        &self,
+        trid: &TransportId,
+        options: &ControllerOptions,
+        primary: &Arc<Primary>,
+    ) -> Result<Box<dyn TransportController>> {
+        let controller = PcieController::lent(primary, options);
+        Ok(Box::new(controller.map_err(|error| error.doing("using a controller of the primary").peer(trid))?))
     }
 }
 

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 
 use nvmf_core::Result;
 
-use crate::device::BarAccess;
+use crate::device::{BarAccess, BarArea};
 
 /// A mapped part of a BAR.
 ///
@@ -105,6 +105,35 @@ impl BarAccess for MappedBar {
 impl fmt::Debug for MappedBar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "MappedBar({:#x} bytes)", self.len)
+    }
+}
+
+/// The mapped parts of a BAR.
+#[derive(Debug)]
+pub(crate) struct MappedAreas(Vec<(u64, MappedBar)>);
+
+impl MappedAreas {
+    /// Maps these parts of the file.
+    pub(crate) fn map(file: BorrowedFd<'_>, areas: &[BarArea]) -> io::Result<Self> {
+        let map = |area: &BarArea| Ok((area.offset, MappedBar::map(file, area.at, area.len)?));
+        areas.iter().map(map).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// The mapping that has the word at this offset of the BAR, and where in it.
+    pub(crate) fn find(&self, offset: u64) -> Option<(&MappedBar, u64)> {
+        self.0.iter().find_map(|(at, bar)| {
+            let within = offset.checked_sub(*at)?;
+            (within.checked_add(4)? <= bar.len()).then_some((bar, within))
+        })
+    }
+
+    /// Gives the device up for every holder of the registers: they read as all ones from now on.
+    pub(crate) fn revoke(&self) {
+        for (_, bar) in &self.0 {
+            if let Err(error) = bar.revoke() {
+                tracing::error!(%error, "the device's registers stay mapped until their last user is gone");
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! With a full barrier between write and read on both sides, one of the two sees what the other wrote.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nvmf_core::dma::{SharedMemory, device_write_barrier};
@@ -36,6 +37,17 @@ pub(crate) struct ShadowDoorbells {
     len: u64,
 }
 
+/// Shadow doorbells on their way to another process.
+#[derive(Debug)]
+pub(crate) struct LentShadow {
+    pub(crate) file: OwnedFd,
+    /// Where the two buffers start, bytes.
+    pub(crate) doorbells: u64,
+    pub(crate) events: u64,
+    /// Bytes of each.
+    pub(crate) len: u64,
+}
+
 impl ShadowDoorbells {
     /// Buffers for queues up to `max_qid`.
     pub(crate) fn new(shared: &Shared, max_qid: u16) -> Result<Self> {
@@ -46,6 +58,31 @@ impl ShadowDoorbells {
         let (memory, iova, start) = shared.aligned(2 * len as usize)?;
         let addresses = [iova, iova + len];
         Ok(Self { memory, doorbells: start, events: start + len as usize, addresses, cap, page, len })
+    }
+
+    /// What another process needs to use them: the memory, and where both buffers start in it and how long each is.
+    pub(crate) fn lend(&self) -> std::io::Result<Option<LentShadow>> {
+        let Some(file) = self.memory.file() else { return Ok(None) };
+        let file = file.try_clone_to_owned()?;
+        Ok(Some(LentShadow {
+            file,
+            doorbells: self.doorbells as u64,
+            events: self.events as u64,
+            len: self.len,
+        }))
+    }
+
+    /// Those of the primary, in a secondary.
+    pub(crate) fn lent(shadow: LentShadow, cap: Cap, page: u64) -> Result<Self> {
+        let LentShadow { file, doorbells, events, len } = shadow;
+        let memory = SharedMemory::shared_by(file, 4 * MAX_BUFFER as usize)
+            .map_err(|error| Error::from(error).doing("mapping the primary's shadow doorbells"))?;
+        let inside = |at: u64| at.is_multiple_of(4) && at.saturating_add(len) <= memory.len() as u64;
+        if !inside(doorbells) || !inside(events) {
+            return Err(Error::peer_misbehaved("the primary's shadow doorbells lie outside of their memory"));
+        }
+        let (doorbells, events) = (doorbells as usize, events as usize);
+        Ok(Self { memory, doorbells, events, addresses: [0; 2], cap, page, len })
     }
 
     /// Doorbell Buffer Config: PRP entry 1 is the shadow doorbell buffer, PRP entry 2 the EventIdx buffer.

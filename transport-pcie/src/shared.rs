@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -13,12 +13,13 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use nvmf_core::dma::{DMA_PAGE, RegionId, SharedMemory};
 use nvmf_core::proto::controller_init::MAX_PAGE;
 use nvmf_core::spec::registers::{Cap, ControllerConfig, ControllerStatus, PropertyOffset, Shn, Shst};
-use nvmf_core::transport::Quiesce;
+use nvmf_core::transport::{Primary, PrimaryWatcher, Quiesce, Standing};
 use nvmf_core::{DmaPool, DmaRegion, Error, ErrorKind, Result};
 
 use crate::cmb::{Cmb, CmbPart};
-use crate::device::{Bar0, PciDevice};
+use crate::device::{Bar0, BarFile, PciDevice, PciIdentity};
 use crate::grant;
+use crate::lent;
 use crate::quirks::Quirks;
 use crate::shadow::ShadowDoorbells;
 use crate::wake::{self, Bell};
@@ -29,6 +30,8 @@ const MIN_DISABLE: Duration = Duration::from_millis(500);
 const MAX_DISABLE: Duration = Duration::from_secs(20);
 /// How long a controller may take to delete its I/O queues before it is disabled all the same.
 const MAX_DELETE: Duration = Duration::from_secs(1);
+/// How long a primary whose connection is closed may take to end.
+const MAX_ENDING: Duration = Duration::from_secs(1);
 /// What a read returns that nobody answers.
 const NOBODY_32: u32 = u32::MAX;
 
@@ -65,7 +68,12 @@ pub(crate) struct Shared {
     /// Memory for data that neither PRPs nor SGLs can describe.
     pub(crate) bounce: DmaPool,
     name: String,
-    vectors: Vec<File>,
+    /// By vector, which is that of the queue of the same identifier. A secondary gets them one by one.
+    vectors: Vec<OnceLock<File>>,
+    /// The primary, in a secondary: it alone starts and stops the controller.
+    primary: Option<Arc<Primary>>,
+    /// When the primary was lost, in a secondary.
+    orphaned: OnceLock<Instant>,
     /// Sleeps on vector 0 and the removal notice together; only with a vector 0.
     admin_wait: Option<Mutex<Poll>>,
     /// Wakes that sleeper when an I/O queue pair finds out that the function is lost.
@@ -83,6 +91,8 @@ pub(crate) struct Shared {
     life: AtomicU32,
     /// Shadow doorbells, once the controller has taken them.
     shadow: Mutex<Option<Arc<ShadowDoorbells>>>,
+    /// In a secondary: the life for which they are known, or known not to be.
+    shadow_life: Mutex<Option<u32>>,
     cmb: Mutex<Option<Arc<Cmb>>>,
     /// CSTS is not looked at before, for controllers that do not bear it after they were disabled.
     left_alone: Mutex<Option<Instant>>,
@@ -102,6 +112,8 @@ struct Inner {
 #[derive(Clone, Copy, Debug)]
 enum Stop {
     Running,
+    /// In a secondary: the primary ends its queues, or stops the controller, and will say so.
+    Elsewhere,
     /// The admin queue deletes the I/O queues first, if it is done with that in time.
     Deleting {
         until: Instant,
@@ -130,6 +142,30 @@ impl Shared {
         quirks: Quirks,
         vectors: Vec<OwnedFd>,
     ) -> Result<Self> {
+        let vectors = vectors.into_iter().map(|fd| OnceLock::from(File::from(fd))).collect();
+        Self::with(device, bar, cap, quirks, vectors, None)
+    }
+
+    /// The same in a secondary.
+    pub(crate) fn lent(
+        device: Box<dyn PciDevice>,
+        bar: Bar0,
+        quirks: Quirks,
+        vectors: u16,
+        primary: &Arc<Primary>,
+    ) -> Result<Self> {
+        let vectors = (0..vectors).map(|_| OnceLock::new()).collect();
+        Self::with(device, bar, primary.cap(), quirks, vectors, Some(Arc::clone(primary)))
+    }
+
+    fn with(
+        device: Box<dyn PciDevice>,
+        bar: Bar0,
+        cap: Cap,
+        quirks: Quirks,
+        vectors: Vec<OnceLock<File>>,
+        primary: Option<Arc<Primary>>,
+    ) -> Result<Self> {
         let mps = cap.select_mps(DMA_PAGE as u64).filter(|_| cap.min_page_size() <= MAX_PAGE);
         let page = mps.map(|mps| 1u64 << (12 + mps)).ok_or_else(|| {
             Error::unsupported(format!(
@@ -141,7 +177,7 @@ impl Shared {
         let bell = Bell::new()
             .inspect_err(|error| tracing::warn!(%error, "queue pairs will not be woken by a removal"))
             .ok();
-        let admin_wait = vectors.first().and_then(|vector| {
+        let admin_wait = vectors.first().and_then(OnceLock::get).and_then(|vector| {
             let poll = Poll::new().ok()?;
             let removal = device.removal_fd().map(|fd| (REMOVAL, fd));
             for (token, fd) in removal.into_iter().chain([(OTHERS, vector.as_fd())]) {
@@ -158,7 +194,9 @@ impl Shared {
             quirks,
             bounce: DmaPool::new(),
             name: device.identity().to_string(),
-            vectors: vectors.into_iter().map(File::from).collect(),
+            vectors,
+            primary,
+            orphaned: OnceLock::new(),
             admin_wait: admin_wait.map(Mutex::new),
             admin_waker,
             bell,
@@ -168,6 +206,7 @@ impl Shared {
             dead: AtomicBool::new(false),
             life: AtomicU32::new(0),
             shadow: Mutex::default(),
+            shadow_life: Mutex::default(),
             cmb: Mutex::default(),
             left_alone: Mutex::default(),
             inner: Mutex::new(Inner {
@@ -208,9 +247,28 @@ impl Shared {
 
     // --- interrupts --------------------------------------------------------------------------------------------------
 
-    /// Vectors there are.
-    pub(crate) fn vectors(&self) -> u16 {
-        u16::try_from(self.vectors.len()).unwrap_or(u16::MAX)
+    fn vector(&self, vector: u16) -> Option<&File> {
+        self.vectors.get(usize::from(vector))?.get()
+    }
+
+    /// Whether there is such a vector.
+    pub(crate) fn has_vector(&self, vector: u16) -> bool {
+        let Some(place) = self.vectors.get(usize::from(vector)) else { return false };
+        if place.get().is_none()
+            && let Some(primary) = &self.primary
+        {
+            // The same queue identifier always has the same one.
+            match primary.vector(vector) {
+                Ok(fd) => drop(fd.map(|fd| place.set(File::from(fd)))),
+                Err(error) => tracing::debug!(%error, vector, "a queue without an interrupt"),
+            }
+        }
+        place.get().is_some()
+    }
+
+    /// A copy of a vector's descriptor for another process.
+    pub(crate) fn vector_for_another(&self, vector: u16) -> Result<Option<OwnedFd>> {
+        Ok(self.vector(vector).map(File::try_clone).transpose()?.map(OwnedFd::from))
     }
 
     /// What to sleep on for the admin queue: its vector, and the removal notice where there is one.
@@ -240,7 +298,7 @@ impl Shared {
     /// What to sleep on for an I/O queue: readable when its vector fires, and as long as the function is lost, stopped, or
     /// about to be taken away. Where there cannot be one, the vector's own descriptor has to do.
     pub(crate) fn sleep_on(&self, vector: u16) -> Option<OwnedFd> {
-        let vector = self.vectors.get(usize::from(vector))?.as_fd();
+        let vector = self.vector(vector)?.as_fd();
         let inner = self.lock();
         let ends = [self.bell.as_ref().map(Bell::as_fd), inner.device.removal_fd()];
         wake::any_of([vector].into_iter().chain(ends.into_iter().flatten()))
@@ -249,12 +307,12 @@ impl Shared {
     }
 
     pub(crate) fn vector_fd(&self, vector: u16) -> Option<RawFd> {
-        self.vectors.get(usize::from(vector)).map(AsRawFd::as_raw_fd)
+        self.vector(vector).map(AsRawFd::as_raw_fd)
     }
 
     /// Silences a vector's descriptor. Whoever does that has to look at the queue afterwards.
     pub(crate) fn silence(&self, vector: u16) {
-        let Some(mut file) = self.vectors.get(usize::from(vector)) else { return };
+        let Some(mut file) = self.vector(vector) else { return };
         let mut bytes = [0; 512];
         // An eventfd gives eight bytes; a pipe may hold more than one buffer full.
         for _ in 0..128 {
@@ -293,8 +351,15 @@ impl Shared {
         if self.lost.load(Ordering::Acquire) {
             return Some(self.gone());
         }
-        (self.dead.load(Ordering::Acquire) || self.life() != life)
-            .then(|| Error::disconnected(format!("the controller of {} was disabled", self.name)))
+        if !self.dead.load(Ordering::Acquire) && self.life() == life {
+            return None;
+        }
+        let lost = self.primary.as_ref().and_then(|primary| primary.failure());
+        Some(
+            lost.unwrap_or_else(|| {
+                Error::disconnected(format!("the controller of {} was disabled", self.name))
+            }),
+        )
     }
 
     /// The controller's current life. Queues of an earlier one do not exist any more.
@@ -313,6 +378,10 @@ impl Shared {
     pub(crate) fn check_alive(&self) -> Result<()> {
         let left_alone = *self.left_alone.lock().unwrap_or_else(PoisonError::into_inner);
         if left_alone.is_some_and(|until| Instant::now() < until) {
+            return Ok(());
+        }
+        if self.primary.is_some() && !self.bar.is_readable() {
+            // Only the primary can look, and does.
             return Ok(());
         }
         let csts =
@@ -347,6 +416,25 @@ impl Shared {
         Ok(iova)
     }
 
+    /// Takes a region's mapping back. The function does not access it any more when this returns well.
+    pub(crate) fn unmap(&self, region: &DmaRegion) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.maps.contains_key(&region.id()) {
+            // It stays among them if that fails. A function that was cut off has nothing mapped any more.
+            if !matches!(inner.stop, Stop::CutOff) {
+                inner.device.dma_unmap(region.id())?;
+            }
+            inner.maps.remove(&region.id());
+        }
+        Ok(())
+    }
+
+    /// What another process needs to ring doorbells.
+    pub(crate) fn lend(&self) -> Result<(PciIdentity, BarFile)> {
+        let inner = self.lock();
+        Ok((inner.device.identity(), inner.device.lend_registers()?))
+    }
+
     /// Zeroed memory of at least `len` bytes that starts at a memory page (CC.MPS): where, by bus address and in the memory.
     pub(crate) fn aligned(&self, len: usize) -> Result<(SharedMemory, u64, usize)> {
         // Regions start at multiples of DMA_PAGE.
@@ -363,6 +451,20 @@ impl Shared {
     /// The shadow doorbells in use.
     pub(crate) fn shadow(&self) -> Option<Arc<ShadowDoorbells>> {
         self.shadow.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// In a secondary: finds out whether the controller uses shadow doorbells in this life, once.
+    pub(crate) fn learn_shadow(&self) -> Result<()> {
+        let Some(primary) = &self.primary else { return Ok(()) };
+        let life = self.life();
+        let mut known = self.shadow_life.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != Some(life) {
+            let shadow = lent::shadow(primary, self.page)?;
+            // Of a life that is over nothing is made any more.
+            self.set_shadow(shadow.map(Arc::new));
+            *known = Some(life);
+        }
+        Ok(())
     }
 
     /// Queue pairs made from now on use these shadow doorbells, or none.
@@ -465,17 +567,35 @@ impl Shared {
         }
         inner.stop = match inner.stop {
             Stop::Deleting { until } if now < until => Stop::Deleting { until },
+            Stop::Elsewhere => Stop::Elsewhere,
+            // The primary sees it, too. When it has ended there is nobody else to stop the controller.
+            Stop::Running if self.awaits_primary(now) => Stop::Running,
             Stop::Running | Stop::Deleting { .. } => self.disable(&mut inner, now),
             Stop::Disabling { not_before, deadline } => {
                 self.await_disabled(&mut inner, now, not_before, deadline)
             }
             done => done,
         };
+        if self.orphaned.get().is_some()
+            && matches!(inner.stop, Stop::Quiet | Stop::CutOff | Stop::Unconfirmed)
+        {
+            // The function is free for the next primary.
+            inner.device.isolate();
+        }
         match inner.stop {
-            Stop::Running | Stop::Deleting { .. } | Stop::Disabling { .. } => Quiesce::Pending,
+            Stop::Running | Stop::Elsewhere | Stop::Deleting { .. } | Stop::Disabling { .. } => {
+                Quiesce::Pending
+            }
             Stop::Quiet | Stop::CutOff => Quiesce::Done,
             Stop::Unconfirmed => Quiesce::Unconfirmed,
         }
+    }
+
+    /// Whether the primary has to stop the controller, or may still be ending.
+    fn awaits_primary(&self, now: Instant) -> bool {
+        let Some(primary) = &self.primary else { return false };
+        // The sockets of a process are closed a moment before it has ended.
+        self.orphaned.get().is_none_or(|&since| !primary.has_ended() && now < since + MAX_ENDING)
     }
 
     /// Begins another life of a controller that was stopped and obeyed. Mappings and interrupts stay.
@@ -483,21 +603,12 @@ impl Shared {
         let inner = &mut *self.lock();
         match inner.stop {
             Stop::Running => {}
+            // The primary says when.
+            _ if self.primary.is_some() => {}
             Stop::Quiet if self.lost.load(Ordering::Acquire) || inner.device.is_removed() => {
                 return Err(self.mark_lost());
             }
-            Stop::Quiet => {
-                // It has forgotten its shadow doorbells as well.
-                self.set_shadow(None);
-                if let Some(bell) = &self.bell {
-                    bell.silence();
-                }
-                // Queues of the life before see that it is over before they could see the controller running again.
-                self.life.fetch_add(1, Ordering::AcqRel);
-                inner.stop = Stop::Running;
-                inner.queues.clear();
-                self.dead.store(false, Ordering::Release);
-            }
+            Stop::Quiet => self.begin_life(inner),
             Stop::CutOff | Stop::Unconfirmed => {
                 return Err(Error::disconnected(format!(
                     "the controller of {} did not stop and was cut off from memory",
@@ -505,11 +616,24 @@ impl Shared {
                 ))
                 .hint("detach it and attach it anew"));
             }
-            Stop::Deleting { .. } | Stop::Disabling { .. } => {
+            Stop::Elsewhere | Stop::Deleting { .. } | Stop::Disabling { .. } => {
                 return Err(Error::api_misuse("a controller is used again before it is stopped"));
             }
         }
         Ok(())
+    }
+
+    fn begin_life(&self, inner: &mut Inner) {
+        // It has forgotten its shadow doorbells as well.
+        self.set_shadow(None);
+        if let Some(bell) = &self.bell {
+            bell.silence();
+        }
+        // Queues of the life before see that it is over before they could see the controller running again.
+        self.life.fetch_add(1, Ordering::AcqRel);
+        inner.stop = Stop::Running;
+        inner.queues.clear();
+        self.dead.store(false, Ordering::Release);
     }
 
     fn disable(&self, inner: &mut Inner, now: Instant) -> Stop {
@@ -548,6 +672,31 @@ impl Shared {
         let certain = inner.device.isolate();
         tracing::warn!(function = %self.name, why, certain, "the controller is cut off from memory");
         if certain { Stop::CutOff } else { Stop::Unconfirmed }
+    }
+}
+
+/// In a secondary: what the primary says about the controller.
+impl PrimaryWatcher for Shared {
+    fn look(&self, standing: Standing) {
+        let mut inner = self.lock();
+        if standing == Standing::Lost {
+            self.orphaned.get_or_init(Instant::now);
+        }
+        match (standing, inner.stop) {
+            (Standing::Usable, Stop::Quiet) => return self.begin_life(&mut inner),
+            (Standing::Usable, _) => return,
+            (Standing::Ending, Stop::Running) => inner.stop = Stop::Elsewhere,
+            (Standing::Ended, _) => inner.stop = Stop::Quiet,
+            // Each queue now asks for itself, and this side does what is left to be done.
+            (Standing::Lost, Stop::Elsewhere) => inner.stop = Stop::Running,
+            (Standing::Ending | Standing::Lost, _) => {}
+        }
+        self.dead.store(true, Ordering::Release);
+        self.ring();
+        if standing == Standing::Lost && (inner.queues.is_empty() || matches!(inner.stop, Stop::Quiet)) {
+            // Nothing of ours is left there: the function is free for the next primary.
+            inner.device.isolate();
+        }
     }
 }
 

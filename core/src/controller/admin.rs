@@ -517,6 +517,11 @@ impl Admin {
         self.engine.as_ref().is_none_or(Engine::is_drained)
     }
 
+    /// Whether, besides, the transport has confirmed that nothing of it is reached any more.
+    pub(super) fn is_quiesced(&self) -> bool {
+        self.engine.as_ref().is_none_or(|engine| engine.is_drained() && engine.is_quiesced())
+    }
+
     /// How often it was connected.
     pub(super) fn association(&self) -> u64 {
         self.association

@@ -182,7 +182,7 @@ impl Controller {
         let capabilities = self.lock().transport.capabilities();
         InitConfig {
             fabrics: capabilities.fabrics,
-            discovery: capabilities.fabrics && self.trid().subnqn().is_none_or(|nqn| nqn.is_discovery()),
+            discovery: capabilities.fabrics_io && self.trid().subnqn().is_none_or(|nqn| nqn.is_discovery()),
             admin_timeout: options.admin_timeout,
             connect_timeout: options.connect_timeout,
             num_io_queues: options.num_io_queues,

@@ -502,7 +502,8 @@ impl Controller {
     }
 
     /// Makes an I/O queue pair that connects while it is polled ([`IoQpair::poll_connect`],
-    /// [`IoQpair::process_completions`]). Does not block. What is submitted before waits.
+    /// [`IoQpair::process_completions`]). Does not block, but in a secondary process ([`crate::DriverBuilder::shared`]), which asks the primary
+    /// for a queue identifier: up to 5 s if that is stopped. What is submitted before waits.
     ///
     /// # Errors
     /// As [`Controller::alloc_io_qpair`].
@@ -595,7 +596,7 @@ impl Controller {
             priority: options.priority,
         };
         let transport = create(&mut *admin.transport, &setup)?;
-        let connect = if admin.transport.capabilities().fabrics {
+        let connect = if admin.transport.capabilities().fabrics_io {
             Some(inner.connect_command(&setup, info.init.cntlid, 0)?)
         } else {
             None

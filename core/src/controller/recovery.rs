@@ -213,7 +213,7 @@ impl Controller {
         if trid.trtype() != current.trtype() {
             return Err(misuse("that is another transport").peer(current));
         }
-        if !admin.transport.capabilities().fabrics {
+        if !admin.transport.capabilities().fabrics_io {
             return Err(misuse("it is a local device").peer(current));
         }
         if trid.subnqn() != current.subnqn() {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::{Controller, Event, Link};
+use crate::transport::Lender;
 
 /// Is told what happens to a controller, by whichever thread notices; must not block.
 pub(crate) trait Watcher: Send + Sync {
@@ -49,6 +50,17 @@ impl Controller {
     /// Whether its admin queue is given up, and nothing of it is left.
     pub(crate) fn is_quiet(&self) -> bool {
         self.lock().is_quiet()
+    }
+
+    /// Whether its admin queue is given up and what it could reach of memory is known to be out of reach; with it, every I/O queue that
+    /// lives by it.
+    pub(crate) fn is_quiesced(&self) -> bool {
+        self.lock().is_quiesced()
+    }
+
+    /// What lets other processes drive I/O queues in memory.
+    pub(crate) fn lender(&self) -> Option<Arc<dyn Lender>> {
+        self.lock().transport.lender()
     }
 
     /// A queue identifier for another process, if one is left.

@@ -270,9 +270,19 @@ impl SharedMemory {
         self.window.write_bytes(offset, from);
     }
 
-    /// Gives the memory up for good because a device may still access it: it stays mapped until the process ends.
+    /// Memory that another process shares, all of it, to be mapped for a device that the other process uses.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is not a memfd that is sealed against changes of its length, not made of whole pages, empty, or longer
+    /// than `most` bytes; what mmap reports, as for a file that cannot be written.
+    pub fn shared_by(file: OwnedFd, most: usize) -> io::Result<Self> {
+        DmaRegion::shared_by(File::from(file), most).map(Self::new)
+    }
+
+    /// Gives the memory up for good because a device may still access it: it stays mapped, here and for the device, until the
+    /// process ends.
     pub fn leak(self) {
-        self.extent.region().leak();
+        self.extent.leak();
     }
 }
 

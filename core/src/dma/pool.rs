@@ -184,7 +184,7 @@ impl DmaBuf {
     /// Gives the memory up for good: it stays mapped until the process ends. For buffers a device may still write.
     pub fn leak(mut self) {
         if let Some(extent) = self.extent.take() {
-            extent.region().leak();
+            extent.leak();
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -76,22 +76,7 @@ impl DmaRegion {
         if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: a fresh shared mapping of our own file at an address the kernel chooses; nothing else is affected.
-        let ptr = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_POPULATE,
-                fd,
-                0,
-            )
-        };
-        if ptr == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base =
-            NonNull::new(ptr.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned address zero"))?;
+        let base = map_shared(&file, len, libc::MAP_POPULATE)?;
         Ok(Self::whole(base, len, Memory::Memfd(file)))
     }
 
@@ -117,6 +102,31 @@ impl DmaRegion {
             ));
         }
         Ok(Self::whole(base, len, Memory::Foreign(owner)))
+    }
+
+    /// Maps memory that another process shares, all of it: for a device that the other process uses. It is neither touched nor
+    /// allocated by that.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is not sealed against changes of its length, not made of whole pages, empty, or longer than `most`
+    /// bytes; what mmap reports, as for a file that cannot be written.
+    pub(super) fn shared_by(file: File, most: usize) -> io::Result<Extent> {
+        let refuse = |why: String| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        // SAFETY: a file descriptor and integers; no memory is involved.
+        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+        let wanted = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+        if seals < 0 || seals & wanted != wanted {
+            return refuse("shared memory whose length can change: it is not sealed".to_owned());
+        }
+        let bytes = file.metadata()?.len();
+        let len = usize::try_from(bytes).ok().filter(|&len| len <= most);
+        let Some(len) = len.filter(|&len| len > 0 && len.is_multiple_of(DMA_PAGE)) else {
+            return refuse(format!(
+                "{bytes} bytes of shared memory, which are not whole pages of {DMA_PAGE}, or more than {most}"
+            ));
+        };
+        let base = map_shared(&file, len, 0)?;
+        Ok(Self::whole(base, len, Memory::Memfd(file)))
     }
 
     fn whole(base: NonNull<u8>, len: usize, memory: Memory) -> Extent {
@@ -168,11 +178,22 @@ impl DmaRegion {
         self.0.base
     }
 
-    /// Leaks the mapping: it stays mapped until the process ends. For memory a device may still write
-    /// because its queue could not be quiesced.
+    /// Leaks the mapping: it stays mapped in this process until the process ends. For memory a device may still write and that
+    /// it can no longer be kept from. Pieces of it are leaked with [`Extent::leak`].
     pub fn leak(&self) {
         std::mem::forget(Arc::clone(&self.0));
     }
+}
+
+/// Maps a file from its start on for reading and writing.
+fn map_shared(file: &File, len: usize, flags: i32) -> io::Result<NonNull<u8>> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | flags);
+    // SAFETY: a fresh shared mapping at an address the kernel chooses; nothing else is affected.
+    let ptr = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0) };
+    if ptr == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(ptr.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned address zero"))
 }
 
 impl fmt::Debug for DmaRegion {
@@ -271,6 +292,12 @@ impl Extent {
         Ok((self, right))
     }
 
+    /// Gives it up for good because a device may still write to it: its region stays in use, so that it is unmapped neither here nor
+    /// for the device, and its bus addresses are not given to others.
+    pub fn leak(self) {
+        std::mem::forget(self);
+    }
+
     /// First byte, for raw accesses by the neighbouring module.
     pub(super) fn base(&self) -> NonNull<u8> {
         // SAFETY: the offset lies inside the mapping or at its end (by construction and split_at).
@@ -353,6 +380,53 @@ mod tests {
         assert_eq!(dropped.load(Ordering::SeqCst), 0);
         drop(extent);
         assert_eq!(dropped.load(Ordering::SeqCst), 3 * DMA_PAGE as u64);
+    }
+
+    #[test]
+    fn a_leaked_piece_keeps_its_region_in_use() {
+        let region = {
+            let extent = DmaRegion::allocate(1).unwrap();
+            let region = extent.region().clone();
+            extent.leak();
+            region
+        };
+        assert!(region.in_use());
+    }
+
+    /// A memfd of so many bytes with these seals.
+    fn memfd(len: u64, seals: i32) -> File {
+        // SAFETY: the name is a NUL-terminated literal; the call has no other memory argument.
+        let fd = unsafe { libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        // SAFETY: fd was just returned by memfd_create and is owned by nobody else.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len).unwrap();
+        // SAFETY: a file descriptor and integers; no memory is involved.
+        assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) }, 0);
+        file
+    }
+
+    #[test]
+    fn memory_of_others_is_taken_only_whole_sealed_and_within_limits() {
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+        let most = 4 * DMA_PAGE;
+        for (len, seals) in [
+            (DMA_PAGE, 0),
+            (DMA_PAGE, libc::F_SEAL_SHRINK),
+            (DMA_PAGE, libc::F_SEAL_GROW),
+            (0, seals),
+            (DMA_PAGE - 1, seals),
+            (most + DMA_PAGE, seals),
+        ] {
+            let error = DmaRegion::shared_by(memfd(len as u64, seals), most).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{len} bytes, seals {seals}");
+        }
+        assert!(DmaRegion::shared_by(memfd(4096, seals | libc::F_SEAL_WRITE), most).is_err());
+        assert!(DmaRegion::shared_by(File::open("/dev/zero").unwrap(), most).is_err());
+        let ours = DmaRegion::allocate(most).unwrap();
+        let file = ours.region().file().unwrap().try_clone_to_owned().unwrap();
+        let extent = DmaRegion::shared_by(File::from(file), most).unwrap();
+        assert_eq!(extent.len(), most);
+        assert_ne!(extent.region().id(), ours.region().id());
     }
 
     #[test]

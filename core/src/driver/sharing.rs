@@ -36,7 +36,9 @@ impl DriverBuilder {
     /// under the same identifier, and everything else is as in a process of its own, with these differences: the host is
     /// who the primary is; a controller that is lost in the primary is waited for at least as its `ctrl_loss_timeout` says; data of an
     /// admin command is at most 128 KiB; settings that all processes rely on (events, number of queues, host identifier)
-    /// stay as the primary has made them. Detaching gives up this process's attachment; the controller is shut down when the
+    /// stay as the primary has made them. Over PCIe and vfio-user the primary maps the memory of each process for the controller, up
+    /// to 1 GiB, when it is first used for I/O: a submission with such memory waits for the primary, up to 5 s if that is stopped, and memory
+    /// registered by the program ([`crate::DmaRegion::register`]) cannot be used. Detaching gives up this process's attachment; the controller is shut down when the
     /// primary and all secondaries have detached it.
     pub fn shared(self, instance: impl Into<String>) -> SharedBuilder {
         SharedBuilder { builder: self, config: Config::new(instance.into()) }
@@ -134,11 +136,8 @@ impl Driver {
     pub(super) fn shared_options(&self, options: &ControllerOptions) -> ControllerOptions {
         let mut options = options.clone();
         match self.0.sharing.get() {
-            None => {}
-            // The controller looks at one set of shadow doorbells for all queues, and it is not shared.
-            Some(Sharing::Primary(_)) => options.shadow_doorbells = false,
+            None | Some(Sharing::Primary(_)) => {}
             Some(Sharing::Secondary(_)) => {
-                options.shadow_doorbells = false;
                 options.use_cmb_sqs = false;
                 let delay = options.reconnect_delay.filter(|delay| !delay.is_zero());
                 options.reconnect_delay = Some(delay.unwrap_or(RECONNECT_DELAY));

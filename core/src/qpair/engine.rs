@@ -777,6 +777,11 @@ impl<Q: TransportQpair> Engine<Q> {
         false
     }
 
+    /// Whether the transport has confirmed that the peer reaches nothing of it any more.
+    pub(crate) fn is_quiesced(&self) -> bool {
+        self.quiesced
+    }
+
     fn quiesced(&mut self) {
         self.quiesced = true;
         self.state = State::Failed;

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use zerocopy::little_endian::U16;
 
-use super::client::{Primary, Told};
-use super::wire::Request;
+use super::client::{Primary, Standing, Told};
+use super::wire::{Facts, Request};
 use crate::error::{Error, Result};
 use crate::proto::Tracker;
 use crate::spec::command::DataDirection;
@@ -20,6 +20,17 @@ use crate::transport::{ConnectProgress, Quiesce, TransportQpair, TransportStats}
 
 /// Events kept for requests to come.
 const MAX_EVENTS: usize = 256;
+/// Slot in the tag of a request that is none of the tracker's.
+const NO_SLOT: u64 = 0xffff_ffff;
+
+/// How far the queue is given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ending {
+    Not,
+    /// The primary deletes the I/O queues.
+    Asked,
+    Over,
+}
 
 pub(super) struct AdminQpair {
     link: Arc<Primary>,
@@ -33,7 +44,7 @@ pub(super) struct AdminQpair {
     events: VecDeque<u32>,
     /// Commands the primary is asked to do, by slot: identifier.
     asked: Vec<Option<u16>>,
-    given_up: bool,
+    ending: Ending,
     stats: TransportStats,
 }
 
@@ -47,7 +58,7 @@ impl AdminQpair {
             requests: VecDeque::new(),
             events: VecDeque::new(),
             asked: vec![None; usize::from(slots)],
-            given_up: false,
+            ending: Ending::Not,
             stats: TransportStats::default(),
         }
     }
@@ -138,6 +149,33 @@ impl AdminQpair {
         }
     }
 
+    /// Asks for the end of the I/O queues, where that is needed.
+    fn quit(&self) -> Ending {
+        // Whoever is not up has none.
+        if !self.link.facts().has(Facts::MEMORY) || self.link.failure().is_some() || !self.link.is_up() {
+            return Ending::Over;
+        }
+        self.link.tell(Standing::Ending);
+        let asked = self.link.queue(Request::Quit.encode(u64::from(self.epoch) << 32 | NO_SLOT));
+        if asked.and_then(|()| self.link.flush()).is_ok() { Ending::Asked } else { Ending::Over }
+    }
+
+    /// Looks whether the I/O queues have ended.
+    fn await_end(&mut self) {
+        let _ = self.link.flush();
+        while self.ending == Ending::Asked {
+            match self.link.next() {
+                Ok(None) => break,
+                Ok(Some(Told::Ended { tag })) if tag >> 32 == u64::from(self.epoch) => {
+                    self.ending = Ending::Over;
+                }
+                // The controller was stopped; or there is nobody to end them, which is for each of them to deal with.
+                Ok(Some(Told::Down(_))) | Err(_) => self.ending = Ending::Over,
+                Ok(Some(_)) => {}
+            }
+        }
+    }
+
     fn told(&mut self, told: Told, tracker: &mut Tracker) -> Result<()> {
         match told {
             Told::Done { tag, status, value, data } => {
@@ -165,6 +203,8 @@ impl AdminQpair {
                 }
                 self.events.push_back(dw0);
             }
+            // To a queue before this one.
+            Told::Ended { .. } => {}
             Told::Down(why) => return Err(Error::disconnected(format!("in the primary: {why}"))),
         }
         Ok(())
@@ -186,7 +226,7 @@ impl TransportQpair for AdminQpair {
     }
 
     fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
-        if self.given_up {
+        if self.ending != Ending::Not {
             return Err(Error::disconnected("the admin queue was given up"));
         }
         let cid = sqe.cid.get();
@@ -226,11 +266,17 @@ impl TransportQpair for AdminQpair {
         Ok(())
     }
 
+    /// Data is only touched by our own calls; but where I/O queues are in memory they end with the admin queue, as they do when a
+    /// controller is disabled.
     fn disconnect(&mut self, _now: Instant) -> Quiesce {
-        // Data is only touched by our own calls.
-        self.given_up = true;
         self.answers.clear();
-        Quiesce::Done
+        if self.ending == Ending::Not {
+            self.ending = self.quit();
+        }
+        if self.ending == Ending::Asked {
+            self.await_end();
+        }
+        if self.ending == Ending::Over { Quiesce::Done } else { Quiesce::Pending }
     }
 
     fn event_fd(&self) -> Option<RawFd> {

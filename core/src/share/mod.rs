@@ -2,7 +2,8 @@
 //!
 //! The processes of an instance are of one user and find each other by name: the first takes a lock file and becomes the
 //! primary, the others connect to its socket. A secondary has an admin queue of its own, a virtual one that the primary serves, and
-//! I/O queues of its own, on which the primary has no part.
+//! I/O queues of its own, on which the primary has no part: connections of its own to a controller on a network, memory of its own that
+//! the primary maps for a local one.
 //!
 //! A secondary that ends, in whatever way, gives back what it had when its connection closes. When the primary ends, controllers of
 //! secondaries are lost: what is outstanding ends, and their remove callbacks are called.
@@ -11,6 +12,7 @@ mod admin_qpair;
 mod channel;
 mod client;
 mod directory;
+mod lent;
 mod secondary;
 mod server;
 mod session;
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use client::Instance;
-pub use client::Primary;
+pub use client::{Primary, PrimaryWatcher, Standing};
 pub(crate) use secondary::SecondaryTransport;
 pub(crate) use server::Server;
 

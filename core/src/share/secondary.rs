@@ -13,7 +13,9 @@ use crate::error::Result;
 use crate::host::HostIdentity;
 use crate::options::ControllerOptions;
 use crate::spec::identify::IdentifyController;
-use crate::transport::{Capabilities, QpairSetup, Transport, TransportController, TransportQpair};
+use crate::transport::{
+    Capabilities, InitDelays, QpairSetup, Transport, TransportController, TransportQpair,
+};
 use crate::transport_id::{TransportId, TransportType};
 
 /// A transport whose controllers are those of the primary.
@@ -89,6 +91,9 @@ impl TransportController for SecondaryController {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.inner.capabilities();
         capabilities.max_admin_transfer = MAX_DATA as u32;
+        // The admin queue is one of messages, whatever the others are. What it takes to start the controller the primary has done.
+        capabilities.fabrics = true;
+        capabilities.delays = InitDelays::default();
         capabilities
     }
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use super::channel::{Bell, Channel, Packet, Received, wait};
+use super::lent::{Lent, QueueCommand, has_stopped};
 use super::server::{Entry, Hub};
 use super::wire::{Facts, Hello, Reply, Request, VERSION};
 use crate::controller::{AdminPending, Controller, Event, Link, Phase, Watcher};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::spec::features::FeatureId;
 use crate::spec::log_page::{AsyncEvent, AsyncEventType, LogPageId, NoticeEvent};
 use crate::spec::{AdminOpcode, Sqe, Status};
@@ -79,12 +80,22 @@ struct Attached {
     /// Requests that are answered at once.
     calls: Channel,
     watch: Arc<Watch>,
-    pending: Vec<(u64, AdminPending)>,
+    pending: Vec<Pending>,
+    /// Where its queues are in memory.
+    lent: Option<Lent>,
     /// The association the secondary knows of, 0 for none.
     association: u64,
     /// Namespaces that changed since the secondary read the list.
     changed: BTreeSet<u32>,
     leases: BTreeSet<u16>,
+}
+
+/// An admin command that is outstanding.
+struct Pending {
+    tag: u64,
+    command: AdminPending,
+    /// It makes or deletes a queue.
+    queue: Option<QueueCommand>,
 }
 
 /// Why a session ends.
@@ -125,9 +136,12 @@ impl Session {
             end => tracing::warn!(pid, %end, "the connection of a process is ended"),
         }
         let why = end.to_string();
+        // Queues in memory first: that they are gone is what it is told. Connections it ends by itself.
+        let lent = self.attached.as_mut().is_none_or(Attached::end_queues);
         let last = match &end {
             End::Message(_) | End::Misbehaved(_) => Some(Reply::Refused(&why)),
-            End::Stopped => Some(Reply::Removed(&why)),
+            End::Stopped if lent => Some(Reply::Removed(&why)),
+            End::Stopped => Some(Reply::Refused(&why)),
             _ => None,
         };
         if let Some(last) = last {
@@ -154,10 +168,11 @@ impl Session {
         if let Some(attached) = &mut self.attached {
             if let Some((packet, fds)) = received(&attached.calls)? {
                 again = true;
-                let answer = attached.call(&packet, &fds)?;
+                let (answer, fds) = attached.call(&packet, fds)?;
                 self.entry.queues.store(attached.leases.len() as u32, Ordering::Release);
-                // One request at a time: there is room for its answer.
-                attached.calls.send_by(&answer, &[], Instant::now() + LAST_WORDS)?;
+                // One request at a time, or a few: there is room for their answers.
+                let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                attached.calls.send_by(&answer, &fds, Instant::now() + LAST_WORDS)?;
             }
             let waker = Waker::from(Arc::clone(&self.entry.bell));
             again |= attached.completions(&waker, &mut self.out);
@@ -255,6 +270,15 @@ impl Session {
                     self.out.push_back(packet);
                 }
             }
+            Request::Quit => {
+                let Some(attached) = &mut self.attached else {
+                    return Err(End::Misbehaved("the end of queues without a controller"));
+                };
+                if !attached.quit((tag >> 32) as u32) {
+                    return Err(End::Misbehaved("its queues cannot be deleted"));
+                }
+                self.say(tag, &Reply::Ended);
+            }
             _ => return Err(End::Misbehaved("a message that does not belong here")),
         }
         Ok(())
@@ -283,6 +307,7 @@ impl Session {
         });
         let weak: Weak<Watch> = Arc::downgrade(&watch);
         controller.watch(weak);
+        let lender = controller.lender();
         let facts = facts(id, &controller);
         let attached = Attached {
             id,
@@ -291,6 +316,7 @@ impl Session {
             calls,
             watch,
             pending: Vec::new(),
+            lent: lender.map(Lent::new),
             changed: BTreeSet::new(),
             leases: BTreeSet::new(),
         };
@@ -318,6 +344,7 @@ fn facts(id: u32, controller: &Controller) -> Facts {
         (link.phase == Phase::Ready, Facts::READY),
         (options.header_digest, Facts::HEADER_DIGEST),
         (options.data_digest, Facts::DATA_DIGEST),
+        (controller.lender().is_some(), Facts::MEMORY),
     ];
     Facts {
         id: U32::new(id),
@@ -355,7 +382,22 @@ impl Attached {
         let success = |value| answer(Status::SUCCESS, value, &[]);
         let mut forwarded = Sqe { flags: 0, cid: U16::new(0), mptr: U64::new(0), ..sqe };
         forwarded.dptr = Sqe::default().dptr;
+        let mut queue = None;
         match AdminOpcode(sqe.opcode) {
+            AdminOpcode::CREATE_IO_SQ
+            | AdminOpcode::CREATE_IO_CQ
+            | AdminOpcode::DELETE_IO_SQ
+            | AdminOpcode::DELETE_IO_CQ
+                if let Some(lent) = &mut self.lent =>
+            {
+                match lent.admit(&sqe, (tag >> 32) as u32, self.association, &self.leases) {
+                    Ok(Some((clean, command))) => (forwarded, queue) = (clean, Some(command)),
+                    Ok(None) => {
+                        return Some(Reply::AdminDone { status: None, value: 0, data: &[] }.encode(tag));
+                    }
+                    Err(status) => return answer(status, 0, &[]),
+                }
+            }
             // The primary's business, whatever a secondary thinks.
             AdminOpcode::FABRICS
             | AdminOpcode::ASYNC_EVENT_REQUEST
@@ -406,18 +448,26 @@ impl Attached {
         let timeout = timeout.max(self.controller.options().admin_timeout);
         let command = self.controller.admin(forwarded).data_in(data_in).data_out(data.to_vec());
         match command.timeout(timeout).submit() {
-            Ok(pending) => {
-                self.pending.push((tag, pending));
+            Ok(command) => {
+                self.pending.push(Pending { tag, command, queue });
                 None
             }
-            Err(error) if matches!(error.kind(), ErrorKind::Disconnected(_)) => {
-                Some(Reply::AdminDone { status: None, value: 0, data: &[] }.encode(tag))
-            }
-            Err(error) => {
-                tracing::debug!(%error, "an admin command of another process was not sent");
-                answer(Status::INTERNAL_ERROR, 0, &[])
-            }
+            Err(error) => self.not_sent(tag, &error, queue),
         }
+    }
+
+    /// The answer to a command that could not be sent.
+    fn not_sent(&mut self, tag: u64, error: &Error, queue: Option<QueueCommand>) -> Option<Vec<u8>> {
+        if let (Some(lent), Some(queue)) = (&mut self.lent, queue) {
+            // What was not made is not there; what was not deleted is.
+            lent.never_sent(queue);
+        }
+        let lost = matches!(error.kind(), ErrorKind::Disconnected(_));
+        if !lost {
+            tracing::debug!(%error, "an admin command of another process was not sent");
+        }
+        let status = (!lost).then_some(Status::INTERNAL_ERROR);
+        Some(Reply::AdminDone { status, value: 0, data: &[] }.encode(tag))
     }
 
     /// The Changed Attached Namespace List as this secondary would see it (Base 2.1 §5.1.12.1.5).
@@ -439,12 +489,16 @@ impl Attached {
     fn completions(&mut self, waker: &Waker, out: &mut VecDeque<Vec<u8>>) -> bool {
         let mut context = Context::from_waker(waker);
         let before = out.len();
-        self.pending.retain_mut(|(tag, pending)| {
-            let Poll::Ready(result) = Pin::new(pending).poll(&mut context) else { return true };
+        let lent = &mut self.lent;
+        self.pending.retain_mut(|Pending { tag, command, queue }| {
+            let Poll::Ready(result) = Pin::new(command).poll(&mut context) else { return true };
             let (status, value, data) = match &result {
                 Ok(result) => (Some(Status::SUCCESS), result.value, &result.data[..]),
                 Err(error) => (error.status(), 0, &[][..]),
             };
+            if let (Some(lent), Some(queue)) = (&mut *lent, *queue) {
+                lent.completed(queue, status);
+            }
             out.push_back(Reply::AdminDone { status, value, data }.encode(*tag));
             false
         });
@@ -497,13 +551,24 @@ impl Attached {
         let link = self.controller.link();
         if link.phase == Phase::Lost && self.controller.is_quiet() {
             let why = self.why();
-            out.push_back(Reply::Removed(&why).encode(0));
+            // Where queues are in memory it has to be known that they are gone.
+            let gone = self.lent.is_none() || self.controller.is_quiesced();
+            if let Some(lent) = self.lent.as_mut().filter(|_| gone) {
+                lent.stopped();
+            }
+            out.push_back(if gone { Reply::Removed(&why) } else { Reply::Refused(&why) }.encode(0));
             return true;
         }
         let there = link.phase == Phase::Ready && link.association == self.association;
         // None of its queues exists any more once the admin queue is quiesced.
         if self.association != 0 && !there && (link.phase == Phase::Ready || self.controller.is_quiet()) {
             let why = self.why();
+            if let Some(lent) = &mut self.lent {
+                if !has_stopped(&self.controller, self.association) {
+                    return false;
+                }
+                lent.stopped();
+            }
             out.push_back(Reply::Down(&why).encode(0));
             self.association = 0;
         }
@@ -522,34 +587,80 @@ impl Attached {
 
     // --- what is answered at once ----------------------------------------------------------------------------------------
 
-    fn call(&mut self, packet: &[u8], fds: &[OwnedFd]) -> Result<Vec<u8>, End> {
+    fn call(&mut self, packet: &[u8], mut fds: Vec<OwnedFd>) -> Result<(Vec<u8>, Vec<OwnedFd>), End> {
         let (tag, request) = Request::decode(packet)?;
+        let file = if request == Request::Map { fds.pop() } else { None };
         if !fds.is_empty() {
             return Err(End::Misbehaved("descriptors with a message that has none"));
         }
-        let answer = match request {
-            Request::Lease => match self.controller.take_qid() {
+        let refused = |error: Error| Ok((Reply::Refused(&error.to_string()).encode(tag), Vec::new()));
+        let said = |reply: Reply<'_>| Ok((reply.encode(tag), Vec::new()));
+        match (request, &mut self.lent) {
+            (Request::Lease, _) => match self.controller.take_qid() {
                 Some(qid) => {
                     self.leases.insert(qid);
-                    Reply::Leased(qid)
+                    said(Reply::Leased(qid))
                 }
-                None => Reply::Refused("all I/O queues the controller granted are in use"),
+                None => said(Reply::Refused("all I/O queues the controller granted are in use")),
             },
-            Request::Return(qid) => {
-                if !self.leases.remove(&qid) {
-                    return Err(End::Misbehaved("it returns an I/O queue that it does not have"));
+            (Request::Return(qid), lent) => {
+                if lent.as_ref().is_some_and(|lent| lent.has_queue(qid)) || !self.leases.remove(&qid) {
+                    return Err(End::Misbehaved(
+                        "it returns an I/O queue that exists, or that it does not have",
+                    ));
                 }
                 self.controller.free_qid(qid);
-                Reply::Done
+                said(Reply::Done)
             }
-            _ => return Err(End::Misbehaved("a message that does not belong here")),
-        };
-        Ok(answer.encode(tag))
+            (Request::Function, Some(lent)) => match lent.function() {
+                Ok((function, fds)) => Ok((Reply::Function(&function).encode(tag), fds)),
+                Err(error) => refused(error),
+            },
+            (Request::Vector(qid), Some(lent)) => {
+                if !self.leases.contains(&qid) {
+                    return Err(End::Misbehaved(
+                        "it asks for the interrupt of a queue that it does not have",
+                    ));
+                }
+                match lent.vector(qid) {
+                    Ok(fd) => Ok((Reply::Vector.encode(tag), fd.into_iter().collect())),
+                    Err(error) => refused(error),
+                }
+            }
+            (Request::Map, Some(lent)) => {
+                let file = file.ok_or(End::Misbehaved("memory without a descriptor"))?;
+                match lent.map(file) {
+                    Ok((memory, iova)) => said(Reply::Mapped { memory, iova }),
+                    Err(error) => refused(error),
+                }
+            }
+            (Request::Unmap(memory), Some(lent)) => match lent.unmap(memory) {
+                Ok(()) => said(Reply::Done),
+                Err(error) => refused(error),
+            },
+            _ => Err(End::Misbehaved("a message that does not belong here")),
+        }
     }
 
-    /// The secondary is gone: everything it had goes back.
+    /// Deletes the queues of an admin queue that the secondary gives up. Waits for it; returns whether they are gone.
+    fn quit(&mut self, epoch: u32) -> bool {
+        let Some(lent) = &mut self.lent else { return true };
+        settle(&mut self.pending, lent);
+        lent.delete_queues(&self.controller, Some(epoch))
+    }
+
+    /// Deletes whatever queues there are. Waits for it; returns whether they are gone.
+    fn end_queues(&mut self) -> bool {
+        let Some(lent) = &mut self.lent else { return true };
+        settle(&mut self.pending, lent);
+        lent.delete_queues(&self.controller, None)
+    }
+
+    /// The secondary is gone, and its queues in memory are: everything it had goes back.
     fn end(mut self) {
         self.pending.clear();
+        let kept = self.lent.take().map_or_else(BTreeSet::new, Lent::end);
+        self.leases.retain(|qid| !kept.contains(qid));
         for qid in std::mem::take(&mut self.leases) {
             self.controller.free_qid(qid);
         }
@@ -557,6 +668,22 @@ impl Attached {
         let trid = controller.trid().clone();
         if let Err(error) = controller.detach() {
             tracing::warn!(%error, %trid, "a controller that only another process used did not shut down");
+        }
+    }
+}
+
+/// Waits for the commands that make or delete queues.
+fn settle(pending: &mut Vec<Pending>, lent: &mut Lent) {
+    let (queues, others) = std::mem::take(pending).into_iter().partition(|pending| pending.queue.is_some());
+    *pending = others;
+    let queues: Vec<Pending> = queues;
+    for Pending { command, queue, .. } in queues {
+        let status = match command.wait() {
+            Ok(_) => Some(Status::SUCCESS),
+            Err(error) => error.status(),
+        };
+        if let Some(queue) = queue {
+            lent.completed(queue, status);
         }
     }
 }

@@ -9,13 +9,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::spec::{Sqe, Status};
 
 /// Version of the protocol; both sides must have the same.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// First word of a connection.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"NVMS");
 /// Most bytes of data of an admin command.
 pub const MAX_DATA: usize = 128 << 10;
 /// Most bytes of a text: an error, a transport identifier.
 pub const MAX_TEXT: usize = 2048;
+/// Most bytes of what a transport says about a function.
+pub const MAX_FUNCTION: usize = 16 << 10;
 /// Most bytes of a packet.
 pub const MAX_PACKET: usize = MAX_DATA + 256;
 /// Most descriptors that come with a packet.
@@ -103,7 +105,7 @@ pub struct Facts {
     pub id: U32,
     /// Controller identifier.
     pub cntlid: U16,
-    /// [`Facts::READY`], [`Facts::HEADER_DIGEST`], [`Facts::DATA_DIGEST`].
+    /// [`Facts::READY`], [`Facts::HEADER_DIGEST`], [`Facts::DATA_DIGEST`], [`Facts::MEMORY`].
     pub flags: U16,
     /// CAP.
     pub cap: U64,
@@ -124,6 +126,8 @@ impl Facts {
     pub const HEADER_DIGEST: u16 = 1 << 2;
     /// Its connections ask for data digests.
     pub const DATA_DIGEST: u16 = 1 << 3;
+    /// Its I/O queues are in memory that the primary maps for it.
+    pub const MEMORY: u16 = 1 << 4;
 
     /// Whether a flag is set.
     #[must_use]
@@ -154,6 +158,14 @@ struct ControllerHead {
     facts: Facts,
     hostnqn: U16,
     reserved: U16,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct MappedHead {
+    iova: U64,
+    memory: U32,
+    reserved: U32,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -193,6 +205,16 @@ pub enum Request<'a> {
     Lease,
     /// It is not needed any more.
     Return(u16),
+    /// What is needed to ring doorbells of the controller.
+    Function,
+    /// What an I/O queue sleeps on.
+    Vector(u16),
+    /// Memory for the controller to access, all of the memfd that comes along.
+    Map,
+    /// This memory is not needed any more.
+    Unmap(u32),
+    /// All I/O queues of this connection are to be deleted.
+    Quit,
 }
 
 /// What a primary answers, or says of its own accord.
@@ -230,8 +252,21 @@ pub enum Reply<'a> {
     Pong,
     /// To [`Request::Lease`].
     Leased(u16),
-    /// To [`Request::Return`].
+    /// To [`Request::Return`] and [`Request::Unmap`].
     Done,
+    /// To [`Request::Function`]: what the transport says; its descriptors come along.
+    Function(&'a [u8]),
+    /// To [`Request::Vector`]: an eventfd comes along, if the queue has an interrupt.
+    Vector,
+    /// To [`Request::Map`].
+    Mapped {
+        /// What the memory is called from now on.
+        memory: u32,
+        /// Its bus address.
+        iova: u64,
+    },
+    /// To [`Request::Quit`]: no I/O queue of this connection exists any more.
+    Ended,
     /// An asynchronous event: DW0.
     Event(u32),
     /// The controller cannot be used for now, and none of its queues exists any more: why.
@@ -251,6 +286,11 @@ mod kind {
     pub(super) const PING: u16 = 6;
     pub(super) const LEASE: u16 = 7;
     pub(super) const RETURN: u16 = 8;
+    pub(super) const FUNCTION: u16 = 9;
+    pub(super) const VECTOR: u16 = 10;
+    pub(super) const MAP: u16 = 11;
+    pub(super) const UNMAP: u16 = 12;
+    pub(super) const QUIT: u16 = 13;
 
     pub(super) const WELCOME: u16 = 0x101;
     pub(super) const REFUSED: u16 = 0x102;
@@ -266,6 +306,10 @@ mod kind {
     pub(super) const DOWN: u16 = 0x10c;
     pub(super) const UP: u16 = 0x10d;
     pub(super) const REMOVED: u16 = 0x10e;
+    pub(super) const FUNCTION_IS: u16 = 0x10f;
+    pub(super) const VECTOR_IS: u16 = 0x110;
+    pub(super) const MAPPED: u16 = 0x111;
+    pub(super) const ENDED: u16 = 0x112;
 }
 
 fn packet(kind: u16, tag: u64, parts: &[&[u8]]) -> Vec<u8> {
@@ -358,6 +402,11 @@ impl<'a> Request<'a> {
             Self::Ping => packet(kind::PING, tag, &[]),
             Self::Lease => packet(kind::LEASE, tag, &[]),
             Self::Return(qid) => packet(kind::RETURN, tag, &[&qid.to_le_bytes()]),
+            Self::Function => packet(kind::FUNCTION, tag, &[]),
+            Self::Vector(qid) => packet(kind::VECTOR, tag, &[&qid.to_le_bytes()]),
+            Self::Map => packet(kind::MAP, tag, &[]),
+            Self::Unmap(memory) => packet(kind::UNMAP, tag, &[&memory.to_le_bytes()]),
+            Self::Quit => packet(kind::QUIT, tag, &[]),
         }
     }
 
@@ -388,6 +437,11 @@ impl<'a> Request<'a> {
             kind::PING => body.nothing().map(|()| Self::Ping)?,
             kind::LEASE => body.nothing().map(|()| Self::Lease)?,
             kind::RETURN => Self::Return(body.whole::<U16>()?.get()),
+            kind::FUNCTION => body.nothing().map(|()| Self::Function)?,
+            kind::VECTOR => Self::Vector(body.whole::<U16>()?.get()),
+            kind::MAP => body.nothing().map(|()| Self::Map)?,
+            kind::UNMAP => Self::Unmap(body.whole::<U32>()?.get()),
+            kind::QUIT => body.nothing().map(|()| Self::Quit)?,
             kind => return Err(WireError::Kind(kind)),
         };
         Ok((tag, request))
@@ -425,6 +479,14 @@ impl<'a> Reply<'a> {
             Self::Pong => packet(kind::PONG, tag, &[]),
             Self::Leased(qid) => packet(kind::LEASED, tag, &[&qid.to_le_bytes()]),
             Self::Done => packet(kind::DONE, tag, &[]),
+            Self::Function(bytes) => packet(kind::FUNCTION_IS, tag, &[bytes]),
+            Self::Vector => packet(kind::VECTOR_IS, tag, &[]),
+            Self::Mapped { memory, iova } => {
+                let head =
+                    MappedHead { iova: U64::new(*iova), memory: U32::new(*memory), reserved: U32::new(0) };
+                packet(kind::MAPPED, tag, &[head.as_bytes()])
+            }
+            Self::Ended => packet(kind::ENDED, tag, &[]),
             Self::Event(dw0) => packet(kind::EVENT, tag, &[&dw0.to_le_bytes()]),
             Self::Down(why) => packet(kind::DOWN, tag, &[cut(why).as_bytes()]),
             Self::Up(facts) => packet(kind::UP, tag, &[facts.as_bytes()]),
@@ -462,6 +524,14 @@ impl<'a> Reply<'a> {
             kind::PONG => body.nothing().map(|()| Self::Pong)?,
             kind::LEASED => Self::Leased(body.whole::<U16>()?.get()),
             kind::DONE => body.nothing().map(|()| Self::Done)?,
+            kind::FUNCTION_IS if body.bytes.len() > MAX_FUNCTION => return Err(body.length()),
+            kind::FUNCTION_IS => Self::Function(body.bytes),
+            kind::VECTOR_IS => body.nothing().map(|()| Self::Vector)?,
+            kind::MAPPED => {
+                let head = body.whole::<MappedHead>()?;
+                Self::Mapped { memory: head.memory.get(), iova: head.iova.get() }
+            }
+            kind::ENDED => body.nothing().map(|()| Self::Ended)?,
             kind::EVENT => Self::Event(body.whole::<U32>()?.get()),
             kind::DOWN => Self::Down(body.text(body.bytes)?),
             kind::UP => Self::Up(body.whole()?),
@@ -491,6 +561,11 @@ mod tests {
             Request::Ping,
             Request::Lease,
             Request::Return(65_535),
+            Request::Function,
+            Request::Vector(7),
+            Request::Map,
+            Request::Unmap(u32::MAX),
+            Request::Quit,
         ] {
             assert_eq!(Request::decode(&request.encode(77)), Ok((77, request)));
         }
@@ -511,6 +586,10 @@ mod tests {
             Reply::Pong,
             Reply::Leased(3),
             Reply::Done,
+            Reply::Function(b"where it is"),
+            Reply::Vector,
+            Reply::Mapped { memory: 3, iova: 1 << 40 },
+            Reply::Ended,
             Reply::Event(0x0102_0304),
             Reply::Down("reset"),
             Reply::Up(facts),

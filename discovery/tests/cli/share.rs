@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nvmf_loopback::{Loopback, VfioUserServer};
+
 use crate::support::{NQN, noise, target};
 
 /// Nothing here takes that long.
@@ -48,12 +50,26 @@ impl Instance {
 
     /// Shares the controller, and returns when that is so.
     fn share(&self, trid: &str) -> Process {
-        let mut process = self.start(&[&"share", &"--instance", &"disks", &trid]);
+        self.share_queues(trid, 16)
+    }
+
+    /// The same with so many queues.
+    fn share_queues(&self, trid: &str, queues: u32) -> Process {
+        let mut process = self.start(&[&"share", &"--instance", &"disks", &"--queues", &queues, &trid]);
         let stdout = process.0.as_mut().unwrap().stdout.take().unwrap();
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert!(line.starts_with("sharing ") && line.contains(NQN), "{line:?}");
+        if !line.starts_with("sharing ") {
+            panic!("{line:?}: {}", process.end().stderr);
+        }
         process
+    }
+
+    /// A vfio-user server in front of the target, and its TRID.
+    fn vfio_user(&self, target: &Loopback) -> (VfioUserServer, String) {
+        let socket = self.directory.join("cntrl");
+        let server = VfioUserServer::listen(&target.pci_function(NQN).unwrap(), &socket).unwrap();
+        (server, format!("trtype:vfiouser traddr:{}", socket.display()))
     }
 
     fn run(&self, arguments: &[&dyn Display]) -> Ended {
@@ -167,20 +183,30 @@ fn processes(instance: &Instance) -> serde_json::Value {
 #[test]
 fn four_processes_and_the_primary_at_once() {
     let (target, instance) = (target(), Instance::new());
-    let primary = instance.share(&target.trid);
-    let verifiers: Vec<Process> = (0..4).map(|part| verify(&instance, &target.trid, part, "1MiB")).collect();
+    at_once(&instance, &target.trid);
+    eventually("the end of the association", || target.loopback.controllers(NQN) == 0);
+}
+
+#[test]
+fn four_processes_and_the_primary_at_once_with_queues_in_memory() {
+    let (target, instance) = (target(), Instance::new());
+    let (_server, trid) = instance.vfio_user(&target.loopback);
+    at_once(&instance, &trid);
+}
+
+fn at_once(instance: &Instance, trid: &str) {
+    let primary = instance.share(trid);
+    let verifiers: Vec<Process> = (0..4).map(|part| verify(instance, trid, part, "1MiB")).collect();
     for verifier in verifiers {
         assert!(verifier.end().ok().contains("every byte matches"));
     }
-    assert_eq!(target.loopback.controllers(NQN), 1, "one association serves all");
-    eventually("the end of the sessions", || processes(&instance).as_array().unwrap().len() == 1);
+    eventually("the end of the sessions", || processes(instance).as_array().unwrap().len() == 1);
     let text = instance.run(&[&"list", &"--instance", &"disks"]).ok();
     assert!(text.contains(NQN), "{text}");
-    let text = instance.run(&[&"identify", &target.trid, &"--instance", &"disks"]).ok();
+    let text = instance.run(&[&"identify", &trid, &"--instance", &"disks"]).ok();
     assert!(text.contains("CLI0001"), "{text}");
     primary.terminate().ok();
     assert_eq!(instance.files(), 0, "files are left");
-    eventually("the end of the association", || target.loopback.controllers(NQN) == 0);
 }
 
 #[test]
@@ -225,21 +251,30 @@ fn without_a_primary_there_is_an_error_that_helps() {
     assert!(line.contains("shares no controller"), "{line}");
 }
 
+fn descriptors(process: &Process) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap().count()
+}
+
+/// Mappings of memory for controllers.
+fn mappings(process: &Process) -> usize {
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", process.pid())).unwrap();
+    maps.lines().filter(|line| line.contains("memfd:nvmf-dma")).count()
+}
+
 /// Kills the primary or a secondary at random times while all do verified I/O.
-#[test]
-fn whoever_is_killed_the_others_go_on_or_end() {
+fn killing(instance: &Instance, trid: &str) {
     let kills = std::env::var("NVMF_SHARE_KILLS").ok().map_or(KILLS, |text| text.parse().unwrap());
-    let (target, instance) = (target(), Instance::new());
-    let mut primary = instance.share(&target.trid);
+    // One for each secondary: an identifier that is lost is missed in the next round.
+    let mut primary = instance.share_queues(trid, 4);
     let mut seed = 12_345_u32;
     let mut random = |below: u32| {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (seed >> 8) % below
     };
     let mut before = None;
+    let mut told = [0; 4];
     for round in 0..kills {
-        let mut verifiers: Vec<Process> =
-            (0..4).map(|part| verify(&instance, &target.trid, part, "1MiB")).collect();
+        let mut verifiers: Vec<Process> = (0..4).map(|part| verify(instance, trid, part, "1MiB")).collect();
         std::thread::sleep(Duration::from_millis(random(120).into()));
         let victim = random(5) as usize;
         match verifiers.get_mut(victim) {
@@ -259,24 +294,82 @@ fn whoever_is_killed_the_others_go_on_or_end() {
                 ended.code,
                 ended.stderr
             );
+            told[ended.code.map_or(3, |code| code as usize).min(3)] += 1;
             assert!(ended.code != Some(1) || !ended.stderr.contains("does not match"), "{}", ended.stderr);
         }
         if victim == 4 {
-            primary = instance.share(&target.trid);
+            primary = instance.share_queues(trid, 4);
         }
         eventually("the end of the sessions", || {
-            let processes = processes(&instance);
+            let processes = processes(instance);
             processes.as_array().unwrap().len() == 1
         });
-        let open = std::fs::read_dir(format!("/proc/{}/fd", primary.pid())).unwrap().count();
-        let before = *before.get_or_insert(open);
-        eventually("the primary's descriptors", || {
-            std::fs::read_dir(format!("/proc/{}/fd", primary.pid())).unwrap().count() <= before
+        let held = [descriptors(&primary), mappings(&primary)];
+        let before = *before.get_or_insert(held);
+        eventually("the primary's descriptors and mappings", || {
+            descriptors(&primary) <= before[0] && mappings(&primary) <= before[1]
         });
     }
-    assert!(verify(&instance, &target.trid, 0, "4MiB").end().ok().contains("every byte matches"));
+    assert!(verify(instance, trid, 0, "4MiB").end().ok().contains("every byte matches"));
     primary.terminate().ok();
     assert_eq!(instance.files(), 0, "files are left");
+    println!("{kills} killed; others ended well {}, with an error {}", told[0], told[1] + told[3]);
+}
+
+#[test]
+fn whoever_is_killed_the_others_go_on_or_end() {
+    let (target, instance) = (target(), Instance::new());
+    killing(&instance, &target.trid);
+}
+
+#[test]
+fn whoever_is_killed_with_queues_in_memory_the_others_go_on_or_end() {
+    let (target, instance) = (target(), Instance::new());
+    let (_server, trid) = instance.vfio_user(&target.loopback);
+    killing(&instance, &trid);
+}
+
+/// I/O of a secondary goes on while the primary does nothing at all.
+#[test]
+fn a_primary_that_is_stopped_is_on_nobodys_data_path() {
+    const STOPPED: Duration = Duration::from_secs(2);
+    let (target, instance) = (target(), Instance::new());
+    let (_server, memory) = instance.vfio_user(&target.loopback);
+    for trid in [&target.trid, &memory] {
+        let primary = instance.share(trid);
+        let signal = |name: &str| {
+            let sent = Command::new("kill").args([name, &primary.pid().to_string()]).status().unwrap();
+            assert!(sent.success());
+        };
+        let perf = instance.start(&[
+            &"perf",
+            trid,
+            &"--instance",
+            &"disks",
+            &"-q",
+            &4,
+            &"-o",
+            &4096,
+            &"-w",
+            &"randread",
+            &"-t",
+            &4,
+            &"--json",
+        ]);
+        eventually("the queue", || {
+            let processes = processes(&instance);
+            processes.as_array().unwrap().iter().any(|process| process["queues"] == 1)
+        });
+        // Its buffers are known to the controller by now.
+        std::thread::sleep(Duration::from_millis(300));
+        signal("-STOP");
+        std::thread::sleep(STOPPED);
+        signal("-CONT");
+        let report: serde_json::Value = serde_json::from_str(&perf.end().ok()).unwrap();
+        let longest = report["latency_us"]["max"].as_f64().unwrap();
+        assert!(longest > 0.0 && longest < STOPPED.as_micros() as f64 * 0.75, "{longest} µs over {trid}");
+        primary.terminate().ok();
+    }
 }
 
 /// Another user is refused, whatever the files' modes say. Needs root, to become another user.

@@ -1,23 +1,25 @@
 //! A fixed number of 4 KiB reads, for an instruction counter to look at. `cargo xtask bench counts` runs it under callgrind.
 
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nvmf_core::{
     Controller, ControllerOptions, DmaBuf, Driver, IoBuf, IoQpair, IoQpairOptions,
-    Namespace as HostNamespace, TransportId, TransportType,
+    Namespace as HostNamespace, Role, TransportId, TransportType,
 };
 use nvmf_loopback::{Loopback, Namespace, PciOptions, RdmaFrontOptions, SubsystemBuilder, VfioUserServer};
 use nvmf_tests::program;
-use nvmf_transport_pcie::{PciDevice, PcieTransport, VfioUserDevice, VfioUserOptions};
+use nvmf_transport_pcie::{PciDevice, PcieTransport, VfioUserOptions, vfio_user};
 use nvmf_transport_rdma::RdmaTransport;
 use nvmf_transport_rdma::sim::Sim;
 use nvmf_transport_tcp::TcpTransport;
 
 const HELP: &str = "\
-io_count batch TRANSPORT ROUNDS    ROUNDS batches of 8 reads over tcp, pcie, vfio-user or rdma, with a target in this process.
+io_count batch TRANSPORT ROUNDS    ROUNDS batches of 8 reads over tcp, pcie, vfio-user or rdma, with a target in this process; over
+                                   secondary-vfio-user or secondary-tcp in a secondary, whose primary is in this process too.
                                    Each batch is polled for when all of it has been answered, so that no poll finds nothing.
                                    What is to be counted is in the functions io_count::submit and io_count::complete.
 io_count drive TRID DEPTH READS    READS reads of a target elsewhere, DEPTH of them outstanding, polled for without a pause.
@@ -84,10 +86,13 @@ fn attach(
     sim: &Sim,
     transport: &str,
 ) -> Result<(Controller, Box<dyn std::any::Any>)> {
+    if let Some(transport) = transport.strip_prefix("secondary-") {
+        return attach_secondary(target, transport);
+    }
     let (driver, trid, rest): (Driver, TransportId, Box<dyn std::any::Any>) = match transport {
         "tcp" => {
-            let driver = Driver::builder().transport(TcpTransport::new()).build();
-            (driver, target.tcp_trid(NQN)?.context("the target does not listen")?, Box::new(()))
+            let (transport, trid) = over_tcp(target)?;
+            (Driver::builder().transport(transport).build(), trid, Box::new(()))
         }
         "rdma" => {
             let transport = RdmaTransport::with_provider(sim.clone());
@@ -103,21 +108,56 @@ fn attach(
             (Driver::builder().transport(transport).build(), trid, Box::new(()))
         }
         "vfio-user" => {
-            let function = target.pci_function_with(NQN, &PciOptions::new())?;
-            let path = std::env::temp_dir().join(format!("nvmf-io-count-{}", std::process::id()));
-            let server = VfioUserServer::listen(&function, path)?;
-            let path = server.path().display().to_string();
-            let transport = PcieTransport::with_devices(TransportType::VfioUser, move |_| {
-                let device = VfioUserDevice::open(&path, &VfioUserOptions::default())?;
-                Ok(Box::new(device) as Box<dyn PciDevice>)
-            });
-            let trid = "trtype:vfiouser traddr:/nvmf".parse()?;
+            let (transport, trid, server) = over_vfio_user(target)?;
             (Driver::builder().transport(transport).build(), trid, Box::new(server))
         }
-        other => bail!("{other}: not one of tcp, pcie, vfio-user, rdma"),
+        other => bail!("{other}: not one of tcp, pcie, vfio-user, rdma, or secondary-…"),
     };
     let controller = driver.connect(&trid, &options())?;
     Ok((controller, Box::new((rest, driver))))
+}
+
+fn over_tcp(target: &Loopback) -> Result<(TcpTransport, TransportId)> {
+    Ok((TcpTransport::new(), target.tcp_trid(NQN)?.context("the target does not listen")?))
+}
+
+fn over_vfio_user(target: &Loopback) -> Result<(PcieTransport, TransportId, VfioUserServer)> {
+    let function = target.pci_function_with(NQN, &PciOptions::new())?;
+    let path = std::env::temp_dir().join(format!("nvmf-io-count-{}", std::process::id()));
+    let server = VfioUserServer::listen(&function, path)?;
+    let trid = format!("trtype:vfiouser traddr:{}", server.path().display()).parse()?;
+    Ok((vfio_user::transport(VfioUserOptions::default()), trid, server))
+}
+
+/// A controller in a secondary: admin commands go through a socket to the primary, I/O does not.
+fn attach_secondary(target: &Loopback, transport: &str) -> Result<(Controller, Box<dyn std::any::Any>)> {
+    let folder = std::env::temp_dir().join(format!("nvmf-io-count-{}.d", std::process::id()));
+    let join = || {
+        let user = vfio_user::transport(VfioUserOptions::default());
+        let builder = Driver::builder().transport(TcpTransport::new()).transport(user);
+        builder.shared("io-count").directory(&folder).build()
+    };
+    let (trid, server) = match transport {
+        "tcp" => (over_tcp(target)?.1, None),
+        "vfio-user" => over_vfio_user(target).map(|(_, trid, server)| (trid, Some(server)))?,
+        other => bail!("{other}: a secondary is counted over tcp and vfio-user"),
+    };
+    let primary = join()?;
+    // The primary's admin queue is processed while the secondary waits.
+    let attached = primary.connect(&trid, &ControllerOptions::default())?;
+    let secondary = join()?;
+    ensure!(secondary.role() == Role::Secondary, "another process is the primary of {}", folder.display());
+    let controller = secondary.connect(&trid, &options())?;
+    Ok((controller, Box::new((secondary, attached, primary, server, Folder(folder)))))
+}
+
+/// Goes with the program.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 fn batches(transport: &str, rounds: usize) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Messages between the processes of an instance.
 
-use nvmf_core::share::wire::{MAX_DATA, MAX_PACKET, MAX_TEXT, Reply, Request};
+use nvmf_core::share::wire::{MAX_DATA, MAX_FUNCTION, MAX_PACKET, MAX_TEXT, Reply, Request};
 
 /// What is accepted can be said again, and means the same; nothing accepted is larger than it may be.
 pub(super) fn messages(input: &[u8]) {
@@ -19,6 +19,9 @@ pub(super) fn messages(input: &[u8]) {
         Ok((tag, reply)) => {
             if let Reply::Refused(text) | Reply::Down(text) | Reply::Removed(text) = reply {
                 assert!(text.len() <= MAX_TEXT);
+            }
+            if let Reply::Function(bytes) = reply {
+                assert!(bytes.len() <= MAX_FUNCTION);
             }
             let said = reply.encode(tag);
             assert!(said.len() <= MAX_PACKET);

@@ -110,6 +110,70 @@ referral() {
     attributes "$NVMET/ports/$1/referrals/$2" "addr_trtype=$3" addr_adrfam=ipv4 "addr_traddr=$4" "addr_trsvcid=$5" enable=1
 }
 
+# ---- instances
+# share TRID...: a primary; returns when it shares what it is told. Its process is $PRIMARY, and the instance is called vm.
+share() {
+    export XDG_RUNTIME_DIR=/run
+    : >/tmp/shared
+    nvmf share --instance vm --timeout 20 "$@" >/tmp/shared 2>/tmp/share.error &
+    PRIMARY=$!
+    wait_for 60 grep -q '^sharing ' /tmp/shared || { cat /tmp/share.error; fail "nothing is shared"; }
+}
+share_list() { nvmf list --instance vm --processes -o json; }
+share_alone() { [ "$(share_list | grep -o '"pid"' | wc -l)" -eq 1 ]; }
+share_has_queues() { share_list | grep -q '"queues": *[1-9]'; }
+share_has() { share_list | grep -q "\"pid\": *$1,"; }
+# secondaries TRID OPTION...: starts four processes that each verify half a MiB of their own; they are $SECONDARIES.
+secondaries() {
+    _trid=$1; shift
+    SECONDARIES=
+    for _part in 1 2 3 4; do
+        nvmf verify "$_trid" --instance vm --offset "${_part}MiB" --length 512KiB --seed $_part --yes --quiet "$@" \
+            >/tmp/secondary.$_part 2>&1 &
+        SECONDARIES="$SECONDARIES $!"
+    done
+}
+# all_verified WHAT PID...
+all_verified() {
+    _what=$1; shift
+    for _pid in "$@"; do wait "$_pid" || { cat /tmp/secondary.*; fail "$_what: exit status of process $_pid"; }; done
+}
+# sharing TRID NSID: a primary and four secondaries that do verified I/O at once; then one of these is killed, and the others go on; then
+# the primary is, and a secondary says so and ends; then there is another primary at once.
+sharing() {
+    share "$1"
+    secondaries "$1" --nsid "$2"
+    all_verified "all at once" $SECONDARIES
+    wait_for 20 share_alone || fail "secondaries that have ended are still there"
+    _open=$(ls /proc/$PRIMARY/fd | wc -l)
+    secondaries "$1" --nsid "$2"
+    _victim=${SECONDARIES##* }
+    wait_for 20 share_has "$_victim" || note "the one to be killed was not seen"
+    kill -9 "$_victim" || note "the one to be killed has ended"
+    wait "$_victim" || true
+    all_verified "one is killed" ${SECONDARIES% *}
+    wait_for 20 share_alone || fail "the killed one is still there"
+    _now=$(ls /proc/$PRIMARY/fd | wc -l)
+    [ "$_now" -le "$_open" ] || { ls -l /proc/$PRIMARY/fd; fail "$_now descriptors, $_open before"; }
+
+    rm -f /run/secondary
+    (code=0; nvmf perf "$1" --instance vm --nsid "$2" -q 1 -o 4096 -w randread -t 100 >/tmp/perf 2>/tmp/error || code=$?
+        echo $code >/run/secondary) &
+    wait_for 60 share_has_queues || { cat /tmp/perf /tmp/error; fail "perf has no queue"; }
+    kill -9 $PRIMARY
+    wait $PRIMARY || true
+    wait_for 60 test -s /run/secondary || fail "a secondary outlives its primary"
+    note "the primary is killed: exit status $(cat /run/secondary): $(cat /tmp/error)"
+    [ "$(cat /run/secondary)" -eq 3 ] || fail "exit status $(cat /run/secondary)"
+    [ "$(wc -l </tmp/error)" -eq 1 ] || fail "not one line of error"
+    share "$1"
+    secondaries "$1" --nsid "$2"
+    all_verified "after the primary was killed" $SECONDARIES
+    kill $PRIMARY
+    wait $PRIMARY || fail "the primary ends with an error: $(cat /tmp/share.error)"
+    [ -z "$(ls /run/nvmf)" ] || fail "files are left: $(ls /run/nvmf)"
+}
+
 # ---- RDMA in software
 # soft_roce RXE NETDEV ADDRESS/BITS...: an RDMA device on a new network interface of type dummy, ready to be used. Both sides of a
 # connection use the same one: the loopback interface has no RDMA, and two devices of one guest do not reach each other.

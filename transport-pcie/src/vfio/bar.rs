@@ -1,7 +1,7 @@
 //! A BAR of a VFIO device: mapped where the kernel allows it, by system calls elsewhere.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -10,8 +10,8 @@ use nvmf_core::{Error, Result};
 use vfio_bindings::bindings::vfio;
 
 use super::capability::{capabilities, u32_at, u64_at};
-use crate::device::BarAccess;
-use crate::mmio::MappedBar;
+use crate::device::{BarAccess, BarArea, BarFile};
+use crate::mmio::MappedAreas;
 
 /// Where a region of a device is in its file, and which parts of it can be mapped.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,11 +54,25 @@ impl Region {
     }
 }
 
+impl Region {
+    /// What can be mapped of it in another process.
+    pub(super) fn lend(&self, device: &File) -> std::io::Result<BarFile> {
+        Ok(BarFile { file: device.try_clone()?.into(), areas: self.parts(), len: self.size, sealed: false })
+    }
+
+    /// What can be mapped, in the device's file.
+    fn parts(&self) -> Vec<BarArea> {
+        let part =
+            |&(offset, len): &(u64, u64)| BarArea { offset, at: self.offset.saturating_add(offset), len };
+        self.areas.iter().map(part).collect()
+    }
+}
+
 /// The registers of a VFIO device, or other memory behind one of its BARs.
 #[derive(Debug)]
 pub(super) struct VfioBar {
     size: u64,
-    mapped: Vec<(u64, MappedBar)>,
+    mapped: MappedAreas,
     /// For what is not mapped: the device's file and where the region is in it. Gone once the device is given up.
     file: RwLock<Option<(Arc<File>, u64)>>,
 }
@@ -66,33 +80,16 @@ pub(super) struct VfioBar {
 impl VfioBar {
     /// Maps what can be mapped.
     pub(super) fn map(device: &Arc<File>, region: &Region) -> Result<Self> {
-        let mut mapped = Vec::new();
-        for &(at, len) in &region.areas {
-            let file: BorrowedFd<'_> = device.as_fd();
-            let bar = MappedBar::map(file, region.offset.saturating_add(at), len)
-                .map_err(|error| Error::from(error).doing("mapping a BAR"))?;
-            mapped.push((at, bar));
-        }
+        let mapped = MappedAreas::map(device.as_fd(), &region.parts())
+            .map_err(|error| Error::from(error).doing("mapping a BAR"))?;
         let file = RwLock::new(Some((Arc::clone(device), region.offset)));
         Ok(Self { size: region.size, mapped, file })
     }
 
     /// Gives the device up for every holder of the registers: they read as all ones from now on.
     pub(super) fn revoke(&self) {
-        for (_, bar) in &self.mapped {
-            if let Err(error) = bar.revoke() {
-                tracing::error!(%error, "the device's registers stay mapped until their last user is gone");
-            }
-        }
+        self.mapped.revoke();
         *self.file.write().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// The mapping that has a word, and where in it.
-    fn area(&self, offset: u64) -> Option<(&MappedBar, u64)> {
-        self.mapped.iter().find_map(|(at, bar)| {
-            let within = offset.checked_sub(*at)?;
-            (within.checked_add(4)? <= bar.len()).then_some((bar, within))
-        })
     }
 }
 
@@ -102,7 +99,7 @@ impl BarAccess for VfioBar {
     }
 
     fn read32(&self, offset: u64) -> Result<u32> {
-        if let Some((bar, within)) = self.area(offset) {
+        if let Some((bar, within)) = self.mapped.find(offset) {
             return bar.read32(within);
         }
         let file = self.file.read().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +111,7 @@ impl BarAccess for VfioBar {
     }
 
     fn write32(&self, offset: u64, value: u32) -> Result<()> {
-        if let Some((bar, within)) = self.area(offset) {
+        if let Some((bar, within)) = self.mapped.find(offset) {
             return bar.write32(within, value);
         }
         let file = self.file.read().unwrap_or_else(PoisonError::into_inner);

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use nvmf_core::dma::{DmaGrant, RegionId};
 use nvmf_core::{Error, Result};
@@ -16,8 +15,8 @@ use super::bar::{Region, VfioBar};
 use super::container::Container;
 use super::iommufd::{self, CdevFiles};
 use super::mappings::Mappings;
-use super::{open_failed, syscall};
-use crate::device::{Bar0, PciDevice, PciIdentity};
+use super::{open_failed, syscall, until_free};
+use crate::device::{Bar0, BarFile, PciDevice, PciIdentity};
 use crate::scan::PciFunction;
 
 /// Offset of the command register in configuration space.
@@ -26,8 +25,6 @@ const COMMAND: u32 = 4;
 const MEMORY_SPACE: u16 = 1 << 1;
 /// Command: bus master enable.
 const BUS_MASTER: u16 = 1 << 2;
-/// How long a group that somebody has may take to become free.
-const RELEASE: Duration = Duration::from_secs(2);
 
 /// An NVMe function that the kernel lends to this process.
 #[derive(Debug)]
@@ -141,18 +138,12 @@ fn region(device: &File, index: u32) -> Result<Region> {
     Region::parse(&info).ok_or_else(|| Error::unsupported("VFIO gave an answer that is too short"))
 }
 
-/// Opens the file of an IOMMU group. A group that is in use may be about to be released, without anybody to ask when: the kernel
-/// closes the files of a process that has ended in its own time, and the last handle of a controller may be the background thread's.
+/// Opens the file of an IOMMU group.
 fn open_group(path: &Path) -> io::Result<File> {
-    let deadline = Instant::now() + RELEASE;
-    loop {
-        match File::options().read(true).write(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => return result,
-        }
-    }
+    until_free(
+        |error| error.kind() == io::ErrorKind::ResourceBusy,
+        || File::options().read(true).write(true).open(path),
+    )
 }
 
 fn failed(doing: &'static str) -> impl Fn(io::Error) -> Error {
@@ -204,6 +195,16 @@ impl PciDevice for VfioDevice {
         let bar = Arc::new(VfioBar::map(&self.file, &region)?);
         self.memory.push((index, Arc::clone(&bar)));
         Ok(Bar0::new(bar))
+    }
+
+    fn lend_registers(&self) -> Result<BarFile> {
+        let lent = self.registers.lend(&self.file).map_err(failed("copying the device's descriptor"))?;
+        if !lent.has_doorbells() {
+            return Err(Error::unsupported(
+                "the kernel does not let the doorbells of this function be mapped",
+            ));
+        }
+        Ok(lent)
     }
 
     fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {

@@ -10,7 +10,7 @@ use nvmf_core::transport_id::PciAddress;
 use nvmf_core::{DmaRegion, Error, Result};
 
 use super::mappings::{Iommu, Mappings};
-use super::{open_failed, syscall};
+use super::{open_failed, syscall, until_free};
 
 /// The files it takes to drive a function this way.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,7 +63,9 @@ pub(super) fn open(files: &CdevFiles) -> Result<(File, Mappings)> {
     let doing = |what: &'static str| move |error: io::Error| Error::from(error).doing(what);
     let device = open(&files.device)?;
     let iommufd = open(&files.iommu)?;
-    syscall::bind_iommufd(device.as_fd(), iommufd.as_fd()).map_err(bind_failed)?;
+    // Whoever is bound already makes it one or the other, by the kernel's version.
+    let busy = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINVAL));
+    until_free(busy, || syscall::bind_iommufd(device.as_fd(), iommufd.as_fd())).map_err(bind_failed)?;
     let id = syscall::ioas_alloc(iommufd.as_fd()).map_err(doing("making an I/O address space"))?;
     syscall::attach_ioas(device.as_fd(), id)
         .map_err(doing("attaching the device to its I/O address space"))?;
@@ -84,6 +86,7 @@ fn bind_failed(error: io::Error) -> Error {
     let hint = match error.raw_os_error() {
         Some(libc::EPERM) => Some("does the IOMMU remap interrupts? (kernel parameter intremap=on)"),
         Some(libc::EBUSY) => Some("another process or driver uses a device of this IOMMU group"),
+        Some(libc::EINVAL) => Some("is another process using the device?"),
         _ => None,
     };
     let error = Error::from(error).doing("binding the device to an iommufd");

@@ -24,6 +24,7 @@ mod syscall;
 
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nvmf_core::Error;
 
@@ -42,6 +43,27 @@ pub enum VfioBackend {
     Group,
     /// Through its own file and iommufd.
     Cdev,
+}
+
+/// How long a function that somebody has may take to become free.
+const RELEASE: Duration = Duration::from_secs(2);
+
+/// Opens something that may be about to be released, without anybody to ask when: the kernel closes the files of a process that has
+/// ended in its own time, the last handle of a controller may be the background thread's, and where a primary has ended its
+/// secondaries let go of the function a moment later.
+fn until_free<T>(
+    busy: impl Fn(&io::Error) -> bool,
+    mut open: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match open() {
+            Err(error) if busy(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Why a file of VFIO could not be opened, and what to do about it.
@@ -66,6 +88,21 @@ fn open_failed(path: &Path, error: &io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_about_to_be_released_is_waited_for() {
+        let mut tries = 0;
+        let opened = until_free(
+            |error| error.kind() == io::ErrorKind::ResourceBusy,
+            || {
+                tries += 1;
+                if tries < 4 { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(tries) }
+            },
+        );
+        assert_eq!(opened.unwrap(), 4);
+        let refused = until_free(|_| false, || Err::<(), _>(io::ErrorKind::PermissionDenied.into()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
 
     #[test]
     fn errors_of_opening_say_what_to_do() {

@@ -17,7 +17,7 @@ use super::message::{
     Command, DeviceInfo, DmaMap, DmaUnmap, IRQ_MSIX, IrqInfo, IrqSet, REGION_BAR0, REGION_CONFIG, RegionInfo,
     mappable_areas,
 };
-use crate::device::{Bar0, BarAccess, PciDevice, PciIdentity};
+use crate::device::{Bar0, BarAccess, BarArea, BarFile, PciDevice, PciIdentity};
 use crate::grant::{file_for_server, registers_of_server};
 
 /// Where bus addresses start. What lies below is left to what real buses have there.
@@ -36,6 +36,8 @@ pub struct VfioUserDevice {
     connection: Arc<Connection>,
     identity: PciIdentity,
     bar: Arc<Registers>,
+    /// What of the registers is mapped, for other processes.
+    mappable: Option<BarFile>,
     config_size: u64,
     can_reset: bool,
     vectors: u16,
@@ -92,11 +94,9 @@ impl VfioUserDevice {
             .peer(connection.name()));
         }
         let mut windows = registers_of_server();
-        if options.map_registers
-            && let Some(fd) = fds.into_iter().next()
-        {
-            map_registers(&mut windows, &bar, &body, &fd, options.map_unsealed);
-        }
+        let mappable = fds.into_iter().next().filter(|_| options.map_registers);
+        let mappable =
+            mappable.and_then(|fd| map_registers(&mut windows, &bar, &body, fd, options.map_unsealed));
         let (config, ..) = region_info(&connection, REGION_CONFIG)?;
         let bar = Arc::new(Registers {
             connection: Arc::clone(&connection),
@@ -108,6 +108,7 @@ impl VfioUserDevice {
             identity: PciIdentity { vendor: 0, device: 0, name: connection.name().to_owned() },
             connection,
             bar,
+            mappable,
             config_size: config.size.get().min(MAX_CONFIG),
             can_reset: info.flags.get() & DeviceInfo::RESET != 0,
             vectors,
@@ -183,24 +184,28 @@ fn map_registers(
     windows: &mut DeviceMemory,
     bar: &RegionInfo,
     body: &[u8],
-    fd: &OwnedFd,
+    fd: OwnedFd,
     map_unsealed: bool,
-) {
+) -> Option<BarFile> {
     // A file that can be shortened under a mapping is a SIGBUS at the server's pleasure.
-    let sealed = || fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
-    if !map_unsealed && !sealed() && (fcntl_add_seals(fd, SealFlags::SHRINK).is_err() || !sealed()) {
-        return;
+    let sealed = || fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+    if !map_unsealed && !sealed() && (fcntl_add_seals(&fd, SealFlags::SHRINK).is_err() || !sealed()) {
+        return None;
     }
+    let mut areas = Vec::new();
     for area in mappable_areas(body) {
         let (offset, len) = (area.offset.get(), area.size.get());
-        let (Some(in_file), Ok(len), Ok(fd)) =
+        let (Some(in_file), Ok(mapped), Ok(file)) =
             (bar.offset.get().checked_add(offset), usize::try_from(len), fd.try_clone())
         else {
             continue;
         };
         // Refused where it is not made of pages or lies outside of the file.
-        let _ = windows.map_file(offset, fd, in_file, len, true);
+        if windows.map_file(offset, file, in_file, mapped, true).is_ok() {
+            areas.push(BarArea { offset, at: in_file, len });
+        }
     }
+    Some(BarFile { sealed: sealed(), file: fd, areas, len: bar.size.get() })
 }
 
 impl PciDevice for VfioUserDevice {
@@ -210,6 +215,16 @@ impl PciDevice for VfioUserDevice {
 
     fn bar0(&mut self) -> Result<Bar0> {
         Ok(Bar0::new(Arc::clone(&self.bar) as Arc<dyn BarAccess>))
+    }
+
+    fn lend_registers(&self) -> Result<BarFile> {
+        let Some(mappable) = self.mappable.as_ref().filter(|file| file.has_doorbells()) else {
+            return Err(Error::unsupported("the doorbells of this vfio-user server cannot be mapped")
+                .peer(self.connection.name())
+                .hint("its file may be one it could cut short: --map-unsealed, if it is trusted not to"));
+        };
+        let BarFile { file, areas, len, sealed } = mappable;
+        Ok(BarFile { file: file.try_clone()?, areas: areas.clone(), len: *len, sealed: *sealed })
     }
 
     fn bar(&mut self, index: u8) -> Result<Bar0> {

@@ -28,7 +28,7 @@ matter here, so that it can be done anywhere.
 
 /// How far above its baseline a count may be.
 const TOLERANCE: f64 = 0.03;
-const TRANSPORTS: [&str; 4] = ["tcp", "pcie", "vfio-user", "rdma"];
+const TRANSPORTS: [&str; 6] = ["tcp", "pcie", "vfio-user", "rdma", "secondary-tcp", "secondary-vfio-user"];
 /// Batches of the shorter of two runs; the longer has twice as many. What both have in common cancels out.
 const ROUNDS: usize = 64;
 /// Reads of a batch, as in tests/src/bin/io_count.rs.
@@ -88,13 +88,13 @@ fn judge(baseline: &Counts, counts: &Counts) -> (String, Vec<String>) {
                     worse.push(name.clone());
                 }
                 format!(
-                    "{name:<10} {count:8.1}  baseline {before:8.1}  {:+.1} %",
+                    "{name:<20} {count:8.1}  baseline {before:8.1}  {:+.1} %",
                     (count / before - 1.0) * 100.0
                 )
             }
             None => {
                 worse.push(name.clone());
-                format!("{name:<10} {count:8.1}  no baseline")
+                format!("{name:<20} {count:8.1}  no baseline")
             }
         };
         report.push_str(&line);
@@ -108,7 +108,7 @@ fn update() -> Result<()> {
     let path = baseline_file();
     std::fs::write(&path, serde_json::to_string_pretty(&counts)? + "\n")?;
     for (name, count) in &counts {
-        println!("{name:<10} {count:8.1}");
+        println!("{name:<20} {count:8.1}");
     }
     Ok(())
 }

@@ -291,8 +291,15 @@ pub(crate) fn driver() -> Driver {
 }
 
 /// A driver that shares what it attaches.
-pub(crate) fn primary(instance: &str) -> Result<Driver, Failure> {
-    let builder = builder(&Transports::default());
+pub(crate) fn primary(
+    instance: &str,
+    #[cfg(feature = "pcie")] map_unsealed: bool,
+) -> Result<Driver, Failure> {
+    let builder = builder(&Transports {
+        #[cfg(feature = "pcie")]
+        vfio_user: nvmf_transport_pcie::VfioUserOptions { map_unsealed, ..Default::default() },
+        ..Transports::default()
+    });
     builder.shared(instance).only(Role::Primary).build().map_err(|error| Failure::attach(&error))
 }
 

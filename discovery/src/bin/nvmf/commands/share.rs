@@ -13,15 +13,16 @@ use crate::failure::Failure;
 use crate::recovery::RecoveryArgs;
 use crate::size::parse_seconds;
 
-/// Attach fabrics controllers and share them with other processes of this user, until a signal
+/// Attach controllers and share them with other processes of this user, until a signal
 ///
 /// Other processes take part with --instance NAME, and have I/O queues of their own: on their data path this process has no
-/// part. When one of them ends, in whatever way, what it had is taken back; when this one ends, their I/O fails.
+/// part. The memory for that of a local controller (PCIe, vfio-user) is theirs and mapped by this one. When one of them ends, in whatever way, what it had is taken back; when this one ends, their I/O fails.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   nvmf share --instance disks nvme+tcp://192.0.2.1:4420/nqn.2024-01.com.example:disk
   nvmf share --instance disks nvme+tcp://192.0.2.1:4420     everything that is offered there
+  nvmf share --instance disks 'trtype:pcie traddr:0000:01:00.0'
   nvmf list --instance disks
   nvmf read --instance disks $TRID --length 1MiB --output head.img")]
 pub(crate) struct Args {
@@ -40,6 +41,12 @@ pub(crate) struct Args {
     /// I/O queues to ask each controller for, which all processes divide among them
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
     queues: u16,
+
+    /// Map the doorbells of vfio-user servers that could cut their file short, SPDK's being one: without that other processes cannot use
+    /// them, but a server that does it ends this process and them
+    #[cfg(feature = "pcie")]
+    #[arg(long)]
+    map_unsealed: bool,
 
     #[command(flatten)]
     recovery: RecoveryArgs,
@@ -64,7 +71,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     options.admin_timeout = args.timeout;
     args.recovery.apply(&mut options);
 
-    let driver = primary(&args.instance)?;
+    let driver = primary(
+        &args.instance,
+        #[cfg(feature = "pcie")]
+        args.map_unsealed,
+    )?;
     let mut attached: Vec<Controller> = Vec::new();
     let mut failure = None;
     for trid in &trids {
