@@ -74,8 +74,8 @@ pub(crate) struct Shared {
     primary: Option<Arc<Primary>>,
     /// When the primary was lost, in a secondary.
     orphaned: OnceLock<Instant>,
-    /// Sleeps on vector 0 and the removal notice together; only with a vector 0.
-    admin_wait: Option<Mutex<Poll>>,
+    /// Sleeps on vector 0 and the removal notice together; only with a vector 0. With memory for what a look at it finds.
+    admin_wait: Option<Mutex<(Poll, Events)>>,
     /// Wakes that sleeper when an I/O queue pair finds out that the function is lost.
     admin_waker: Option<Waker>,
     /// Wakes every I/O queue pair when the function is lost or stopped.
@@ -184,7 +184,7 @@ impl Shared {
                 poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE).ok()?;
             }
             let waker = Waker::new(poll.registry(), OTHERS).ok()?;
-            Some((poll, waker))
+            Some(((poll, Events::with_capacity(3)), waker))
         });
         let (admin_wait, admin_waker) = admin_wait.unzip();
         Ok(Self {
@@ -274,7 +274,7 @@ impl Shared {
     /// What to sleep on for the admin queue: its vector, and the removal notice where there is one.
     pub(crate) fn admin_fd(&self) -> Option<RawFd> {
         match &self.admin_wait {
-            Some(poll) => Some(poll.lock().unwrap_or_else(PoisonError::into_inner).as_raw_fd()),
+            Some(wait) => Some(wait.lock().unwrap_or_else(PoisonError::into_inner).0.as_raw_fd()),
             None => self.vector_fd(0),
         }
     }
@@ -282,11 +282,11 @@ impl Shared {
     /// Silences [`Shared::admin_fd`] and looks whether the function was removed. Whoever does that has to look at the queue
     /// afterwards.
     pub(crate) fn silence_admin(&self) -> Result<()> {
-        if let Some(poll) = &self.admin_wait {
-            let mut events = Events::with_capacity(3);
-            let mut poll = poll.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wait) = &self.admin_wait {
+            let mut wait = wait.lock().unwrap_or_else(PoisonError::into_inner);
+            let (poll, events) = &mut *wait;
             // Fails only when interrupted: then it is silenced the next time.
-            let _ = poll.poll(&mut events, Some(Duration::ZERO));
+            let _ = poll.poll(events, Some(Duration::ZERO));
             if events.iter().any(|event| event.token() == REMOVAL) && self.lock().device.is_removed() {
                 return Err(self.mark_lost());
             }

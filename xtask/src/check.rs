@@ -8,12 +8,13 @@ use crate::shell;
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("format", || cargo(&["fmt", "--all", "--check"])),
     ("lint", crate::lint::main),
     ("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
     ("docs", docs),
     ("tests", || cargo(&["test", "--workspace", "--quiet", "--no-fail-fast"])),
+    ("counts", crate::bench::check_counts),
     ("deny", crate::deny::main),
     ("vm", || crate::vm::main(&[])),
 ];
@@ -24,11 +25,12 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
         match arg.as_str() {
             "--no-vm" => skipped.push("vm"),
             "--no-deny" => skipped.push("deny"),
+            "--no-counts" => skipped.push("counts"),
             "-h" | "--help" => {
-                println!("cargo xtask test [--no-vm] [--no-deny]\n\nsteps: {}", names(&STEPS));
+                println!("cargo xtask test [--no-vm] [--no-deny] [--no-counts]\n\nsteps: {}", names(&STEPS));
                 return Ok(());
             }
-            other => bail!("unknown option `{other}` (known: --no-vm, --no-deny)"),
+            other => bail!("unknown option `{other}` (known: --no-vm, --no-deny, --no-counts)"),
         }
     }
     let started = Instant::now();

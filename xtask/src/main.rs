@@ -17,7 +17,8 @@ use std::process::ExitCode;
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  test [--no-vm] [--no-deny]   everything: format, clippy, docs, tests, lint, deny, virtual machines
+  test [--no-vm] [--no-deny] [--no-counts]   everything: format, lint, clippy, docs, tests, instructions of a read, deny,
+                               virtual machines
   vm [SUITE[::TEST]...]        suites against real Linux peers in a QEMU guest (`cargo xtask vm --help`)
   soak [--seconds N] [--seed S]  random I/O over TCP while its connections are harmed (`cargo xtask soak --help`)
   fuzz [--seconds N] [HARNESS...]  parsers of a peer's bytes under libFuzzer (`cargo xtask fuzz --help`)

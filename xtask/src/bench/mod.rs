@@ -13,6 +13,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+pub(crate) use counts::check as check_counts;
+
 use crate::shell;
 
 pub(crate) fn main(args: &[String]) -> Result<()> {
