@@ -35,6 +35,8 @@ mod tests;
 const RECORD: usize = 1024;
 /// Log page offsets and lengths count dwords (NUMD is a number of dwords, LPO must be a multiple of 4).
 const DWORD: u32 = 4;
+/// The shortest read. Counters read one by one might be those of two generations.
+const SHORTEST: u32 = 64;
 
 const _: () = assert!(size_of::<DiscoveryLogEntry>() == RECORD);
 
@@ -42,7 +44,7 @@ const _: () = assert!(size_of::<DiscoveryLogEntry>() == RECORD);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiscoveryLogLimits {
     /// The longest read in bytes, as MDTS and the transport allow. Rounded down to whole records, or if less than
-    /// one record, to whole dwords; values under 4 count as 4.
+    /// one record, to whole dwords; values under 64 count as 64, so that the header's counters come in one read.
     pub max_transfer: u32,
     /// How often the reader may start over because the log has changed.
     pub max_retries: u32,
@@ -66,7 +68,7 @@ impl DiscoveryLogLimits {
     const fn chunk(&self) -> u32 {
         let granularity = if self.max_transfer >= RECORD as u32 { RECORD as u32 } else { DWORD };
         let rounded = self.max_transfer - self.max_transfer % granularity;
-        if rounded == 0 { DWORD } else { rounded }
+        if rounded < SHORTEST { SHORTEST } else { rounded }
     }
 }
 

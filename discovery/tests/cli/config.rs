@@ -128,5 +128,6 @@ fn completions_and_man_pages() {
     ] {
         let text = std::fs::read_to_string(dir.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         assert!(text.contains(expected), "{page}: {text}");
+        assert!(text.contains("\n.SH EXAMPLES\n.nf\n  nvmf "), "{page}: {text}");
     }
 }

@@ -154,7 +154,7 @@ fn changes_are_printed_and_hooked_until_it_is_told_to_stop() {
             "added {NQN} {port}\nadded nqn.2024-01.com.example:new {port}\nremoved nqn.2024-01.com.example:new {port}\n"
         )
     );
-    assert_eq!(target.loopback.controllers(Nqn::DISCOVERY), 0, "no connection is left");
+    wait_for("the end of its connection", || target.loopback.controllers(Nqn::DISCOVERY) == 0);
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn it_outlives_its_discovery_controller_and_leaks_nothing() {
     let (took, said) = monitor.end("-INT");
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert_eq!(said, "");
-    assert_eq!(loopback.controllers(Nqn::DISCOVERY), 0, "no connection is left");
+    wait_for("the end of its connection", || loopback.controllers(Nqn::DISCOVERY) == 0);
     assert!(loopback.registrations().is_empty(), "it was taken out");
 }
 

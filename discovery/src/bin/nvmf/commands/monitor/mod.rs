@@ -36,12 +36,13 @@ Examples:
   nvmf monitor --mdns                                      whoever announces itself on the link
   nvmf monitor -t tcp -a 192.0.2.1 --exec 'logger \"$NVMF_EVENT $NVMF_TRID\"'
 
-The hook finds in its environment NVMF_EVENT (added, removed or changed), NVMF_TRID, NVMF_URI, NVMF_TRTYPE,
-NVMF_TRADDR, NVMF_TRSVCID and NVMF_SUBNQN. Hooks run one after the other, in the order of the changes. One that fails is
-told on standard error; at the end those that are left have 5 s.
+The hook finds in its environment NVMF_EVENT (added, removed or changed), NVMF_TRID, NVMF_URI,
+NVMF_TRTYPE, NVMF_TRADDR, NVMF_TRSVCID and NVMF_SUBNQN. Hooks run one after the other, in the
+order of the changes. One that fails is told on standard error; at the end those left have 5 s.
 
--k, -c and the other options of connections are about those to discovery controllers, which are connected to for ever: -c is
-the longest pause between two attempts (10). What is configured for a discovery controller goes before them.")]
+-k, -c and the like are about the connections to discovery controllers, which are attempted for
+ever: -c is the longest pause between two attempts (by default 10), -k 0 is the default of 30.
+What is configured for a discovery controller goes before them.")]
 pub(crate) struct Args {
     #[command(flatten)]
     discovery: DiscoveryArgs,
