@@ -18,7 +18,7 @@ use nvmf_core::spec::data_ptr::DataPointer;
 use nvmf_core::spec::status::CommandKind;
 use nvmf_core::spec::{AdminOpcode, Cqe, NvmOpcode, Sqe, Status};
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
-use nvmf_core::{DmaBuf, DmaRegion, Error, Result};
+use nvmf_core::{DmaBuf, DmaRegion, Error, ErrorKind, Result};
 use zerocopy::IntoBytes;
 
 use crate::cmb::CmbPart;
@@ -638,6 +638,9 @@ impl TransportQpair for PcieQpair {
             self.bounce[usize::from(slot)] = None;
             if let Some(failure) = self.shared.failure(self.controller_life) {
                 return Err(failure);
+            }
+            if matches!(error.kind(), ErrorKind::Disconnected(_)) {
+                return Err(error);
             }
             // The controller never sees it, and the others go on.
             tracing::warn!(%error, qid = self.qid, "a command's data cannot be described to the controller");

@@ -147,7 +147,7 @@ pub(crate) fn is_same(shared: &TransportId, asked: &TransportId) -> bool {
 fn unexpected(reply: &Reply<'_>) -> Error {
     match reply {
         Reply::Refused(why) => Error::unsupported(format!("the primary refuses: {why}")),
-        Reply::Removed(why) => Error::disconnected((*why).to_owned()),
+        Reply::Removed(why) | Reply::Down(why) => Error::disconnected((*why).to_owned()),
         _ => Error::peer_misbehaved("an answer that does not belong to what was asked"),
     }
 }

@@ -63,7 +63,7 @@ pub(super) struct Lent {
     queues: BTreeMap<u16, Queue>,
     /// Queues are not made for admin queues of the secondary up to this one: it has not heard yet that their queues have ended.
     barred: u32,
-    /// Epoch of the latest command.
+    /// The admin queue of the latest command.
     epoch: u32,
 }
 
@@ -137,6 +137,11 @@ impl Lent {
 
     // --- queues --------------------------------------------------------------------------------------------------------
 
+    /// A command of this admin queue of the secondary has arrived. Each begins with commands that are about no queue.
+    pub(super) fn heard_of(&mut self, epoch: u32) {
+        self.epoch = self.epoch.max(epoch);
+    }
+
     /// Whether a queue of this identifier may exist.
     pub(super) fn has_queue(&self, qid: u16) -> bool {
         self.queues.contains_key(&qid)
@@ -151,7 +156,6 @@ impl Lent {
         association: u64,
         leases: &BTreeSet<u16>,
     ) -> Result<Option<(Sqe, QueueCommand)>, Status> {
-        self.epoch = self.epoch.max(epoch);
         if epoch <= self.barred || association == 0 {
             return Ok(None);
         }
@@ -193,6 +197,14 @@ impl Lent {
         Ok(Some((clean, command)))
     }
 
+    /// A command from [`Lent::admit`] was sent, in this association at the latest.
+    pub(super) fn sent(&mut self, command: &mut QueueCommand, association: u64) {
+        command.association = association;
+        if let Some(queue) = self.queues.get_mut(&command.qid) {
+            queue.association = association;
+        }
+    }
+
     /// A command from [`Lent::admit`] was not sent.
     pub(super) fn never_sent(&mut self, command: QueueCommand) {
         if matches!(command.opcode, AdminOpcode::CREATE_IO_SQ | AdminOpcode::CREATE_IO_CQ) {
@@ -224,9 +236,15 @@ impl Lent {
         }
     }
 
-    /// The controller was stopped: none of the queues exists any more, and none is made before the secondary knows.
-    pub(super) fn stopped(&mut self) {
-        self.queues.clear();
+    /// The controller was stopped: none of the queues of before exists any more, and none is made before the secondary knows. What it has
+    /// made in `association`, the one in force, without knowing is deleted. Returns whether no queue exists any more.
+    pub(super) fn stopped(&mut self, controller: &Controller, association: Option<u64>) -> bool {
+        self.forget(association);
+        self.queues.is_empty() || self.delete_queues(controller, Some(self.epoch))
+    }
+
+    fn forget(&mut self, association: Option<u64>) {
+        self.queues.retain(|_, queue| Some(queue.association) == association);
         self.barred = self.epoch;
     }
 
@@ -449,14 +467,24 @@ mod tests {
         let (number, at) = lent.map(memory(1)).unwrap();
         let leases = BTreeSet::from([1]);
         let sqe = create(CQ, 1, 2, 1, at);
-        let (_, before) = lent.admit(&sqe, 7, 1, &leases).unwrap().unwrap();
-        lent.stopped();
+        lent.heard_of(7);
+        let (_, mut before) = lent.admit(&sqe, 7, 1, &leases).unwrap().unwrap();
+        lent.forget(None);
         assert!(!lent.has_queue(1));
         assert_eq!(lent.admit(&sqe, 7, 2, &leases), Ok(None), "it has not heard of it");
         assert_eq!(lent.admit(&sqe, 8, 0, &leases), Ok(None), "there is no controller");
         assert!(lent.admit(&sqe, 8, 2, &leases).unwrap().is_some());
         // The end of a command from before says nothing about this one.
         lent.completed(before, Some(Status::INVALID_FIELD));
+        assert!(lent.has_queue(1));
+        lent.forget(Some(3));
+        assert!(!lent.has_queue(1));
+        // One that was made a moment after the controller came back is not forgotten.
+        lent.heard_of(9);
+        before = lent.admit(&sqe, 9, 3, &leases).unwrap().unwrap().1;
+        lent.sent(&mut before, 4);
+        lent.completed(before, Some(Status::SUCCESS));
+        lent.forget(Some(4));
         assert!(lent.has_queue(1));
         assert!(lent.unmap(number).is_err());
         assert_eq!(lent.end(), BTreeSet::from([1]), "its identifier is not used again");

@@ -177,7 +177,7 @@ impl Session {
             let waker = Waker::from(Arc::clone(&self.entry.bell));
             again |= attached.completions(&waker, &mut self.out);
             attached.events(&mut self.out);
-            if attached.follow(&mut self.out) {
+            if attached.follow(&mut self.out)? {
                 let deadline = Instant::now() + LAST_WORDS;
                 for packet in self.out.drain(..) {
                     self.main.send_by(&packet, &[], deadline)?;
@@ -376,6 +376,9 @@ impl Attached {
         data: &[u8],
         timeout: Duration,
     ) -> Option<Vec<u8>> {
+        if let Some(lent) = &mut self.lent {
+            lent.heard_of((tag >> 32) as u32);
+        }
         let answer = |status: Status, value: u64, data: &[u8]| {
             Some(Reply::AdminDone { status: Some(status), value, data }.encode(tag))
         };
@@ -449,6 +452,9 @@ impl Attached {
         let command = self.controller.admin(forwarded).data_in(data_in).data_out(data.to_vec());
         match command.timeout(timeout).submit() {
             Ok(command) => {
+                if let (Some(lent), Some(queue)) = (&mut self.lent, &mut queue) {
+                    lent.sent(queue, self.controller.link().association);
+                }
                 self.pending.push(Pending { tag, command, queue });
                 None
             }
@@ -547,17 +553,17 @@ impl Attached {
     }
 
     /// Tells the secondary when the controller goes or is back; returns whether it is gone for good.
-    fn follow(&mut self, out: &mut VecDeque<Vec<u8>>) -> bool {
+    fn follow(&mut self, out: &mut VecDeque<Vec<u8>>) -> Result<bool, End> {
         let link = self.controller.link();
         if link.phase == Phase::Lost && self.controller.is_quiet() {
             let why = self.why();
             // Where queues are in memory it has to be known that they are gone.
             let gone = self.lent.is_none() || self.controller.is_quiesced();
             if let Some(lent) = self.lent.as_mut().filter(|_| gone) {
-                lent.stopped();
+                lent.stopped(&self.controller, None);
             }
             out.push_back(if gone { Reply::Removed(&why) } else { Reply::Refused(&why) }.encode(0));
-            return true;
+            return Ok(true);
         }
         let there = link.phase == Phase::Ready && link.association == self.association;
         // None of its queues exists any more once the admin queue is quiesced.
@@ -565,9 +571,13 @@ impl Attached {
             let why = self.why();
             if let Some(lent) = &mut self.lent {
                 if !has_stopped(&self.controller, self.association) {
-                    return false;
+                    return Ok(false);
                 }
-                lent.stopped();
+                settle(&mut self.pending, lent);
+                let now = (link.phase == Phase::Ready).then_some(link.association);
+                if !lent.stopped(&self.controller, now) {
+                    return Err(End::Misbehaved("its queues cannot be deleted"));
+                }
             }
             out.push_back(Reply::Down(&why).encode(0));
             self.association = 0;
@@ -576,7 +586,7 @@ impl Attached {
             self.association = link.association;
             out.push_back(Reply::Up(facts(self.id, &self.controller)).encode(0));
         }
-        false
+        Ok(false)
     }
 
     fn why(&self) -> String {
@@ -631,6 +641,10 @@ impl Attached {
                 let file = file.ok_or(End::Misbehaved("memory without a descriptor"))?;
                 match lent.map(file) {
                     Ok((memory, iova)) => said(Reply::Mapped { memory, iova }),
+                    // It is not the memory's fault.
+                    Err(error) if self.controller.link().phase != Phase::Ready => {
+                        said(Reply::Down(&error.to_string()))
+                    }
                     Err(error) => refused(error),
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -205,6 +205,51 @@ fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
     let again = next.connect(&trid, &options())?;
     let shared = secondary.connect(&trid, &options())?;
     exchange(&shared, &again, 3)
+}
+
+/// Queues are made and given up at whatever moment of a reset.
+#[test]
+fn queues_that_are_made_during_resets_are_not_lost() -> Result<()> {
+    let rig = Rig::new()?;
+    let controller = rig.secondary.connect(&rig.trid, &options())?;
+    let attached = &rig.attached;
+    let done = AtomicBool::new(false);
+    let made = std::thread::scope(|scope| -> Result<u32> {
+        let resets = scope.spawn(|| {
+            let result = (0..20).try_for_each(|n| {
+                std::thread::sleep(Duration::from_millis(100 + 37 * n % 150));
+                attached.reset()
+            });
+            done.store(true, Ordering::Release);
+            result
+        });
+        let mut made = 0;
+        while !done.load(Ordering::Acquire) {
+            let options = IoQpairOptions::default().auto_reconnect(false);
+            let Ok(mut qpair) = controller.alloc_io_qpair(&options) else { continue };
+            let Some(ns) = controller.namespace(1) else { continue };
+            made += 1;
+            // It may be lost at any time, but reads nothing wrong.
+            let mut buf = qpair.alloc(8192)?;
+            buf.fill(made as u8);
+            if qpair.write_blocking(&ns, 0, buf).is_ok()
+                && let Ok(read) = qpair.read_blocking(&ns, 0, qpair.alloc(8192)?)
+            {
+                ensure!(read.iter().all(|&byte| byte == made as u8), "what was read is not what was written");
+            }
+        }
+        resets.join().expect("no panic")?;
+        Ok(made)
+    })?;
+    eventually("the controller's return", || controller.state() == ControllerState::Ready)?;
+    eventually("I/O", || exchange(&controller, &rig.attached, 9).is_ok())?;
+    eventually("the return of the queues", || rig.leased() == 0)?;
+    ensure!(made > 20, "{made} queues were made");
+    // All eight can be had at once.
+    let all = (0..8).map(|_| controller.alloc_io_qpair(&IoQpairOptions::default()));
+    let all = all.collect::<nvmf_core::Result<Vec<_>>>()?;
+    ensure!(all.len() == 8);
+    Ok(())
 }
 
 #[test]
