@@ -23,6 +23,10 @@ struct Inner {
     plain_block: u32,
     protection: Option<ProtectionFormat>,
     max_transfer: u32,
+    /// Most blocks of a command that says nothing of metadata.
+    max_plain_blocks: u32,
+    /// NOIOB.
+    boundary: u32,
     /// Limits of commands without data, in blocks.
     max_zeroes_blocks: u32,
     max_verify_blocks: u32,
@@ -59,6 +63,8 @@ impl Namespace {
             plain_block,
             protection: protection_of(&info, block_size, metadata_size),
             max_transfer: limits.max_transfer,
+            max_plain_blocks: limits.max_transfer.checked_div(plain_block).unwrap_or(1).clamp(1, 65_536),
+            boundary: info.identify.noiob.get().into(),
             max_zeroes_blocks: blocks(limits.write_zeroes),
             max_verify_blocks: blocks(limits.verify),
             ana_state,
@@ -210,24 +216,51 @@ impl Namespace {
         identity(self) == identity(other)
     }
 
-    /// The span of an I/O of `len` bytes at `slba`; `Err` names why there is none.
+    /// The span of an I/O of `len` bytes at `slba`; `None` when there is none.
+    #[inline(always)]
+    pub(crate) fn plain_span(&self, slba: u64, len: usize) -> Option<Span> {
+        let (block, boundary) = (self.0.plain_block, self.0.boundary);
+        if block == 0 {
+            return None;
+        }
+        let (blocks, rest) = (len as u64 / u64::from(block), len as u64 % u64::from(block));
+        if rest != 0 || blocks == 0 || slba.checked_add(blocks).is_none() {
+            return None;
+        }
+        let max_blocks = self.0.max_plain_blocks;
+        Some(Span {
+            slba,
+            blocks,
+            block_bytes: block,
+            max_blocks,
+            boundary,
+            metadata_bytes: 0,
+            ref_tag_bits: 0,
+        })
+    }
+
+    /// As [`Namespace::plain_span`]; `Err` names why there is none.
     #[inline]
     pub(crate) fn data_span(&self, slba: u64, len: usize) -> Result<Span, String> {
+        self.plain_span(slba, len).ok_or_else(|| self.no_span(slba, len))
+    }
+
+    #[cold]
+    pub(crate) fn no_span(&self, slba: u64, len: usize) -> String {
         let block = self.0.plain_block;
-        // Nothing but 0 is a multiple of 0.
-        if len == 0 || !(len as u64).is_multiple_of(u64::from(block)) {
-            if block == 0 {
-                return Err(format!(
-                    "the {} bytes of metadata of each block of namespace {} need a buffer of their own: use read_with_md, \
-                     write_with_md or compare_with_md",
-                    self.0.metadata_size,
-                    self.nsid()
-                ));
-            }
-            return Err(wrong_length(len, block));
+        if block == 0 {
+            return format!(
+                "the {} bytes of metadata of each block of namespace {} need a buffer of their own: use read_with_md, \
+                 write_with_md or compare_with_md",
+                self.0.metadata_size,
+                self.nsid()
+            );
         }
-        let max_blocks = (self.0.max_transfer / block).max(1);
-        self.span(slba, len as u64 / u64::from(block), block, max_blocks)
+        if len == 0 || !len.is_multiple_of(block as usize) {
+            return wrong_length(len, block);
+        }
+        let blocks = len as u64 / u64::from(block);
+        format!("no range of blocks starts at {slba} and has {blocks} blocks")
     }
 
     /// The span of an I/O of `len` bytes of data and `metadata` bytes of metadata apart from it; `Err` names why there is
@@ -320,7 +353,7 @@ impl Namespace {
         if blocks == 0 || slba.checked_add(blocks).is_none() {
             return Err(format!("no range of blocks starts at {slba} and has {blocks} blocks"));
         }
-        let boundary = if block_bytes == 0 { 0 } else { u32::from(self.noiob()) };
+        let boundary = if block_bytes == 0 { 0 } else { self.0.boundary };
         let max_blocks = max_blocks.min(65_536);
         Ok(Span { slba, blocks, block_bytes, max_blocks, boundary, metadata_bytes: 0, ref_tag_bits: 0 })
     }

@@ -50,14 +50,22 @@ pub(crate) struct List<'a> {
     pub(crate) page: u64,
 }
 
-/// Describes `pieces` in `sqe`'s data pointer, by PRPs where they can, else by an SGL where `sgl` allows it. `false` when
-/// neither can: then the data has to be copied.
+/// Describes `pieces` in `sqe`'s data pointer: one piece that would take a PRP list by an SGL descriptor, which is in the command
+/// itself, where `sgl` allows it; others by PRPs where they can, else by an SGL. `false` when neither can: then the data has to be
+/// copied.
 pub(crate) fn describe(sqe: &mut Sqe, pieces: &[Piece], list: List<'_>, sgl: SglSupport) -> bool {
+    let dwords = pieces.iter().all(|piece| piece.iova.is_multiple_of(4) && piece.len.is_multiple_of(4));
+    let allowed = sgl == SglSupport::Yes || sgl == SglSupport::Dwords && dwords;
+    if let [piece] = pieces
+        && allowed
+        && piece.end() > (piece.iova & !(list.page - 1)) + 2 * list.page
+    {
+        sqe.set_sgl(SglDescriptor::data_block(piece.iova, piece.len));
+        return true;
+    }
     if prp_possible(pieces, list.page) {
         return prps(sqe, pieces, list);
     }
-    let dwords = pieces.iter().all(|piece| piece.iova.is_multiple_of(4) && piece.len.is_multiple_of(4));
-    let allowed = sgl == SglSupport::Yes || sgl == SglSupport::Dwords && dwords;
     if !allowed || pieces.len() > SGL_ENTRIES {
         return false;
     }

@@ -20,6 +20,7 @@ use nvmf_core::spec::{AdminOpcode, Cqe, NvmOpcode, Sqe, Status};
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
 use nvmf_core::{DmaBuf, DmaRegion, Error, ErrorKind, Result};
 use zerocopy::IntoBytes;
+use zerocopy::little_endian::U64;
 
 use crate::cmb::CmbPart;
 use crate::data::{self, LIST_BYTES, List, Piece};
@@ -317,25 +318,33 @@ impl PcieQpair {
         }
     }
 
+    /// PRP entries for the data of `slot` where that takes no list: it is one piece in at most two pages, as most is.
+    #[inline(always)]
+    fn two_pages(&mut self, slot: u16, tracker: &Tracker) -> Result<Option<(u64, u64)>> {
+        let len = tracker.data_len(slot);
+        if let Some(segment) = tracker.segment(slot, 0)
+            && segment.len == len as usize
+        {
+            let iova = self.address(segment.region)? + segment.offset as u64;
+            let page = self.shared.page;
+            let (next, end) = ((iova & !(page - 1)) + page, iova + u64::from(len));
+            if iova.is_multiple_of(4) && end <= next + page {
+                return Ok(Some((iova, if end > next { next } else { 0 })));
+            }
+        }
+        Ok(None)
+    }
+
     /// Fills the data pointer for the data of `slot`.
     fn describe(&mut self, slot: u16, sqe: &mut Sqe, tracker: &Tracker) -> Result<()> {
         let len = tracker.data_len(slot);
         if len == 0 {
             return Ok(());
         }
-        // Most data is one piece in at most two pages, which takes no list.
-        if let Some(segment) = tracker.segment(slot, 0)
-            && segment.len == len as usize
-        {
-            let iova = self.address(segment.region)? + segment.offset as u64;
-            let page = self.shared.page;
-            let next = (iova & !(page - 1)) + page;
-            if iova.is_multiple_of(4) && iova + u64::from(len) <= next + page {
-                let second = if iova + u64::from(len) > next { next } else { 0 };
-                sqe.flags &= 0x3f;
-                sqe.dptr = DataPointer::prp(iova, second);
-                return Ok(());
-            }
+        if let Some((first, second)) = self.two_pages(slot, tracker)? {
+            sqe.flags &= 0x3f;
+            sqe.dptr = DataPointer::prp(first, second);
+            return Ok(());
         }
         self.pieces.clear();
         let mut offset = 0;
@@ -412,13 +421,34 @@ impl PcieQpair {
         Ok(())
     }
 
+    /// The command with its pointers filled in; `None` when its data cannot be described, and it will fail.
+    fn described(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<Option<Sqe>> {
+        let mut sqe = *sqe;
+        let mut described = self.describe(slot, &mut sqe, tracker);
+        if described.is_ok() && tracker.metadata_len(slot) > 0 {
+            described = self.describe_metadata(slot, &mut sqe, tracker);
+        }
+        let Err(error) = described else { return Ok(Some(sqe)) };
+        self.bounce[usize::from(slot)] = None;
+        if let Some(failure) = self.shared.failure(self.controller_life) {
+            return Err(failure);
+        }
+        if matches!(error.kind(), ErrorKind::Disconnected(_)) {
+            return Err(error);
+        }
+        // The controller never sees it, and the others go on.
+        tracing::warn!(%error, qid = self.qid, "a command's data cannot be described to the controller");
+        self.unsent.push((slot, sqe.cid.get()));
+        Ok(None)
+    }
+
     /// Writes a command into the submission ring.
     #[inline(always)]
-    fn put(&mut self, sqe: &Sqe) -> Result<()> {
+    fn put(&mut self, sqe: &[U64; SQE_BYTES / 8]) -> Result<()> {
         let at = usize::from(self.sq_tail) * SQE_BYTES;
         match &self.cmb {
             Some(part) => part.write(at, sqe.as_bytes())?,
-            None => self.memory()?.write_words(self.sq_offset + at, &sqe.words()),
+            None => self.memory()?.write_words(self.sq_offset + at, sqe),
         }
         self.sq_tail += 1;
         if self.sq_tail == self.entries {
@@ -493,7 +523,7 @@ impl PcieQpair {
         let (tail, head) = (self.sq_tail, self.cq_head);
         // Commands without a completion may not have been fetched.
         while let Some(sqe) = farewell.next(usize::from(self.entries) - 1) {
-            self.put(&sqe)?;
+            self.put(&sqe.words())?;
         }
         if self.cq_rung != head {
             self.shared.bar.doorbell(self.cq_doorbell, u32::from(head))?;
@@ -572,7 +602,8 @@ impl PcieQpair {
                 self.stats.bytes_received += len
             }
         }
-        if let Some(copies) = self.bounce.get_mut(usize::from(slot)).and_then(Option::take)
+        if let Some(copied @ Some(_)) = self.bounce.get_mut(usize::from(slot))
+            && let Some(copies) = copied.take()
             && tracker.direction(slot) == DataDirection::ControllerToHost
         {
             if copies.data.is_some_and(|copy| !tracker.write(slot, 0, &copy)) {
@@ -629,29 +660,21 @@ impl TransportQpair for PcieQpair {
     }
 
     fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
-        let mut sqe = *sqe;
-        let mut described = self.describe(slot, &mut sqe, tracker);
-        if described.is_ok() && tracker.metadata_len(slot) > 0 {
-            described = self.describe_metadata(slot, &mut sqe, tracker);
-        }
-        if let Err(error) = described {
-            self.bounce[usize::from(slot)] = None;
-            if let Some(failure) = self.shared.failure(self.controller_life) {
-                return Err(failure);
+        let words = if tracker.metadata_len(slot) == 0
+            && let Ok(Some((first, second))) = self.two_pages(slot, tracker)
+        {
+            sqe.words_with_prps(first, second)
+        } else {
+            match self.described(slot, sqe, tracker)? {
+                Some(sqe) => sqe.words(),
+                None => return Ok(()),
             }
-            if matches!(error.kind(), ErrorKind::Disconnected(_)) {
-                return Err(error);
-            }
-            // The controller never sees it, and the others go on.
-            tracing::warn!(%error, qid = self.qid, "a command's data cannot be described to the controller");
-            self.unsent.push((slot, sqe.cid.get()));
-            return Ok(());
-        }
+        };
         if let Some(farewell) = &mut self.farewell {
             farewell.submitted(sqe.cid.get());
         }
         let at = usize::from(self.sq_tail) * SQE_BYTES;
-        self.put(&sqe)?;
+        self.put(&words)?;
         if self.cmb.is_none() {
             // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
             self.memory()?.prefetch_write(self.sq_offset + at + PREFETCH * SQE_BYTES);

@@ -253,8 +253,14 @@ fn a_fatal_status_ends_the_controller() {
     drop(qpair);
     assert_eq!(controller.pool().stats().outstanding, 0);
     drop(controller);
-    // The reset that disabling is brings it back.
-    let controller = attach(&bench);
+    // The reset that disabling is brings it back, once the thread that looks after the admin queue has let go of it.
+    let began = Instant::now();
+    let controller = loop {
+        match bench.driver.connect(&trid(), &ControllerOptions::default()) {
+            Ok(controller) => break controller,
+            Err(error) => assert!(began.elapsed() < Duration::from_secs(5), "{error}"),
+        }
+    };
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default()).unwrap();
     qpair.flush_blocking(&namespace(&controller, 1)).unwrap();
 }

@@ -35,6 +35,12 @@ impl LinkCell {
         Self(AtomicU64::new(Phase::Down as u64))
     }
 
+    /// Whether this association is in force and up.
+    #[inline]
+    pub(crate) fn is_ready(&self, association: u64) -> bool {
+        self.0.load(Ordering::Acquire) == association << 2
+    }
+
     pub(crate) fn load(&self) -> Link {
         let value = self.0.load(Ordering::Acquire);
         let phase = match value & 3 {
@@ -100,6 +106,8 @@ mod tests {
             let link = Link { association: 77, phase };
             cell.store(link);
             assert_eq!(cell.load(), link);
+            assert_eq!(cell.is_ready(77), phase == Phase::Ready);
+            assert!(!cell.is_ready(76));
         }
     }
 

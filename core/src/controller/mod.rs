@@ -315,6 +315,12 @@ impl Controller {
         self.lock().reason()
     }
 
+    /// Whether this association is in force and up.
+    #[inline]
+    pub(crate) fn is_linked(&self, association: u64) -> bool {
+        self.0.link.is_ready(association)
+    }
+
     pub(crate) fn link(&self) -> Link {
         self.0.link.load()
     }

@@ -149,6 +149,7 @@ pub struct DmaBuf {
 
 impl DmaBuf {
     /// Length in bytes.
+    #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -175,6 +176,14 @@ impl DmaBuf {
         self.len = len;
     }
 
+    /// Where in DMA memory the bytes from `offset` on are; `None` at or past the end.
+    #[inline]
+    fn segment(&self, offset: usize) -> Option<DmaSegment<'_>> {
+        let len = self.len.checked_sub(offset).filter(|&len| len > 0)?;
+        let extent = self.extent.as_ref()?;
+        Some(DmaSegment { region: extent.region(), offset: extent.offset() + offset, len })
+    }
+
     /// The piece of registered memory behind the buffer, for transports that hand addresses to a device.
     #[must_use]
     pub fn extent(&self) -> Option<&Extent> {
@@ -192,12 +201,14 @@ impl DmaBuf {
 impl Deref for DmaBuf {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         self.extent.as_ref().map_or(&[], |extent| &extent.as_slice()[..self.len])
     }
 }
 
 impl DerefMut for DmaBuf {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         let len = self.len;
         self.extent.as_mut().map_or(&mut [], |extent| &mut extent.as_mut_slice()[..len])
@@ -272,6 +283,7 @@ impl IoBuf {
     }
 
     /// Total length of the data, bytes. Metadata does not count.
+    #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -282,12 +294,20 @@ impl IoBuf {
     }
 
     /// Whether there are no bytes of data.
+    #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// Whether the data is in one buffer, or there is none, and no metadata is with it: what most I/Os are.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self, Self::None | Self::One(_))
+    }
+
     /// The metadata, where it has a buffer of its own.
+    #[inline]
     #[must_use]
     pub fn metadata(&self) -> Option<&DmaBuf> {
         match self {
@@ -334,6 +354,7 @@ impl IoBuf {
     }
 
     /// The buffers of data, in order.
+    #[inline]
     #[must_use]
     pub fn bufs(&self) -> &[DmaBuf] {
         match self {
@@ -373,13 +394,20 @@ impl IoBuf {
     }
 
     /// Where in DMA memory the bytes from `offset` to the end of the buffer that holds them are; `None` at or past the end.
+    #[inline]
     #[must_use]
-    pub fn segment(&self, mut offset: usize) -> Option<DmaSegment<'_>> {
+    pub fn segment(&self, offset: usize) -> Option<DmaSegment<'_>> {
+        match self {
+            Self::One(buf) => buf.segment(offset),
+            other => other.segment_of_many(offset),
+        }
+    }
+
+    #[cold]
+    fn segment_of_many(&self, mut offset: usize) -> Option<DmaSegment<'_>> {
         for buf in self.bufs() {
             if offset < buf.len() {
-                let extent = buf.extent()?;
-                let (region, start) = (extent.region(), extent.offset() + offset);
-                return Some(DmaSegment { region, offset: start, len: buf.len() - offset });
+                return buf.segment(offset);
             }
             offset -= buf.len();
         }
@@ -387,8 +415,17 @@ impl IoBuf {
     }
 
     /// The bytes from `offset` to the end of the buffer that holds them; empty at or past the end.
+    #[inline]
     #[must_use]
-    pub fn chunk(&self, mut offset: usize) -> &[u8] {
+    pub fn chunk(&self, offset: usize) -> &[u8] {
+        match self {
+            Self::One(buf) => buf.get(offset..).unwrap_or(&[]),
+            other => other.chunk_of_many(offset),
+        }
+    }
+
+    #[cold]
+    fn chunk_of_many(&self, mut offset: usize) -> &[u8] {
         for buf in self.bufs() {
             if offset < buf.len() {
                 return &buf[offset..];
@@ -399,8 +436,17 @@ impl IoBuf {
     }
 
     /// The writable bytes from `offset` to the end of the buffer that holds them; empty at or past the end.
+    #[inline]
     #[must_use]
-    pub fn chunk_mut(&mut self, mut offset: usize) -> &mut [u8] {
+    pub fn chunk_mut(&mut self, offset: usize) -> &mut [u8] {
+        match self {
+            Self::One(buf) => buf.get_mut(offset..).unwrap_or(&mut []),
+            other => other.chunk_of_many_mut(offset),
+        }
+    }
+
+    #[cold]
+    fn chunk_of_many_mut(&mut self, mut offset: usize) -> &mut [u8] {
         for buf in self.bufs_mut() {
             if offset < buf.len() {
                 return &mut buf[offset..];

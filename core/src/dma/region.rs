@@ -136,6 +136,7 @@ impl DmaRegion {
     }
 
     /// The region's name.
+    #[inline]
     #[must_use]
     pub fn id(&self) -> RegionId {
         self.0.id
@@ -254,12 +255,14 @@ pub struct Extent {
 
 impl Extent {
     /// The region it is a piece of.
+    #[inline]
     #[must_use]
     pub fn region(&self) -> &DmaRegion {
         &self.region
     }
 
     /// Where it starts in the region, bytes.
+    #[inline]
     #[must_use]
     pub fn offset(&self) -> usize {
         self.offset
@@ -305,6 +308,7 @@ impl Extent {
     }
 
     /// The bytes.
+    #[inline]
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: offset + len lie inside the mapping (by construction and split_at) and the Arc in `region`
@@ -313,6 +317,7 @@ impl Extent {
     }
 
     /// The bytes, writable.
+    #[inline]
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as in as_slice; `&mut self` of a unique extent excludes every other access in this process.

@@ -69,6 +69,17 @@ impl Span {
         (sqe.cdw3, sqe.cdw14) = (U32::new((tags >> 32) as u32), U32::new(tags as u32));
     }
 
+    /// Whether one command covers it, with nothing to be thought of: no boundary, no metadata, no tags that count.
+    #[inline]
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        (1..=u64::from(self.max_blocks.min(65_536))).contains(&self.blocks)
+            && self.boundary == 0
+            && self.metadata_bytes == 0
+            && self.ref_tag_bits == 0
+            && self.blocks * u64::from(self.block_bytes) <= u64::from(u32::MAX)
+    }
+
     /// The piece that starts after `done` blocks; `None` when all are done.
     #[must_use]
     pub fn piece(&self, done: u64) -> Option<Piece> {
@@ -106,6 +117,9 @@ mod tests {
             metadata_bytes in prop_oneof![Just(0u16), Just(8), Just(64)],
         ) {
             let span = Span { slba, blocks, block_bytes, max_blocks, boundary, metadata_bytes, ref_tag_bits: 0 };
+            let first = span.piece(0).map(|piece| u64::from(piece.blocks));
+            prop_assert!(!span.is_whole() || first == Some(blocks));
+            prop_assert!(span.is_whole() || boundary > 0 || metadata_bytes > 0 || first != Some(blocks));
             let mut done = 0;
             let mut metadata = 0;
             while let Some(piece) = span.piece(done) {

@@ -102,6 +102,7 @@ impl Tracker {
     }
 
     /// Slots whose command has not completed.
+    #[inline]
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len() - self.completed.len()
@@ -110,19 +111,31 @@ impl Tracker {
     // --- the queue pair's side -------------------------------------------------------------------------------
 
     /// Gives operation `op` its data. The buffer stays until [`Tracker::take_buf`].
+    #[inline]
     pub fn put_buf(&mut self, op: u32, buf: IoBuf) {
         self.reach(op);
-        self.bufs[op as usize] = buf;
+        let before = std::mem::replace(&mut self.bufs[op as usize], buf);
+        match before {
+            // Nothing to be dropped, which the compiler does not see.
+            IoBuf::None => _ = std::mem::ManuallyDrop::new(before),
+            _ => drop(before),
+        }
     }
 
     #[inline]
     fn reach(&mut self, op: u32) {
         if op as usize >= self.bufs.len() {
-            self.bufs.resize_with(op as usize + 1, || IoBuf::None);
+            self.grow(op);
         }
     }
 
+    #[cold]
+    fn grow(&mut self, op: u32) {
+        self.bufs.resize_with(op as usize + 1, || IoBuf::None);
+    }
+
     /// Takes operation `op`'s data back. Only when no slot of the operation is in flight any more.
+    #[inline]
     pub fn take_buf(&mut self, op: u32) -> IoBuf {
         debug_assert!(
             !self.slots.iter().any(|s| s.state != SlotState::Free && s.op == op),
@@ -132,6 +145,7 @@ impl Tracker {
     }
 
     /// Operation `op`'s data.
+    #[inline]
     #[must_use]
     pub fn buf(&self, op: u32) -> &IoBuf {
         &self.bufs[op as usize]
@@ -139,6 +153,7 @@ impl Tracker {
 
     /// Takes a slot for bytes `offset .. offset + len` of operation `op`. Returns slot and command identifier;
     /// `None` when every slot is in use.
+    #[inline]
     pub fn begin(
         &mut self,
         op: u32,
@@ -156,6 +171,7 @@ impl Tracker {
 
     /// Gives the command in `slot`, taken with [`Tracker::begin`], bytes `offset .. offset + len` of its operation's metadata
     /// ([`IoBuf::metadata`]).
+    #[inline]
     pub fn set_metadata(&mut self, slot: u16, offset: usize, len: u32) {
         let entry = &mut self.slots[usize::from(slot)];
         (entry.metadata_offset, entry.metadata_len) = (offset, len);
@@ -163,6 +179,7 @@ impl Tracker {
 
     /// Frees a slot whose command never reached the transport, or that the transport can no longer serve because the
     /// queue is quiesced. Its operation's buffer stays with the operation.
+    #[inline]
     pub fn release(&mut self, slot: u16) {
         let mask = self.slot_mask;
         let entry = &mut self.slots[usize::from(slot)];
@@ -180,6 +197,7 @@ impl Tracker {
 
     /// Takes the oldest completion reported by the transport and frees its slot. Returns operation, the offset and length of the
     /// command's data, and the completion.
+    #[inline]
     pub fn take_completed(&mut self, index: usize) -> Option<(u32, usize, u32, Cqe)> {
         let &(slot, cqe) = self.completed.get(index)?;
         let entry = &self.slots[usize::from(slot)];
@@ -189,6 +207,7 @@ impl Tracker {
     }
 
     /// Forgets the completions that [`Tracker::take_completed`] handed out.
+    #[inline]
     pub fn clear_completed(&mut self) {
         self.completed.clear();
     }
@@ -204,6 +223,7 @@ impl Tracker {
     // --- the transport's side --------------------------------------------------------------------------------
 
     /// The slot in flight under `cid`; `None` when no such command is outstanding (stale, completed, or never issued).
+    #[inline]
     #[must_use]
     pub fn lookup(&self, cid: u16) -> Option<u16> {
         let index = cid & self.slot_mask;
@@ -212,18 +232,21 @@ impl Tracker {
     }
 
     /// Command identifier of the command in `slot`.
+    #[inline]
     #[must_use]
     pub fn cid(&self, slot: u16) -> u16 {
         self.slots[usize::from(slot)].cid
     }
 
     /// Bytes of data the command in `slot` transfers.
+    #[inline]
     #[must_use]
     pub fn data_len(&self, slot: u16) -> u32 {
         self.slots[usize::from(slot)].len
     }
 
     /// Direction of the data of the command in `slot`; `None` when it has no data.
+    #[inline]
     #[must_use]
     pub fn direction(&self, slot: u16) -> DataDirection {
         let slot = &self.slots[usize::from(slot)];
@@ -232,6 +255,7 @@ impl Tracker {
 
     /// Where in DMA memory the command's data from `offset` on is, as far as it is contiguous; `None` at or past its end. For
     /// transports whose hardware moves the data.
+    #[inline]
     #[must_use]
     pub fn segment(&self, slot: u16, offset: u32) -> Option<DmaSegment<'_>> {
         let entry = &self.slots[usize::from(slot)];
@@ -242,6 +266,7 @@ impl Tracker {
     }
 
     /// Bytes of metadata the command in `slot` transfers apart from its data.
+    #[inline]
     #[must_use]
     pub fn metadata_len(&self, slot: u16) -> u32 {
         self.slots[usize::from(slot)].metadata_len
@@ -283,6 +308,7 @@ impl Tracker {
     }
 
     /// The command's data from `offset` on, as far as it is contiguous; empty at or past its end.
+    #[inline]
     #[must_use]
     pub fn chunk(&self, slot: u16, offset: u32) -> &[u8] {
         let entry = &self.slots[usize::from(slot)];
@@ -292,6 +318,7 @@ impl Tracker {
     }
 
     /// As [`Tracker::chunk`], writable: where data from the controller goes. Empty when the slot is not in flight.
+    #[inline]
     #[must_use]
     pub fn chunk_mut(&mut self, slot: u16, offset: u32) -> &mut [u8] {
         let entry = &self.slots[usize::from(slot)];
@@ -305,6 +332,7 @@ impl Tracker {
     }
 
     /// Copies `bytes` into the command's data at `offset`. Returns whether all of them fitted.
+    #[inline]
     #[must_use]
     pub fn write(&mut self, slot: u16, mut offset: u32, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
@@ -322,6 +350,7 @@ impl Tracker {
 
     /// Reports the completion of the command in `slot`, which must come from [`Tracker::lookup`]: from now on the
     /// transport does not touch its data again. Ignored when the slot is not in flight.
+    #[inline]
     pub fn complete(&mut self, slot: u16, cqe: Cqe) {
         let entry = &mut self.slots[usize::from(slot)];
         if entry.state == SlotState::InFlight {
@@ -331,6 +360,7 @@ impl Tracker {
     }
 
     /// Completions reported and not yet taken by the queue pair; the transport stops at its budget.
+    #[inline]
     #[must_use]
     pub fn completed(&self) -> usize {
         self.completed.len()

@@ -396,37 +396,29 @@ impl<Q: TransportQpair> Engine<Q> {
             return Err((error, request.buf));
         }
         if request.span.is_none() && request.buf.len() > self.max_transfer as usize {
-            let error = Error::api_misuse(format!(
-                "{} bytes do not fit into one command, which takes {}",
-                request.buf.len(),
-                self.max_transfer
-            ));
-            return Err((error, request.buf));
+            return Err((self.too_long(request.buf.len()), request.buf));
         }
-        if request.buf.bufs().len() > usize::from(self.max_segments)
-            && let Err(error) = self.check_segments(&request)
+        if !request.buf.is_plain()
+            && let Err(error) = self.check_parts(request.span, &request.buf)
         {
             return Err((error, request.buf));
         }
-        if let Some(metadata) = request.buf.metadata()
-            && let Err(error) = self.check_metadata(&request, metadata.len())
-        {
-            return Err((error, request.buf));
-        }
-        let Some(op) = self.take_op() else {
-            let error = Error::exhausted(format!(
-                "the queue is full: {} operations are outstanding; process completions first",
-                self.outstanding()
-            ));
-            return Err((error, request.buf));
-        };
+        let Some(op) = self.take_op() else { return Err((self.full(), request.buf)) };
         self.activate(op, request.sqe, request.span, request.user_data, request.timeout);
+        // What fits into one command as it is, as most does, needs no cutting.
+        let whole = match request.span {
+            Some(span) if span.is_whole() && request.buf.is_plain() => Some(span),
+            _ => None,
+        };
         self.tracker.put_buf(op, request.buf);
         self.stats.submitted += 1;
         let id = CommandId { op, generation: self.ops[op as usize].generation };
         if self.state == State::Ready
             && self.waiting.is_empty()
-            && let Err(error) = self.issue(op)
+            && let Err(error) = match whole {
+                Some(span) => self.issue_whole(op, &request.sqe, &span),
+                None => self.issue(op),
+            }
         {
             self.give_up(error);
             return Ok(id);
@@ -441,15 +433,41 @@ impl<Q: TransportQpair> Engine<Q> {
         Ok(id)
     }
 
+    #[cold]
+    fn too_long(&self, len: usize) -> Error {
+        Error::api_misuse(format!(
+            "{len} bytes do not fit into one command, which takes {}",
+            self.max_transfer
+        ))
+    }
+
+    #[cold]
+    fn full(&self) -> Error {
+        Error::exhausted(format!(
+            "the queue is full: {} operations are outstanding; process completions first",
+            self.outstanding()
+        ))
+    }
+
+    /// Whether the parts of data in several buffers, and metadata apart from it, can go with a command.
+    #[cold]
+    fn check_parts(&self, span: Option<Span>, buf: &IoBuf) -> Result<()> {
+        if buf.bufs().len() > usize::from(self.max_segments) {
+            self.check_segments(span, buf)?;
+        }
+        match buf.metadata() {
+            Some(metadata) => self.check_metadata(span, metadata.len()),
+            None => Ok(()),
+        }
+    }
+
     /// Whether data in more buffers than one command may have can be cut so that every piece has few enough.
-    fn check_segments(&self, request: &Request) -> Result<()> {
+    fn check_segments(&self, span: Option<Span>, buf: &IoBuf) -> Result<()> {
         let segments = self.max_segments;
-        let block = request.span.map_or(0, |span| span.block_bytes as usize);
+        let block = span.map_or(0, |span| span.block_bytes as usize);
         let fits = match block {
-            0 => request.buf.bufs().iter().filter(|buf| !buf.is_empty()).count() <= usize::from(segments),
-            _ => (0..request.buf.len())
-                .step_by(block)
-                .all(|offset| request.buf.reach(offset, segments) >= block),
+            0 => buf.bufs().iter().filter(|buf| !buf.is_empty()).count() <= usize::from(segments),
+            _ => (0..buf.len()).step_by(block).all(|offset| buf.reach(offset, segments) >= block),
         };
         if fits {
             return Ok(());
@@ -460,13 +478,13 @@ impl<Q: TransportQpair> Engine<Q> {
     }
 
     /// Whether `len` bytes of metadata apart from the data can go with a command.
-    fn check_metadata(&self, request: &Request, len: usize) -> Result<()> {
+    fn check_metadata(&self, span: Option<Span>, len: usize) -> Result<()> {
         if !self.separate_metadata {
             return Err(Error::unsupported("metadata in a buffer of its own over this transport").hint(
                 "NVMe over Fabrics carries metadata at the end of each logical block, in the data buffer",
             ));
         }
-        let wanted = match &request.span {
+        let wanted = match span {
             None => return Ok(()),
             Some(span) => span.blocks.saturating_mul(u64::from(span.metadata_bytes)),
         };
@@ -495,6 +513,20 @@ impl<Q: TransportQpair> Engine<Q> {
         (op.retries, op.late) = (0, 0);
     }
 
+    /// Issues the one command of an operation whose span is whole, if there is a slot for it.
+    #[inline(always)]
+    fn issue_whole(&mut self, index: u32, sqe: &Sqe, span: &Span) -> Result<()> {
+        // That the product fits is part of being whole.
+        let len = span.blocks as u32 * span.block_bytes;
+        let Some((slot, cid)) = self.tracker.begin(index, 0, len, sqe.direction()) else { return Ok(()) };
+        let op = &mut self.ops[index as usize];
+        (op.issued, op.in_flight, op.all_issued) = (span.blocks, 1, true);
+        self.unflushed = true;
+        self.stats.commands += 1;
+        let sqe = sqe.issued(cid, Some((span.slba, (span.blocks - 1) as u16)));
+        self.transport.submit(slot, &sqe, &self.tracker)
+    }
+
     /// Issues as many commands of an operation as there are slots for.
     #[inline]
     fn issue(&mut self, index: u32) -> Result<()> {
@@ -514,7 +546,10 @@ impl<Q: TransportQpair> Engine<Q> {
                 Some(span) => match span.piece(op.issued) {
                     Some(mut piece) => {
                         let buf = self.tracker.buf(index);
-                        if span.block_bytes > 0 && buf.bufs().len() > usize::from(self.max_segments) {
+                        if !buf.is_plain()
+                            && span.block_bytes > 0
+                            && buf.bufs().len() > usize::from(self.max_segments)
+                        {
                             let reach =
                                 buf.reach(piece.offset, self.max_segments) / span.block_bytes as usize;
                             piece = piece.shortened(u32::try_from(reach).unwrap_or(u32::MAX));
@@ -543,10 +578,14 @@ impl<Q: TransportQpair> Engine<Q> {
             }
             op.issued += blocks;
             op.in_flight += 1;
-            op.all_issued = op.span.is_none_or(|span| op.issued >= span.blocks);
+            let last = op.span.is_none_or(|span| op.issued >= span.blocks);
+            op.all_issued = last;
             self.unflushed = true;
             self.stats.commands += 1;
             self.transport.submit(slot, &sqe, &self.tracker)?;
+            if last {
+                return Ok(());
+            }
         }
     }
 

@@ -94,11 +94,16 @@ impl<Q: TransportQpair> IoQpair<Q> {
     }
 
     /// Gives the connection up when the controller is not connected any more, or anew.
+    #[inline(always)]
     pub(super) fn notice_loss(&mut self) {
-        let link = self.controller.link();
-        if (link.association != self.follow.association || link.phase != Phase::Ready)
-            && !self.engine.is_given_up()
-        {
+        if !self.controller.is_linked(self.follow.association) {
+            self.take_loss();
+        }
+    }
+
+    #[cold]
+    fn take_loss(&mut self) {
+        if !self.engine.is_given_up() {
             let reason = self.controller.failure();
             let error = reason.unwrap_or_else(|| Error::disconnected("the controller was connected anew"));
             self.engine.fail(error, CommandError::Disconnected, Instant::now());

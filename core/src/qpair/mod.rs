@@ -20,9 +20,9 @@ use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::options::IoQpairOptions;
 use crate::protection::Protection;
-use crate::spec::command::DsmRange;
+use crate::spec::command::{DsmRange, NvmOpcode};
 use crate::spec::status::CommandKind;
-use crate::spec::{Cqe, Status};
+use crate::spec::{Cqe, Sqe, Status};
 use crate::transport::{GroupShares, QpairSetup, TransportController, TransportQpair, TransportStats};
 use crate::wait::{MAX_SLEEP, Waiter};
 
@@ -319,6 +319,26 @@ impl<Q: TransportQpair> IoQpair<Q> {
             .map_err(|(error, buf)| SubmitError { error, buf })
     }
 
+    /// As [`IoQpair::submit`], without an [`IoCommand`] in between.
+    #[inline(always)]
+    fn submit_plain(
+        &mut self,
+        opcode: NvmOpcode,
+        ns: &Namespace,
+        slba: u64,
+        buf: IoBuf,
+        user_data: u64,
+    ) -> Result<CommandId, SubmitError> {
+        let Some(span) = ns.plain_span(slba, buf.len()) else {
+            return Err(SubmitError { error: Error::api_misuse(ns.no_span(slba, buf.len())), buf });
+        };
+        self.notice_loss();
+        let (sqe, timeout) = (Sqe::nvm(opcode, ns.nsid()), self.io_timeout);
+        self.engine
+            .submit(Request { sqe, span: Some(span), buf, user_data, timeout })
+            .map_err(|(error, buf)| SubmitError { error, buf })
+    }
+
     /// Reads `buf.len()` bytes, a multiple of the namespace's block size, from logical block `slba`.
     ///
     /// # Errors
@@ -331,7 +351,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         buf: impl Into<IoBuf>,
         user_data: u64,
     ) -> Result<CommandId, SubmitError> {
-        self.submit(IoCommand::read(ns, slba, buf), user_data)
+        self.submit_plain(NvmOpcode::READ, ns, slba, buf.into(), user_data)
     }
 
     /// Writes `buf` to the blocks from `slba` on.
@@ -346,7 +366,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         buf: impl Into<IoBuf>,
         user_data: u64,
     ) -> Result<CommandId, SubmitError> {
-        self.submit(IoCommand::write(ns, slba, buf), user_data)
+        self.submit_plain(NvmOpcode::WRITE, ns, slba, buf.into(), user_data)
     }
 
     /// Compares `buf` with the blocks from `slba` on; completes with Compare Failure when they differ.

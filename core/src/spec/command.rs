@@ -211,6 +211,29 @@ impl Sqe {
         zerocopy::transmute!(*self)
     }
 
+    /// The entry as eight 64-bit words, with `descriptor` as its data pointer and PSDT accordingly; as [`Sqe::set_sgl`], for a
+    /// command that is written somewhere at once.
+    #[inline]
+    #[must_use]
+    pub fn words_with_sgl(&self, descriptor: SglDescriptor) -> [U64; 8] {
+        self.words_with(FLAGS_PSDT_SGL, zerocopy::transmute!(descriptor))
+    }
+
+    /// As [`Sqe::words_with_sgl`], with PRP entries.
+    #[inline]
+    #[must_use]
+    pub fn words_with_prps(&self, first: u64, second: u64) -> [U64; 8] {
+        self.words_with(0, [U64::new(first), U64::new(second)])
+    }
+
+    #[inline]
+    fn words_with(&self, psdt: u8, data_pointer: [U64; 2]) -> [U64; 8] {
+        let mut words = self.words();
+        words[0] = U64::new(words[0].get() & !(u64::from(FLAGS_PSDT_MASK) << 8) | u64::from(psdt) << 8);
+        [words[3], words[4]] = data_pointer;
+        words
+    }
+
     /// The same command under an identifier, and for `blocks_z` + 1 blocks from `slba` on if that is given (CDW10 to CDW12).
     #[inline]
     #[must_use]
@@ -293,6 +316,7 @@ impl Sqe {
     }
 
     /// Puts an SGL descriptor into the data pointer and sets PSDT accordingly.
+    #[inline]
     pub fn set_sgl(&mut self, descriptor: SglDescriptor) {
         self.flags = self.flags & 0x3f | FLAGS_PSDT_SGL;
         self.dptr = DataPointer::sgl(descriptor);

@@ -18,18 +18,18 @@ use nvmf_transport_rdma::sim::Sim;
 use nvmf_transport_tcp::TcpTransport;
 
 const HELP: &str = "\
-io_count batch TRANSPORT ROUNDS    ROUNDS batches of 8 reads over tcp, pcie, vfio-user or rdma, with a target in this process; over
-                                   secondary-vfio-user or secondary-tcp in a secondary, whose primary is in this process too.
+io_count batch TRANSPORT ROUNDS READS
+                                   ROUNDS batches of READS reads (at most 32) over tcp, pcie, vfio-user or rdma, with a target in this
+                                   process; over secondary-vfio-user or secondary-tcp in a secondary, whose primary is in this process too.
                                    Each batch is polled for when all of it has been answered, so that no poll finds nothing.
                                    What is to be counted is in the functions io_count::submit and io_count::complete.
-io_count drive TRID DEPTH READS    READS reads of a target elsewhere, DEPTH of them outstanding, polled for without a pause.
 ";
 
 const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:31d5f8e2-93c3-4a2a-a9ed-2f6d0c1be5d4";
 /// Bytes of a read.
 const IO: usize = 4096;
-/// Reads of a batch. All their answers fit into a socket's receive buffer.
-const BATCH: usize = 8;
+/// Most reads of a batch: all their answers have to fit into a socket's receive buffer.
+const MAX_BATCH: usize = 32;
 /// Bytes before the data in a C2HData PDU.
 const DATA_HEADER: usize = 24;
 /// How long a target may take for a batch, under an instruction counter.
@@ -41,8 +41,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
-        ["batch", transport, rounds] => number(rounds).and_then(|rounds| batches(transport, rounds)),
-        ["drive", trid, depth, reads] => number(depth).and_then(|depth| drive(trid, depth, number(reads)?)),
+        ["batch", transport, rounds, reads] => {
+            number(rounds).and_then(|rounds| batches(transport, rounds, number(reads)?))
+        }
         ["-h" | "--help"] => {
             print!("{HELP}");
             Ok(())
@@ -160,7 +161,8 @@ impl Drop for Folder {
     }
 }
 
-fn batches(transport: &str, rounds: usize) -> Result<()> {
+fn batches(transport: &str, rounds: usize, batch: usize) -> Result<()> {
+    ensure!(batch <= MAX_BATCH, "a batch of {batch} reads is more than {MAX_BATCH}");
     let sim = Sim::new();
     let target = Loopback::builder()
         .subsystem(SubsystemBuilder::new(NQN).namespace(Namespace::memory(4 << 20).block_size(512)))
@@ -170,15 +172,15 @@ fn batches(transport: &str, rounds: usize) -> Result<()> {
     let target = std::sync::Arc::new(target.build()?);
     let (controller, keep) = attach(&target, &sim, transport)?;
     let ns = controller.namespace(1).context("no namespace 1")?;
-    let mut qpair = controller.alloc_io_qpair(&queue(BATCH))?;
-    let mut bufs = buffers(&qpair, BATCH)?;
+    let mut qpair = controller.alloc_io_qpair(&queue(batch))?;
+    let mut bufs = buffers(&qpair, batch)?;
     let mut expected = target.stats().reads;
     let port =
         (transport == "tcp").then(|| target.tcp_addrs().first().map(|address| address.port())).flatten();
     let mut polls = 0;
     for _ in 0..rounds {
         submit(&mut qpair, &ns, &mut bufs)?;
-        expected += BATCH as u64;
+        expected += batch as u64;
         let began = Instant::now();
         while target.stats().reads < expected {
             ensure!(began.elapsed() < DEADLINE, "the target has not executed a batch within {DEADLINE:?}");
@@ -186,18 +188,18 @@ fn batches(transport: &str, rounds: usize) -> Result<()> {
         }
         std::thread::sleep(SETTLE);
         while let Some(port) = port
-            && received(port)? < BATCH * (DATA_HEADER + IO)
+            && received(port)? < batch * (DATA_HEADER + IO)
         {
             ensure!(began.elapsed() < DEADLINE, "the target has not answered a batch within {DEADLINE:?}");
             std::thread::sleep(SETTLE / 4);
         }
-        while bufs.len() < BATCH {
+        while bufs.len() < batch {
             polls += 1;
             complete(&mut qpair, &mut bufs)?;
             ensure!(began.elapsed() < DEADLINE, "a batch has not completed within {DEADLINE:?}");
         }
     }
-    println!("{} reads, {polls} polls", rounds * BATCH);
+    println!("{} reads, {polls} polls", rounds * batch);
     drop((bufs, qpair));
     controller.detach()?;
     drop(keep);
@@ -249,42 +251,4 @@ fn complete(qpair: &mut IoQpair, bufs: &mut Vec<IoBuf>) -> Result<()> {
         None => Ok(()),
         Some(error) => bail!("a read failed: {error}"),
     }
-}
-
-fn drive(trid: &str, depth: usize, reads: usize) -> Result<()> {
-    let trid: TransportId = trid.parse().with_context(|| trid.to_owned())?;
-    let controller = program::driver().connect(&trid, &options())?;
-    let ns = controller.namespace(1).context("no namespace 1")?;
-    let places = ns.size() / IO as u64;
-    let blocks = (IO as u64) / u64::from(ns.block_size());
-    ensure!(places > 0, "the namespace is too small");
-    let mut qpair = controller.alloc_io_qpair(&queue(depth))?;
-    let mut bufs = buffers(&qpair, depth)?;
-    let (mut submitted, mut completed, mut place) = (0, 0, 0u64);
-    let (mut heard, mut polls) = (Instant::now(), 0u64);
-    while completed < reads {
-        while submitted < reads
-            && let Some(buf) = bufs.pop()
-        {
-            // Spread over the namespace, without a division.
-            place = place.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            let slba = ((u128::from(place) * u128::from(places)) >> 64) as u64 * blocks;
-            qpair.read(&ns, slba, buf, 0).map_err(|refused| refused.error)?;
-            submitted += 1;
-        }
-        qpair.flush();
-        let before = bufs.len();
-        complete(&mut qpair, &mut bufs)?;
-        polls += 1;
-        completed += bufs.len() - before;
-        if bufs.len() > before {
-            heard = Instant::now();
-        } else {
-            ensure!(heard.elapsed() < DEADLINE, "nothing has completed within {DEADLINE:?}");
-        }
-    }
-    println!("{reads} reads, {polls} polls");
-    drop((bufs, qpair));
-    controller.detach()?;
-    Ok(())
 }

@@ -83,6 +83,22 @@ fn what_prps_cannot_say_becomes_an_sgl_or_is_copied() {
     assert!(described(&many[1..], SglSupport::Yes, &memory).is_some());
 }
 
+#[test]
+fn one_long_piece_takes_no_list_where_sgls_may_be_used() {
+    let memory = SharedMemory::allocate(LIST_BYTES).unwrap();
+    let long = Piece { iova: 0x10_0200, len: 131_072 };
+    for sgl in [SglSupport::Yes, SglSupport::Dwords] {
+        let sqe = described(&[long], sgl, &memory).unwrap();
+        assert_eq!((sqe.flags, sqe.dptr.as_sgl()), (0x40, SglDescriptor::data_block(long.iova, long.len)));
+    }
+    // Not in whole dwords; and what two PRP entries describe.
+    let odd = Piece { len: 131_071, ..long };
+    assert_eq!(described(&[odd], SglSupport::Dwords, &memory).unwrap().flags, 0);
+    let short = Piece { iova: 0x10_0200, len: 8192 - 0x200 };
+    assert_eq!(described(&[short], SglSupport::Yes, &memory).unwrap().flags, 0);
+    assert_eq!(described(&[Piece { len: 8192, ..short }], SglSupport::Yes, &memory).unwrap().flags, 0x40);
+}
+
 proptest! {
     #[test]
     fn prps_cover_exactly_the_data(

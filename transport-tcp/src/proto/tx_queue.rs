@@ -22,6 +22,8 @@ pub(super) struct TxQueue {
     /// Bytes at the front of `staged` that have been sent.
     head: usize,
     segments: VecDeque<Segment>,
+    /// Bytes at the end of `staged` that come behind all segments: mostly that is everything.
+    last: usize,
     queued: u64,
     sent: u64,
 }
@@ -42,10 +44,11 @@ impl TxQueue {
     }
 
     pub(super) fn segments(&self) -> usize {
-        self.segments.len()
+        self.segments.len() + usize::from(self.last > 0)
     }
 
     /// Queues a copy of `bytes`.
+    #[inline(always)]
     pub(super) fn put(&mut self, bytes: &[u8]) {
         self.staged.extend_from_slice(bytes);
         self.grew(bytes.len());
@@ -57,35 +60,34 @@ impl TxQueue {
         self.grew(n);
     }
 
+    #[inline(always)]
     fn grew(&mut self, n: usize) {
         self.queued += n as u64;
-        match self.segments.back_mut() {
-            _ if n == 0 => {}
-            Some(Segment::Staged { len }) => *len += n,
-            _ => self.segments.push_back(Segment::Staged { len: n }),
-        }
+        self.last += n;
     }
 
     /// Queues `len` bytes (not 0) of a command's data without copying them. They must stay until they are sent.
     pub(super) fn put_payload(&mut self, slot: u16, offset: u32, len: u32) {
         self.queued += u64::from(len);
+        if self.last > 0 {
+            self.segments.push_back(Segment::Staged { len: std::mem::take(&mut self.last) });
+        }
         self.segments.push_back(Segment::Payload { slot, offset, len });
     }
 
     /// The copied bytes at the front; empty when a payload is in front.
     pub(super) fn staged_front(&self) -> &[u8] {
-        match self.segments.front() {
-            Some(&Segment::Staged { len }) => &self.staged[self.head..self.head + len],
-            _ => &[],
-        }
+        let len = match self.segments.front() {
+            Some(&Segment::Staged { len }) => len,
+            Some(Segment::Payload { .. }) => 0,
+            None => self.last,
+        };
+        &self.staged[self.head..self.head + len]
     }
 
     /// All that is to be sent, if it is one piece that was copied.
     pub(super) fn only_staged(&self) -> Option<&[u8]> {
-        match (self.segments.len(), self.segments.front()) {
-            (1, Some(&Segment::Staged { len })) => self.staged.get(self.head..self.head + len),
-            _ => None,
-        }
+        if self.segments.is_empty() && self.last > 0 { self.staged.get(self.head..) } else { None }
     }
 
     /// Fills `out` with what is to be sent next and returns how many slices that took.
@@ -116,6 +118,12 @@ impl TxQueue {
                 }
             }
         }
+        if self.last > 0
+            && let Some(slice) = out.get_mut(count)
+        {
+            *slice = IoSlice::new(&self.staged[at..at + self.last]);
+            count += 1;
+        }
         count
     }
 
@@ -124,7 +132,12 @@ impl TxQueue {
         debug_assert!(self.sent + n as u64 <= self.queued);
         self.sent += n as u64;
         while n > 0 {
-            let Some(front) = self.segments.front_mut() else { break };
+            let Some(front) = self.segments.front_mut() else {
+                let part = n.min(self.last);
+                self.last -= part;
+                self.head += part;
+                break;
+            };
             let done = match front {
                 Segment::Staged { len } => {
                     let part = n.min(*len);

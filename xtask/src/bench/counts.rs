@@ -23,8 +23,9 @@ valgrind's callgrind, and compares them with tests/instructions.json: more than 
 with another compiler or C library. Times do not matter here, so that it can be done anywhere.
 
   --update    write what was counted to tests/instructions.json
-  --spdk DIR  instead: all instructions of both initiators for reads over TCP at depth 32, polls included. The SPDK build must
-              do without AVX-512, which valgrind does not know: ./configure --target-arch=haswell
+  --spdk DIR  instead: both initiators for reads over TCP in batches of 32. Of SPDK what is done when its socket is readable counts,
+              which is the completions of a batch and the submission of the next, without what its polls and sends take. The SPDK
+              build must do without AVX-512, which valgrind does not know: ./configure --target-arch=haswell
 ";
 
 /// How far above its baseline a count may be.
@@ -32,9 +33,9 @@ const TOLERANCE: f64 = 0.03;
 const TRANSPORTS: [&str; 6] = ["tcp", "pcie", "vfio-user", "rdma", "secondary-tcp", "secondary-vfio-user"];
 /// Batches of the shorter of two runs; the longer has twice as many. What both have in common cancels out.
 const ROUNDS: usize = 64;
-/// Reads of a batch, as in tests/src/bin/io_count.rs.
+/// Reads of a batch.
 const BATCH: usize = 8;
-/// Outstanding reads in the comparison with SPDK, and reads of the shorter run.
+/// Reads of a batch in the comparison with SPDK, and its reads in the shorter run.
 const DEPTH: usize = 32;
 const READS: usize = 8192;
 const LIMIT: Duration = Duration::from_secs(180);
@@ -172,23 +173,25 @@ fn update() -> Result<()> {
 
 fn counted() -> Result<Counts> {
     let program = prepare()?;
-    let out = output_dir()?;
     let mut counts = Counts::new();
     for transport in TRANSPORTS {
-        let run = |rounds: usize| -> Result<u64> {
-            let file = out.join(format!("{transport}.{rounds}"));
-            let mut command = callgrind(0, &file)?;
-            command.args(["--collect-atstart=no", "--toggle-collect=io_count::submit*"]);
-            command.args(["--toggle-collect=io_count::complete*"]);
-            command.arg(&program).args(["batch", transport, &rounds.to_string()]);
-            instructions(&mut command, &file)
-        };
-        let (short, long) = (run(ROUNDS)?, run(2 * ROUNDS)?);
-        ensure!(long > short && short > 0, "callgrind has counted nothing for {transport}");
-        let count = (long - short) as f64 / (ROUNDS * BATCH) as f64;
-        counts.insert(transport.to_owned(), (count * 10.0).round() / 10.0);
+        counts.insert(transport.to_owned(), per_read(&program, transport, BATCH)?);
     }
     Ok(counts)
+}
+
+/// Instructions of a read over a transport.
+fn per_read(program: &Path, transport: &str, batch: usize) -> Result<f64> {
+    let out = output_dir()?;
+    let run = |rounds: usize| -> Result<u64> {
+        let file = out.join(format!("{transport}.{rounds}"));
+        let mut command = callgrind(0, &file, &["io_count::submit*", "io_count::complete*"])?;
+        command.arg(program).args(["batch", transport, &rounds.to_string(), &batch.to_string()]);
+        instructions(&mut command, &file)
+    };
+    let (short, long) = (run(ROUNDS)?, run(2 * ROUNDS)?);
+    ensure!(long > short && short > 0, "callgrind has counted nothing for {transport}");
+    Ok(((long - short) as f64 / (ROUNDS * batch) as f64 * 10.0).round() / 10.0)
 }
 
 /// The program, built, and valgrind.
@@ -206,10 +209,12 @@ fn output_dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-fn callgrind(cpu: usize, file: &Path) -> Result<Command> {
+/// Counts within functions of these names.
+fn callgrind(cpu: usize, file: &Path, within: &[&str]) -> Result<Command> {
     let valgrind = shell::find_program("valgrind").context("valgrind is not there")?;
     let mut command = pinned(cpu, &valgrind, ["--tool=callgrind", "--error-exitcode=99"]);
-    command.arg(format!("--callgrind-out-file={}", file.display()));
+    command.arg(format!("--callgrind-out-file={}", file.display())).arg("--collect-atstart=no");
+    command.args(within.iter().map(|name| format!("--toggle-collect={name}")));
     command.env("GLIBC_TUNABLES", TUNABLES);
     Ok(command)
 }
@@ -231,24 +236,22 @@ fn compare(dir: &str) -> Result<()> {
     let spdk = spdk::Build::at_initiator(dir)?;
     let program = prepare()?;
     let out = output_dir()?;
+    let ours = per_read(&program, "tcp", DEPTH)?;
     let target = Target::start(&built("nvmf")?, Transport::Tcp, 0, &out)?;
-    let per_read = |name: &str, run: &dyn Fn(usize, &mut Command)| -> Result<f64> {
-        let count = |reads: usize| -> Result<u64> {
-            let file = out.join(format!("{name}.{reads}"));
-            let mut command = callgrind(1, &file)?;
-            run(reads, &mut command);
-            instructions(&mut command, &file)
-        };
-        let (short, long) = (count(READS)?, count(2 * READS)?);
-        Ok(long.saturating_sub(short) as f64 / READS as f64)
+    let count = |reads: usize| -> Result<u64> {
+        let file = out.join(format!("spdk.{reads}"));
+        // What happens when the socket is readable; submissions are among it, as they are made by completions.
+        let mut command = callgrind(1, &file, &["nvme_tcp_qpair_process_completions"])?;
+        spdk.counted(&mut command, &target.trid, DEPTH, reads);
+        instructions(&mut command, &file)
     };
-    let ours = per_read("nvmf", &|reads, command| {
-        command.arg(&program).args(["drive", &target.trid, &DEPTH.to_string(), &reads.to_string()]);
-    })?;
-    let theirs = per_read("spdk", &|reads, command| {
-        spdk.counted(command, &target.trid, DEPTH, reads);
-    })?;
-    println!("user-space instructions per 4 KiB read over TCP, depth {DEPTH}, polls included");
+    let (short, long) = (count(READS)?, count(2 * READS)?);
+    ensure!(
+        long > short && short > 0,
+        "callgrind has counted nothing of SPDK: was it built without symbols?"
+    );
+    let theirs = (long - short) as f64 / READS as f64;
+    println!("user-space instructions per 4 KiB read over TCP, in batches of {DEPTH}");
     println!("nvmf {ours:8.1}\nSPDK {theirs:8.1}   ({})\nratio {:7.2}", spdk.version(), ours / theirs);
     Ok(())
 }

@@ -5,6 +5,7 @@ mod cell;
 mod child;
 mod counts;
 mod nvmf;
+mod others;
 mod results;
 mod spdk;
 mod table;

@@ -39,6 +39,8 @@ impl Hugepages {
         let count = || -> Result<u32> { Ok(std::fs::read_to_string(NR_HUGEPAGES)?.trim().parse()?) };
         let mut pages = Self { before: count()?, mounted: None };
         if pages.before < HUGEPAGES {
+            // Memory in pieces is put together first.
+            let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
             let set = std::fs::write(NR_HUGEPAGES, HUGEPAGES.to_string());
             ensure!(
                 set.is_ok() && count()? >= HUGEPAGES,

@@ -282,7 +282,7 @@ fn any_transfer_size_gives_the_same_log() {
         let (log, reads) = read_all(limits, &page);
         expect_log(&log, 3, 7);
         for (offset, len) in reads {
-            assert!(len <= max_transfer.max(4), "{max_transfer}: {len} bytes");
+            assert!(len <= max_transfer.max(64), "{max_transfer}: {len} bytes");
             assert!(len > 0 && len % 4 == 0 && offset % 4 == 0, "{max_transfer}: whole dwords");
             assert!(
                 max_transfer < 1024 || (len % 1024 == 0 && offset % 1024 == 0),

@@ -150,6 +150,7 @@ impl Connection {
 
     /// The header at the front of the staged bytes, once it is complete: its common part, and the length of header,
     /// header digest and padding.
+    #[inline]
     fn next_header(&self) -> Result<Option<(CommonHeader, usize)>> {
         let bytes = self.staging.bytes();
         let Ok((ch, _)) = CommonHeader::read_from_prefix(bytes) else { return Ok(None) };
@@ -224,6 +225,7 @@ impl Connection {
     }
 
     /// Takes one header. `false` when it is not complete.
+    #[inline]
     fn header(&mut self, tracker: &mut Tracker) -> Result<bool> {
         let Some((ch, len)) = self.next_header()? else { return Ok(false) };
         let bytes = self.staging.bytes();
@@ -248,6 +250,7 @@ impl Connection {
     }
 
     /// The slot of a command that the controller holds and has not completed.
+    #[inline]
     fn live(&self, cid: u16, tracker: &Tracker) -> Option<u16> {
         let slot = tracker.lookup(cid)?;
         let progress = self.progress.get(usize::from(slot))?;
@@ -291,6 +294,7 @@ impl Connection {
         Ok(())
     }
 
+    #[inline]
     fn c2h_data(&mut self, data: &DataPdu, tracker: &Tracker) -> Result<()> {
         let cid = data.cccid.get();
         let Some(slot) = self.live(cid, tracker) else {
@@ -373,6 +377,7 @@ impl Connection {
         true
     }
 
+    #[inline]
     fn payload_done(&mut self, payload: Payload, tracker: &mut Tracker) {
         self.rx = Rx::Header;
         if payload.success {
@@ -432,6 +437,7 @@ impl Connection {
     }
 
     /// Completes a command, or holds its completion until the bytes queued for it have left: they may lie in its buffer.
+    #[inline]
     fn complete(&mut self, slot: u16, cqe: Cqe, tracker: &mut Tracker) {
         let progress = &mut self.progress[usize::from(slot)];
         if progress.r2ts > 0 {

@@ -10,7 +10,7 @@ use nvmf_core::spec::tcp::{
 };
 use nvmf_core::spec::{AdminOpcode, Sqe};
 use nvmf_core::{Error, Result};
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::super::digest::{Crc32c, crc32c};
@@ -18,6 +18,8 @@ use super::{Connection, Grant, Progress, common};
 
 /// Payloads up to this many bytes are copied next to their header: one long slice is cheaper than many short ones.
 const COPY_MAX: u32 = 8192;
+/// Bytes of a command capsule without data.
+const CAPSULE_LEN: usize = size_of::<CapsuleCmd>();
 /// H2CData PDUs are made as they can be sent: no more are made while this many segments or bytes are queued.
 const H2C_SEGMENTS: usize = 64;
 const H2C_BYTES: u64 = 1024 * 1024;
@@ -37,32 +39,31 @@ impl Connection {
             return Err(Error::api_misuse(format!("slot {slot} is outside of what was set up")));
         };
         let len = tracker.data_len(slot);
-        let mut sqe = *sqe;
         let mut in_capsule = false;
-        match tracker.direction(slot) {
+        let descriptor = match tracker.direction(slot) {
             // A zero-length transport descriptor, as other hosts send it: no target looks at it.
-            DataDirection::None => sqe.set_sgl(SglDescriptor::transport(0)),
-            DataDirection::ControllerToHost => sqe.set_sgl(SglDescriptor::transport(len)),
+            DataDirection::None => SglDescriptor::transport(0),
+            DataDirection::ControllerToHost => SglDescriptor::transport(len),
             DataDirection::HostToController if len <= limit => {
                 in_capsule = true;
                 // Offset 0: NVMe/TCP has no ICDOFF (NVMe/TCP 1.1 §3.3.2).
-                sqe.set_sgl(SglDescriptor::in_capsule(0, len));
+                SglDescriptor::in_capsule(0, len)
             }
-            DataDirection::HostToController => sqe.set_sgl(SglDescriptor::transport(len)),
+            DataDirection::HostToController => SglDescriptor::transport(len),
             DataDirection::Bidirectional => {
                 return Err(Error::unsupported("commands that transfer data both ways over NVMe/TCP"));
             }
-        }
-        let start = self.tx.queued();
-        *progress = Progress {
-            sqe_end: start + size_of::<CapsuleCmd>() as u64,
-            by_r2t: !in_capsule,
-            ..Progress::default()
         };
+        let start = self.tx.queued();
+        *progress =
+            Progress { sqe_end: start + CAPSULE_LEN as u64, by_r2t: !in_capsule, ..Progress::default() };
         let data = if in_capsule { Some((slot, 0, len)) } else { None };
-        let make = |flags, pdo, plen| CapsuleCmd {
-            ch: common(PduType::CAPSULE_CMD, flags, size_of::<CapsuleCmd>(), pdo, plen),
-            sqe,
+        let sqe = sqe.words_with_sgl(descriptor);
+        // A CapsuleCmd, put together from whole words: they go from registers to where they are sent from.
+        let make = |flags, pdo, plen| -> [U64; CAPSULE_LEN / 8] {
+            let ch = common(PduType::CAPSULE_CMD, flags, CAPSULE_LEN, pdo, plen);
+            let ch: U64 = zerocopy::transmute!(ch);
+            [ch, sqe[0], sqe[1], sqe[2], sqe[3], sqe[4], sqe[5], sqe[6], sqe[7]]
         };
         self.queue_pdu(0, data, tracker, make)?;
         self.progress[usize::from(slot)].tx_end = self.tx.queued();
@@ -79,6 +80,7 @@ impl Connection {
     }
 
     /// Queues one PDU: the header `make` builds from flags, PDO and PLEN, its digest, padding, data and data digest.
+    #[inline(always)]
     fn queue_pdu<H: IntoBytes + Immutable>(
         &mut self,
         flags: u8,
