@@ -201,7 +201,7 @@ proptest! {
         let mut at_controller: Vec<u16> = Vec::new();
         let (mut answered, mut submitted, mut completed) = (0u32, 0u32, 0u32);
         let post = |l: &mut Ledger, slot: u16, held: bool, queue: &mut VecDeque<_>, at: &mut Vec<u16>| {
-            let keyed = keys && slot % 3 != 0;
+            let keyed = keys && !slot.is_multiple_of(3);
             let signal = l.post(slot, held, keyed);
             if keyed {
                 queue.push_back((Wait::Nobody, false));
