@@ -154,6 +154,8 @@ impl TcpQpair {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.stats.empty_receives += 1;
+                    // Many may connect at the same time: they share the receive buffer as well.
+                    self.connection.park();
                     if now < self.deadline {
                         return Ok(ConnectProgress::Pending);
                     }

@@ -70,6 +70,8 @@ fn options() -> ControllerOptions {
     let mut options = program::options(false);
     options.background_admin = false;
     options.keep_alive_timeout = Duration::ZERO;
+    // The answers to a whole batch wait in the socket.
+    options.tcp_receive_buffer = Some(1 << 20);
     options
 }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nvmf_core::driver::ProbeContext;
 use nvmf_core::{
-    Controller, ControllerOptions, Driver, GroupKey, IoBuf, IoQpairOptions, Namespace, PollGroup, TransportId,
+    Controller, ControllerOptions, Driver, GroupKey, HostIdentity, IoBuf, IoQpairOptions, Namespace,
+    PollGroup, TransportId,
 };
 
 use super::usage::{cpu_time, resident};
@@ -84,7 +85,7 @@ impl Host {
         let mut keys = Vec::new();
         for number in 0..connections {
             if number % QPAIRS == 0 {
-                controllers.push(driver.connect(trid, options)?);
+                controllers.push(driver.connect(trid, &of_another_host(options)?)?);
             }
             let controller = controllers.last().context("no controller")?;
             keys.push(
@@ -225,6 +226,14 @@ impl Host {
     }
 }
 
+/// The same host would be given the controller again that it has.
+fn of_another_host(options: &ControllerOptions) -> Result<ControllerOptions> {
+    let host = HostIdentity::random().context("a host identity")?;
+    let mut options = options.clone();
+    options.host = Some(host);
+    Ok(options)
+}
+
 fn tracing_lost(error: &nvmf_core::Error) {
     eprintln!("a queue pair is lost: {error}");
 }
@@ -253,8 +262,11 @@ impl Attached {
         let outcomes = RefCell::new(Vec::with_capacity(count));
         let began = Instant::now();
         let mut probes: Vec<ProbeContext<'_>> = (0..count)
-            .map(|_| driver.connect_async(trid, options, |outcome| outcomes.borrow_mut().push(outcome)))
-            .collect::<nvmf_core::Result<_>>()?;
+            .map(|_| {
+                let options = of_another_host(options)?;
+                Ok(driver.connect_async(trid, &options, |outcome| outcomes.borrow_mut().push(outcome))?)
+            })
+            .collect::<Result<_>>()?;
         while !probes.is_empty() {
             let mut left = Vec::with_capacity(probes.len());
             for mut probe in probes {

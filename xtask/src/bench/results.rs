@@ -56,9 +56,10 @@ impl Results {
         self.root.insert(name.to_owned(), value);
     }
 
-    /// Puts a cell in, in place of what was measured of it before.
+    /// Puts what was measured of a cell in. What was measured of other pairs before stays.
     pub(super) fn put(&mut self, cell: &str, runs: &Runs, seconds: f64) {
-        let mut pairs = Map::new();
+        let before = self.root.get("cells").and_then(|cells| cells.get(cell)?["pairs"].as_object());
+        let mut pairs: Map<String, Value> = before.cloned().unwrap_or_default();
         for (pair, runs) in runs {
             let list = |pick: &dyn Fn(&Figures) -> Option<f64>| -> Vec<f64> {
                 runs.iter().filter_map(pick).map(round).collect()
@@ -183,5 +184,8 @@ mod tests {
         assert!(table.contains("| a | 300 | 5.00 | 100 | 5.00 | 3.00 |  |  |  |"), "{table}");
         assert!(table.contains("| b | 1,234 | 5.00 |  |"), "{table}");
         assert!(!table.contains("SPDK, null bdev"), "{table}");
+        // Another pair of a cell leaves the others alone.
+        results.put("b", &[runs([617.0; 3], Initiator::Spdk)].into_iter().collect(), 1.0);
+        assert!(results.table().contains("| b | 1,234 | 5.00 | 617 | 5.00 | 2.00 |"), "{}", results.table());
     }
 }

@@ -25,7 +25,7 @@ others had more than 3 % of two cores is repeated, twice at most.
   --seconds N     of each run (default 1)
   --rounds N      runs of each pair (default 3)
   --cpus T,I      cores of target and initiator (default 0,1)
-  --json FILE     results; what FILE has of other cells stays (default: bench/results.json in the target directory)
+  --json FILE     results; what FILE has of other cells and targets stays (default: bench/results.json in the target directory)
   --list          name the cells
   --show          print the table of FILE
 ";
