@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use base64ct::{Base64, Encoding as _};
 use crc_fast::CrcAlgorithm;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 /// The longest secret, bytes.
 const MAX_SECRET: usize = 64;
@@ -145,11 +145,17 @@ impl KeyString {
     /// The text for it, as it is written into files.
     #[must_use]
     pub fn expose_text(&self) -> Zeroizing<String> {
-        let mut bytes = Zeroizing::new(self.secret.to_vec());
-        bytes.extend(crc(&self.secret));
-        let mut base64 = Base64::encode_string(&bytes);
-        let text = Zeroizing::new(format!("{}:{:02}:{base64}:", self.kind.prefix(), self.hash as u8));
-        base64.zeroize();
+        // Nothing here grows, which would leave a copy behind.
+        let mut bytes = Zeroizing::new([0; MAX_SECRET + CRC]);
+        let len = self.secret.len() + CRC;
+        bytes[..self.secret.len()].copy_from_slice(&self.secret);
+        bytes[self.secret.len()..len].copy_from_slice(&crc(&self.secret));
+        let base64 = Zeroizing::new(Base64::encode_string(&bytes[..len]));
+        let head = format!("{}:{:02}:", self.kind.prefix(), self.hash as u8);
+        let mut text = Zeroizing::new(String::with_capacity(head.len() + base64.len() + 1));
+        text.push_str(&head);
+        text.push_str(&base64);
+        text.push(':');
         text
     }
 }

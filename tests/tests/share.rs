@@ -260,17 +260,39 @@ fn ten_end_once(qpair: &mut IoQpair) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
-    let rig = Rig::new()?;
+/// A controller that a secondary finds, and how often it was told that it is gone.
+fn found(secondary: &Driver, trid: &TransportId) -> Result<(Controller, Arc<AtomicU32>)> {
     let removed = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&removed);
     let mut found = Vec::new();
     let callbacks = Callbacks::new().options(options()).attach(|c| found.push(c)).remove(move |_| {
         count.fetch_add(1, Ordering::Relaxed);
     });
-    rig.secondary.probe(Some(&rig.trid), callbacks)?;
-    let controller = found.pop().context("nothing was found")?;
+    secondary.probe(Some(trid), callbacks)?;
+    Ok((found.pop().context("nothing was found")?, removed))
+}
+
+/// I/O succeeds soon after reset `round`, and what was written is there.
+fn works_again(qpair: &mut IoQpair, ns: &nvmf_core::Namespace, round: u8) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let mut buf = qpair.alloc(4096)?;
+        buf.fill(round);
+        match qpair.execute(IoCommand::write(ns, 0, buf)) {
+            Ok(_) => break,
+            Err(error) => ensure!(Instant::now() < deadline, "no I/O after reset {round}: {error:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let read = qpair.read_blocking(ns, 0, qpair.alloc(4096)?)?;
+    ensure!(read.iter().all(|&byte| byte == round));
+    Ok(())
+}
+
+#[test]
+fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
+    let rig = Rig::new()?;
+    let (controller, removed) = found(&rig.secondary, &rig.trid)?;
     let ns = controller.namespace(1).context("no namespace 1")?;
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
     // Commands that the target keeps.
@@ -303,19 +325,7 @@ fn a_reset_in_the_primary_is_seen_and_queues_come_back() -> Result<()> {
     let qid = qpair.qid();
     for round in 0..5u8 {
         rig.attached.reset()?;
-        let deadline = Instant::now() + SOON;
-        let mut written = false;
-        while !written {
-            ensure!(Instant::now() < deadline, "no I/O after reset {round}");
-            let mut buf = qpair.alloc(4096)?;
-            buf.fill(round);
-            match qpair.execute(IoCommand::write(&ns, 0, buf)) {
-                Ok(_) => written = true,
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-        let read = qpair.read_blocking(&ns, 0, qpair.alloc(4096)?)?;
-        ensure!(read.iter().all(|&byte| byte == round));
+        works_again(&mut qpair, &ns, round)?;
         ensure!(qpair.qid() == qid);
         eventually("the secondary's own view", || controller.state() == ControllerState::Ready)?;
         ensure!(controller.cntlid() == rig.attached.cntlid());

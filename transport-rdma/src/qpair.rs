@@ -271,7 +271,7 @@ impl<P: Provider> RdmaQpair<P> {
         tracker.complete(slot, cqe);
     }
 
-    /// Where queue pairs have memory windows: puts into the batch what makes a key for just the data of `slot`. Whether there is one.
+    /// Puts into the batch what makes a key for just the data of `slot`. Whether there is one.
     fn give_key(&mut self, slot: u16, direction: DataDirection) -> Result<bool> {
         let link = self.link.as_mut().ok_or_else(closed)?;
         let id = link.name(Kind::Account.id(u32::from(slot)));
@@ -299,7 +299,10 @@ impl<P: Provider> RdmaQpair<P> {
             self.gather(slot, tracker)?;
         }
         let direction = tracker.direction(slot);
-        let keyed = self.give_key(slot, direction)?;
+        let keyed = match &self.link {
+            Some(link) if !link.windows.is_empty() => self.give_key(slot, direction)?,
+            _ => false,
+        };
         let link = self.link.as_ref().ok_or_else(closed)?;
         let ring = link.ring()?;
         let start = ring.capsule(slot);

@@ -403,7 +403,7 @@ impl IoBuf {
         }
     }
 
-    #[cold]
+    #[inline(never)]
     fn segment_of_many(&self, mut offset: usize) -> Option<DmaSegment<'_>> {
         for buf in self.bufs() {
             if offset < buf.len() {
@@ -424,7 +424,7 @@ impl IoBuf {
         }
     }
 
-    #[cold]
+    #[inline(never)]
     fn chunk_of_many(&self, mut offset: usize) -> &[u8] {
         for buf in self.bufs() {
             if offset < buf.len() {
@@ -445,7 +445,7 @@ impl IoBuf {
         }
     }
 
-    #[cold]
+    #[inline(never)]
     fn chunk_of_many_mut(&mut self, mut offset: usize) -> &mut [u8] {
         for buf in self.bufs_mut() {
             if offset < buf.len() {

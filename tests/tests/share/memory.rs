@@ -1,22 +1,22 @@
 //! Controllers whose I/O queues are in memory: an emulated function, over vfio-user.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nvmf_core::spec::{AdminOpcode, Sqe};
 use nvmf_core::{
-    Callbacks, CommandError, Controller, ControllerState, Driver, IoCommand, IoQpairOptions, Role,
-    TransportId,
+    CommandError, Controller, ControllerState, Driver, IoCommand, IoQpairOptions, Role, TransportId,
 };
 use nvmf_loopback::{
     EmulatedFunction, Fault, Loopback, Namespace, PciOptions, Rule, SubsystemBuilder, VfioUserServer,
 };
 use nvmf_transport_pcie::{VfioUserOptions, vfio_user};
 
-use super::{Folder, NQN, SOON, driver_over, eventually, options, submit_ten, ten_end_once};
+use super::{
+    Folder, NQN, SOON, driver_over, eventually, found, options, submit_ten, ten_end_once, works_again,
+};
 
 fn driver(folder: &Folder) -> Result<Driver> {
     driver_over(vfio_user::transport(VfioUserOptions::default()), &folder.0)
@@ -136,18 +136,7 @@ fn a_reset_in_the_primary_ends_queues_and_they_come_back() -> Result<()> {
             });
             ensure!(Instant::now() < deadline, "no end after reset {round}");
         }
-        let mut written = false;
-        while !written {
-            ensure!(Instant::now() < deadline, "no I/O after reset {round}");
-            let mut buf = qpair.alloc(4096)?;
-            buf.fill(round);
-            match qpair.execute(IoCommand::write(&ns, 0, buf)) {
-                Ok(_) => written = true,
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-        let read = qpair.read_blocking(&ns, 0, qpair.alloc(4096)?)?;
-        ensure!(read.iter().all(|&byte| byte == round));
+        works_again(&mut qpair, &ns, round)?;
         eventually("the secondary's own view", || controller.state() == ControllerState::Ready)?;
     }
     drop(qpair);
@@ -179,14 +168,7 @@ fn what_a_secondary_leaves_behind_is_cleared_away() -> Result<()> {
 #[test]
 fn the_end_of_the_primary_ends_every_command_once() -> Result<()> {
     let rig = Rig::new()?;
-    let removed = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&removed);
-    let mut found = Vec::new();
-    let callbacks = Callbacks::new().options(options()).attach(|c| found.push(c)).remove(move |_| {
-        count.fetch_add(1, Ordering::Relaxed);
-    });
-    rig.secondary.probe(Some(&rig.trid), callbacks)?;
-    let controller = found.pop().context("nothing was found")?;
+    let (controller, removed) = found(&rig.secondary, &rig.trid)?;
     let ns = controller.namespace(1).context("no namespace 1")?;
     let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
     rig.target.faults().push(Rule::new(Fault::Drop).io().always());

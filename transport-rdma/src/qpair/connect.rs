@@ -421,9 +421,12 @@ impl<P: Provider> Connector<P> {
         if let Some(member) = &member {
             member.made(endpoint.queue_pair_number());
         }
-        let keys = endpoint.make_windows(windows).map_err(|error| {
-            Error::from(error).doing(format!("making {windows} memory windows on {}", domain.device()))
-        })?;
+        let keys = match windows {
+            0 => Vec::new(),
+            _ => endpoint.make_windows(windows).map_err(|error| {
+                Error::from(error).doing(format!("making {windows} memory windows on {}", domain.device()))
+            })?,
+        };
         let mut limits = self.plan.limits;
         limits.elements = setup.send_elements;
         let mut link = Link::<P>::new(

@@ -228,11 +228,8 @@ impl Endpoint for SimEndpoint {
         }
         match state.qp {
             Qp::Error => self.wire.flush(&mut state),
-            Qp::Connected => {
-                if let (Some(domain), false) = (state.domain.clone(), state.tampering.stalled) {
-                    self.wire.work_on_windows(&mut state, &domain);
-                }
-            }
+            Qp::Connected if !state.tampering.stalled => self.wire.work_on_windows(&mut state),
+            Qp::Connected => {}
             Qp::None | Qp::Idle | Qp::Destroyed => return Err(io::ErrorKind::NotConnected.into()),
         }
         let notify = state.notify.clone();

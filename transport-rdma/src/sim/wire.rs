@@ -205,8 +205,9 @@ impl Wire {
     }
 
     /// Does what is to be done to windows before the next SEND.
-    pub(super) fn work_on_windows(&self, state: &mut State, domain: &SimDomain) {
+    pub(super) fn work_on_windows(&self, state: &mut State) {
         while state.sends.front().is_some_and(|posted| posted.work != Work::Send)
+            && let Some(domain) = state.domain.clone()
             && let Some(posted) = state.sends.pop_front()
         {
             let done = match posted.bind {
@@ -233,7 +234,7 @@ impl Wire {
         }
         let domain = state.domain.clone()?;
         let failed = |id, status| Some(WorkCompletion { id, status, ..WorkCompletion::default() });
-        self.work_on_windows(state, &domain);
+        self.work_on_windows(state);
         let id = state.sends.front()?.id;
         if state.peer_receives == 0 {
             count(&self.sim.0.counters.not_ready, 1);

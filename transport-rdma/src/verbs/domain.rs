@@ -92,6 +92,7 @@ pub struct VerbsDomain {
     name: String,
     limits: DeviceLimits,
     lost: AtomicBool,
+    invalidation_flags: u32,
     /// Registrations that windows may be bound to, by local key.
     bindable: Mutex<HashMap<u32, NonNull<sys::Mr>>>,
 }
@@ -118,7 +119,17 @@ impl VerbsDomain {
         // SAFETY: the context is open as long as the anchor is bound to it.
         let pd = unsafe { (api.ibv_alloc_pd)(context.as_ptr()) };
         let pd = NonNull::new(pd).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { anchor, pd, name, limits, lost: AtomicBool::new(false), bindable: Mutex::default() })
+        // Soft devices have an interface below them.
+        let soft = Path::new("/sys/class/infiniband").join(&name).join("parent").exists();
+        Ok(Self {
+            anchor,
+            pd,
+            name,
+            limits,
+            lost: AtomicBool::new(false),
+            invalidation_flags: sys::WC_WITH_INV | if soft { sys::WC_WITH_INV_RXE } else { 0 },
+            bindable: Mutex::default(),
+        })
     }
 
     pub(super) fn api(&self) -> &Arc<Api> {
@@ -135,9 +146,7 @@ impl VerbsDomain {
 
     /// The flags of a completion by which it says that the peer has invalidated a key.
     pub(super) fn invalidation_flags(&self) -> u32 {
-        // Soft devices have an interface below them.
-        let soft = Path::new("/sys/class/infiniband").join(&self.name).join("parent").exists();
-        if soft { sys::WC_WITH_INV | sys::WC_WITH_INV_RXE } else { sys::WC_WITH_INV }
+        self.invalidation_flags
     }
 
     /// Registrations that windows may be bound to, by local key. None of them ends while this is held.

@@ -83,6 +83,7 @@ impl Rules {
         self.check_fields(ch)
     }
 
+    /// All of [`Rules::check`].
     fn check_fields(&self, ch: &CommonHeader) -> Result<usize> {
         let pdu_type = PduType(ch.pdu_type);
         let hlen = match pdu_type {
@@ -177,5 +178,33 @@ impl Rules {
             return Err(invalid(field::PLEN, detail));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// What is taken for good at once is what all checks together take, with the same result.
+        #[test]
+        fn the_short_check_says_what_the_long_one_says(
+            digests in any::<(bool, bool)>(),
+            alignment in prop_oneof![Just(4u32), Just(8), Just(64)],
+            running in any::<bool>(),
+            pdu_type in prop_oneof![3 => Just(PduType::C2H_DATA.0), 1 => any::<u8>()],
+            flags in 0u8..32,
+            hlen in prop_oneof![3 => Just(24u8), 1 => any::<u8>()],
+            pdo in prop_oneof![Just(24u8), Just(28), any::<u8>()],
+            plen in prop_oneof![0u32..64, any::<u32>()],
+        ) {
+            let (header_digest, data_digest) = digests;
+            let rules = Rules { running, header_digest, data_digest, alignment };
+            let ch = CommonHeader { pdu_type, flags, hlen, pdo, plen: plen.into() };
+            let said = |result: Result<usize>| result.map_err(|error| error.to_string());
+            prop_assert_eq!(said(rules.check(&ch)), said(rules.check_fields(&ch)));
+        }
     }
 }
