@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nvmf_core::{ControllerOptions, Driver, IoQpairOptions, TransportId};
 use nvmf_loopback::{Loopback, Namespace, SubsystemBuilder};
 use nvmf_tests::history::History;
@@ -103,44 +103,77 @@ fn step() -> Result<Option<u64>> {
     }
 }
 
-fn cut_everywhere(harm: &Harm, digests: bool, default_step: u64) -> Result<()> {
+/// What the sessions that were cut in one stream came to.
+struct Cuts {
+    /// How often so many I/Os succeeded.
+    outcomes: BTreeMap<usize, u64>,
+    unknown_writes: u64,
+    resolved_reads: u64,
+}
+
+fn cut_stream(
+    harm: &Harm,
+    digests: bool,
+    default_step: u64,
+    connection: usize,
+    direction: Direction,
+) -> Result<Cuts> {
     let mut bench = Bench::new(digests)?;
     let step = step()?;
     bench.measure()?;
     let mut outcomes: BTreeMap<usize, u64> = BTreeMap::new();
-    for connection in 0..2 {
-        for direction in [Direction::ToTarget, Direction::ToHost] {
-            let (mut at, mut whole) = (0, false);
-            while !whole {
-                let cut = Plan::faithful().at(direction, at, harm.clone());
-                let plans = if connection == 0 { [cut, Plan::faithful()] } else { [Plan::faithful(), cut] };
-                let ended = bench.session(plans).with_context(|| {
-                    format!("connection {connection}, {direction:?}, {harm:?} at byte {at}")
-                })?;
-                *outcomes.entry(ended.succeeded).or_default() += 1;
-                ensure!(ended.error.is_some() || ended.succeeded == session::IOS, "at byte {at}: {ended:?}");
-                // The session ended before its streams got there.
-                whole = ended.error.is_none();
-                at += match step {
-                    Some(step) => step,
-                    None if at < 160 => 1,
-                    None => default_step,
-                };
-                ensure!(at < 1 << 20, "the session never finished");
-                if at % 64 == 0 {
-                    bench.check().with_context(|| format!("after byte {at}"))?;
-                }
-            }
-            ensure!(at > 2000, "connection {connection} {direction:?} has only {at} bytes");
+    let (mut at, mut whole) = (0, false);
+    while !whole {
+        let cut = Plan::faithful().at(direction, at, harm.clone());
+        let plans = if connection == 0 { [cut, Plan::faithful()] } else { [Plan::faithful(), cut] };
+        let ended = bench
+            .session(plans)
+            .with_context(|| format!("connection {connection}, {direction:?}, {harm:?} at byte {at}"))?;
+        *outcomes.entry(ended.succeeded).or_default() += 1;
+        ensure!(ended.error.is_some() || ended.succeeded == session::IOS, "at byte {at}: {ended:?}");
+        // The session ended before its streams got there.
+        whole = ended.error.is_none();
+        at += match step {
+            Some(step) => step,
+            None if at < 160 => 1,
+            None => default_step,
+        };
+        ensure!(at < 1 << 20, "the session never finished");
+        if at % 64 == 0 {
+            bench.check().with_context(|| format!("after byte {at}"))?;
         }
     }
+    ensure!(at > 2000, "connection {connection} {direction:?} has only {at} bytes");
     bench.check()?;
+    let (unknown_writes, resolved_reads) = (bench.history.unknown_writes(), bench.history.resolved_reads());
+    Ok(Cuts { outcomes, unknown_writes, resolved_reads })
+}
+
+/// The streams are cut side by side, each against a target of its own.
+fn cut_everywhere(harm: &Harm, digests: bool, default_step: u64) -> Result<()> {
+    let (mut outcomes, mut unknown_writes, mut resolved_reads) = (BTreeMap::<usize, u64>::new(), 0, 0);
+    std::thread::scope(|scope| -> Result<()> {
+        let streams = [0, 1].map(|c| [Direction::ToTarget, Direction::ToHost].map(|d| (c, d)));
+        let cutters: Vec<_> = streams
+            .into_iter()
+            .flatten()
+            .map(|(connection, direction)| {
+                scope.spawn(move || cut_stream(harm, digests, default_step, connection, direction))
+            })
+            .collect();
+        for cutter in cutters {
+            let Ok(cuts) = cutter.join() else { bail!("a cutter panicked") };
+            let cuts = cuts?;
+            cuts.outcomes.into_iter().for_each(|(ios, count)| *outcomes.entry(ios).or_default() += count);
+            unknown_writes += cuts.unknown_writes;
+            resolved_reads += cuts.resolved_reads;
+        }
+        Ok(())
+    })?;
     ensure!(outcomes.len() > 10, "the cuts fell in few places only: {outcomes:?}");
     println!(
-        "{} sessions with {harm:?}; {} writes without an answer, {} reads told what became of one",
+        "{} sessions with {harm:?}; {unknown_writes} writes without an answer, {resolved_reads} reads told what became of one",
         outcomes.values().sum::<u64>(),
-        bench.history.unknown_writes(),
-        bench.history.resolved_reads(),
     );
     Ok(())
 }
