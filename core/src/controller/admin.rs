@@ -23,7 +23,7 @@ use crate::transport_id::TransportId;
 /// Most asynchronous event requests kept outstanding.
 const MAX_AERS: u8 = 4;
 /// Most commands that wait to be aborted.
-const MAX_ABORTS_WAITING: usize = 1024;
+pub(super) const MAX_ABORTS_WAITING: usize = 1024;
 /// Most events taken within a time; further ones wait at the controller.
 const MAX_EVENTS_PER_WINDOW: u32 = 1000;
 const EVENT_WINDOW: Duration = Duration::from_secs(1);
@@ -540,7 +540,8 @@ impl Admin {
         } else {
             Phase::Down
         };
-        self.link.store(Link { association: self.association, phase });
+        let reason = if phase == Phase::Ready { None } else { self.reason() };
+        self.link.store(Link { association: self.association, phase }, reason);
     }
 
     /// Asynchronous event requests for a controller that takes `aerl_z + 1` of them.

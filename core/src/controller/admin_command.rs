@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::admin::Admin;
 use super::{AdminResult, Controller, admin_error};
 use crate::dma::IoBuf;
 use crate::error::{Error, Result};
@@ -87,23 +88,37 @@ impl AdminCommand {
         Ok(AdminPending { controller, sent, finished: false })
     }
 
+    /// Sends it, unless another thread is at the admin queue: `None`, unless `wait`. For commands without data.
+    pub(crate) fn try_submit(&self, wait: bool) -> Option<Result<AdminPending>> {
+        let controller = &self.controller;
+        let mut admin = if wait { controller.lock() } else { controller.try_lock()? };
+        let id = admin.submit(self.sqe, IoBuf::None, self.timeout, self.connecting);
+        drop(admin);
+        Some(self.sent(id).map(|sent| AdminPending { controller: controller.clone(), sent, finished: false }))
+    }
+
     /// Sends it, for somebody who keeps no handle of the controller.
-    pub(super) fn send(self) -> Result<Sent> {
-        let Self { controller, sqe, data_in, data_out, timeout, name, connecting } = self;
-        let buf = match (data_in, data_out.len()) {
+    pub(super) fn send(mut self) -> Result<Sent> {
+        let data_out = std::mem::take(&mut self.data_out);
+        let buf = match (self.data_in, data_out.len()) {
             (0, 0) => IoBuf::None,
-            (0, _) => IoBuf::One(controller.pool().copy_from(&data_out)?),
-            (_, 0) => IoBuf::One(controller.alloc(data_in)?),
-            _ => return Err(Error::api_misuse("an admin command with data both ways").doing(name)),
+            (0, _) => IoBuf::One(self.controller.pool().copy_from(&data_out)?),
+            (_, 0) => IoBuf::One(self.controller.alloc(self.data_in)?),
+            _ => return Err(Error::api_misuse("an admin command with data both ways").doing(self.name)),
         };
-        let id = controller.lock().submit(sqe, buf, timeout, connecting);
-        let id = id.map_err(|error| error.doing(name.clone()).peer(controller.trid()))?;
-        if controller.in_background() {
-            controller.0.thread.wake();
+        let id = self.controller.lock().submit(self.sqe, buf, self.timeout, self.connecting);
+        self.sent(id)
+    }
+
+    /// It was handed to the admin queue.
+    fn sent(&self, id: Result<CommandId>) -> Result<Sent> {
+        let id = id.map_err(|error| error.doing(self.name.clone()).peer(self.controller.trid()))?;
+        if self.controller.in_background() {
+            self.controller.0.thread.wake();
         }
-        let fabrics = sqe.opcode == AdminOpcode::FABRICS.0;
+        let fabrics = self.sqe.opcode == AdminOpcode::FABRICS.0;
         let set = if fabrics { CommandKind::Fabrics } else { CommandKind::Admin };
-        Ok(Sent { id, set, name, returns: data_in > 0 })
+        Ok(Sent { id, set, name: self.name.clone(), returns: self.data_in > 0 })
     }
 
     /// Sends it and waits for the result.
@@ -136,7 +151,15 @@ pub(super) struct Sent {
 impl Sent {
     /// The result, if it has arrived; to be taken once.
     pub(super) fn take(&self, controller: &Controller, waker: Option<&Waker>) -> Option<Result<AdminResult>> {
-        let mut admin = controller.lock();
+        self.take_from(controller.lock(), controller, waker)
+    }
+
+    fn take_from(
+        &self,
+        mut admin: MutexGuard<'_, Admin>,
+        controller: &Controller,
+        waker: Option<&Waker>,
+    ) -> Option<Result<AdminResult>> {
         let (result, buf) = admin.take(self.id, waker)?;
         Some(match result {
             Ok(value) => {
@@ -170,6 +193,19 @@ impl AdminPending {
     /// The result, if it has arrived. Does not block; processes the admin queue unless the background thread does.
     pub fn poll_result(&mut self) -> Option<Result<AdminResult>> {
         self.poll_with(None)
+    }
+
+    /// The same, and does not wait for another thread that is at the admin queue, either.
+    pub(crate) fn poll_unless_busy(&mut self) -> Option<Result<AdminResult>> {
+        if !self.controller.in_background()
+            && let Some(admin) = self.controller.try_lock()
+        {
+            // A failure of the queue completes this command as well.
+            let _ = self.controller.process_admin(admin);
+        }
+        let result = self.sent.take_from(self.controller.try_lock()?, &self.controller, None)?;
+        self.finished = true;
+        Some(result)
     }
 
     fn poll_with(&mut self, waker: Option<&Waker>) -> Option<Result<AdminResult>> {

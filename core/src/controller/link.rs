@@ -1,9 +1,10 @@
 //! What queue pairs look at in every poll to see whether their controller is still the one they connected to; and the addresses
 //! a controller was given.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use crate::error::Error;
 use crate::transport_id::TransportId;
 
 /// Whether I/O can be done.
@@ -26,23 +27,27 @@ pub(crate) struct Link {
     pub(crate) phase: Phase,
 }
 
-/// A [`Link`] that is read without a lock.
-pub(crate) struct LinkCell(AtomicU64);
+/// A [`Link`] that is read without a lock, and why it is down.
+pub(crate) struct LinkCell {
+    link: AtomicU64,
+    /// Held for a copy, never during anything else.
+    reason: Mutex<Option<Error>>,
+}
 
 impl LinkCell {
     /// Never connected.
     pub(crate) fn new() -> Self {
-        Self(AtomicU64::new(Phase::Down as u64))
+        Self { link: AtomicU64::new(Phase::Down as u64), reason: Mutex::default() }
     }
 
     /// Whether this association is in force and up.
     #[inline]
     pub(crate) fn is_ready(&self, association: u64) -> bool {
-        self.0.load(Ordering::Acquire) == association << 2
+        self.link.load(Ordering::Acquire) == association << 2
     }
 
     pub(crate) fn load(&self) -> Link {
-        let value = self.0.load(Ordering::Acquire);
+        let value = self.link.load(Ordering::Acquire);
         let phase = match value & 3 {
             0 => Phase::Ready,
             1 => Phase::Down,
@@ -52,8 +57,17 @@ impl LinkCell {
         Link { association: value >> 2, phase }
     }
 
-    pub(crate) fn store(&self, link: Link) {
-        self.0.store(link.association << 2 | link.phase as u64, Ordering::Release);
+    /// Why it was down last, as far as that is known.
+    pub(crate) fn reason(&self) -> Option<Error> {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// `reason` is why, where it is not ready.
+    pub(crate) fn store(&self, link: Link, reason: Option<Error>) {
+        if link.phase != Phase::Ready {
+            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        }
+        self.link.store(link.association << 2 | link.phase as u64, Ordering::Release);
     }
 }
 
@@ -102,9 +116,13 @@ mod tests {
     fn a_link_comes_back_as_it_was_stored() {
         let cell = LinkCell::new();
         assert_eq!(cell.load(), Link { association: 0, phase: Phase::Down });
-        for phase in [Phase::Ready, Phase::Down, Phase::DownFast, Phase::Lost] {
+        for (index, phase) in
+            [Phase::Ready, Phase::Down, Phase::DownFast, Phase::Lost].into_iter().enumerate()
+        {
             let link = Link { association: 77, phase };
-            cell.store(link);
+            cell.store(link, Some(Error::disconnected("gone")));
+            // A controller that is ready leaves the reason of its last loss.
+            assert_eq!(cell.reason().is_some(), index > 0);
             assert_eq!(cell.load(), link);
             assert_eq!(cell.is_ready(77), phase == Phase::Ready);
             assert!(!cell.is_ready(76));

@@ -16,12 +16,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
 pub(crate) use admin::RemoveCallback;
 pub use admin::{AbortStats, AdminResult};
-use admin::{Admin, Notices};
+use admin::{Admin, MAX_ABORTS_WAITING, Notices};
 pub use admin_command::{AdminCommand, AdminPending};
 pub(crate) use attach::{Attach, Environment, NAP};
 pub use detach::Detach;
@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     /// What is done about the controller in small steps. Taken before `admin`, and never waited for.
     work: Mutex<Work>,
     admin: Mutex<Admin>,
+    /// Commands to abort, of I/O threads that found `admin` taken: association, queue, command. Held for a copy.
+    aborts: Mutex<Vec<(u64, u16, u16)>>,
     /// What of `admin` queue pairs look at.
     link: Arc<LinkCell>,
     /// The association that a queue pair wants to have ended, 0 for none.
@@ -168,6 +170,7 @@ impl Controller {
             pool,
             work: Mutex::default(),
             admin: Mutex::new(admin),
+            aborts: Mutex::default(),
             link,
             unwanted: AtomicU64::new(0),
             to_reset: AtomicU64::new(0),
@@ -312,7 +315,8 @@ impl Controller {
         if self.is_ready() {
             return None;
         }
-        self.lock().reason()
+        // An I/O thread asks; it does not wait for whoever connects the controller.
+        self.try_lock().map_or_else(|| self.0.link.reason(), |admin| admin.reason())
     }
 
     /// Whether this association is in force and up.
@@ -335,6 +339,15 @@ impl Controller {
 
     fn lock(&self) -> MutexGuard<'_, Admin> {
         self.0.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For I/O threads: `None` while another thread is at it, which the operating system may have stopped just then.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Admin>> {
+        match self.0.admin.try_lock() {
+            Ok(admin) => Some(admin),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     // --- attaching more than once ----------------------------------------------------------------------------------------
@@ -372,6 +385,7 @@ impl Controller {
 
     fn process_admin(&self, mut admin: MutexGuard<'_, Admin>) -> Result<usize> {
         let mut notices = Notices::default();
+        self.abort_late(&mut admin);
         let result = admin.process(Instant::now(), &mut notices);
         drop(admin);
         self.deliver(notices);
@@ -444,10 +458,36 @@ impl Controller {
         self.lock().abort_stats
     }
 
-    pub(crate) fn abort(&self, sqid: u16, cid: u16) -> Result<()> {
-        let result = self.lock().abort(sqid, cid);
+    /// Does not wait for a lock: where another thread is at the admin queue, that thread sends it.
+    pub(crate) fn abort(&self, association: u64, sqid: u16, cid: u16) -> Result<()> {
+        let result = match self.try_lock() {
+            Some(mut admin) => {
+                self.abort_late(&mut admin);
+                // In another association the identifiers are another command's.
+                if association == admin.association() { admin.abort(sqid, cid) } else { Ok(()) }
+            }
+            None => {
+                let mut aborts = self.0.aborts.lock().unwrap_or_else(PoisonError::into_inner);
+                if aborts.len() < MAX_ABORTS_WAITING {
+                    aborts.push((association, sqid, cid));
+                }
+                Ok(())
+            }
+        };
         self.0.thread.wake();
         result
+    }
+
+    /// Sends the aborts that were asked for meanwhile.
+    fn abort_late(&self, admin: &mut Admin) {
+        let aborts = std::mem::take(&mut *self.0.aborts.lock().unwrap_or_else(PoisonError::into_inner));
+        for (association, sqid, cid) in aborts {
+            if association == admin.association()
+                && let Err(error) = admin.abort(sqid, cid)
+            {
+                tracing::debug!(%error, sqid, cid, "a command cannot be aborted");
+            }
+        }
     }
 
     // --- I/O queue pairs -----------------------------------------------------------------------------------------------------
@@ -616,7 +656,8 @@ impl Controller {
         })
     }
 
-    /// A new connection for an I/O queue pair that lost its own, and the association it is made in.
+    /// A new connection for an I/O queue pair that lost its own, and the association it is made in; `None` while another thread is
+    /// at the controller, unless `wait`.
     ///
     /// # Errors
     /// [`ErrorKind::Exhausted`] when the controller does not grant so many queues any more.
@@ -626,8 +667,11 @@ impl Controller {
         options: &IoQpairOptions,
         create: &mut Create<Q>,
         now: Instant,
-    ) -> Result<(Renewal<Q>, Link)> {
-        let mut admin = self.lock();
+        wait: bool,
+    ) -> Result<Option<(Renewal<Q>, Link)>> {
+        let Some(mut admin) = (if wait { Some(self.lock()) } else { self.try_lock() }) else {
+            return Ok(None);
+        };
         let context = |error: Error| error.doing(format!("making I/O queue {qid} again")).peer(self.trid());
         if !admin.recovery.is_connected() {
             let failure = admin.reason().unwrap_or_else(|| Error::disconnected("it is not connected"));
@@ -640,7 +684,7 @@ impl Controller {
             ))));
         }
         let renewal = self.io_connection(&mut admin, qid, options, create, now).map_err(context)?;
-        Ok((renewal, self.link()))
+        Ok(Some((renewal, self.link())))
     }
 
     pub(crate) fn free_qid(&self, qid: u16) {

@@ -87,12 +87,13 @@ impl DmaPool {
     }
 
     fn take(&self, class: usize) -> io::Result<Extent> {
-        let mut state = self.lock();
-        if let Some(extent) = state.free[class].pop() {
+        if let Some(extent) = self.lock().free[class].pop() {
             return Ok(extent);
         }
-        // Cut a region into pieces of this class; all but one go to the free list.
+        // Nobody who gives a buffer back waits for the kernel meanwhile.
         let mut rest = DmaRegion::allocate(CHUNK)?;
+        // Cut into pieces of this class; all but one go to the free list.
+        let mut state = self.lock();
         state.stats.mapped_bytes += CHUNK;
         let size = DMA_PAGE << class;
         while rest.len() > size {

@@ -56,8 +56,9 @@ impl<Q> Follow<Q> {
 
 impl<Q: TransportQpair> IoQpair<Q> {
     /// Connects a lost queue pair again, after all its operations were completed and the controller is connected. For queue pairs
-    /// that do not do so on their own ([`crate::IoQpairOptions::auto_reconnect`]). Does not block: [`IoQpair::poll_connect`] and
-    /// [`IoQpair::process_completions`] drive it, and what is submitted before it is connected waits.
+    /// that do not do so on their own ([`crate::IoQpairOptions::auto_reconnect`]). [`IoQpair::poll_connect`] and
+    /// [`IoQpair::process_completions`] drive it, and what is submitted before it is connected waits. (It waits for a thread that
+    /// processes the admin queue just then; queue pairs that reconnect on their own do not.)
     ///
     /// # Errors
     /// When it is not lost, operations are outstanding, the controller is not connected or grants fewer queues than before.
@@ -72,7 +73,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
             )
             .peer(self.controller.trid()));
         }
-        self.renew(Instant::now(), &mut |_| {})
+        self.renew(Instant::now(), true, &mut |_| {})
     }
 
     /// Whether it will work again on its own: it is connecting, or waits for its controller to be connected again.
@@ -132,7 +133,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
             Some(error) if link.association == self.follow.association && self.follow.fresh => {
                 Err(error.clone())
             }
-            _ => self.renew(Instant::now(), f),
+            _ => self.renew(Instant::now(), false, f),
         };
         let Err(error) = result else { return };
         if self.controller.link() != link {
@@ -161,10 +162,12 @@ impl<Q: TransportQpair> IoQpair<Q> {
         self.follow.end.as_ref()
     }
 
-    fn renew(&mut self, now: Instant, f: &mut dyn FnMut(Done)) -> Result<()> {
+    /// Begins to connect it again; unless `wait`, only if no other thread is at the controller, and else with the next poll.
+    fn renew(&mut self, now: Instant, wait: bool, f: &mut dyn FnMut(Done)) -> Result<()> {
         let follow = &mut self.follow;
-        let (renewal, link) =
-            self.controller.renew_io_qpair(self.qid, &follow.options, &mut follow.create, now)?;
+        let renewed =
+            self.controller.renew_io_qpair(self.qid, &follow.options, &mut follow.create, now, wait)?;
+        let Some((renewal, link)) = renewed else { return Ok(()) };
         let (info, before) = (self.controller.info(), follow.association);
         // A namespace that is another one now, or has another format, must not get commands that were made for the one before.
         self.engine.drop_held(|sqe| !info.is_still(sqe.nsid.get(), before), f);

@@ -14,7 +14,7 @@ use engine::{Connecting, Done, Engine, Request};
 use follow::Follow;
 pub use timeout::{TimedOut, TimeoutAction, TimeoutPolicy};
 
-use crate::controller::{AdminPending, Controller};
+use crate::controller::{AdminCommand, AdminPending, Controller};
 use crate::dma::{DmaBuf, IoBuf};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
@@ -141,7 +141,7 @@ pub struct IoQpair<Q: TransportQpair = Box<dyn TransportQpair>> {
     /// Something woke [`IoQpair::wait`], and it has not been looked for since.
     woken: bool,
     /// An admin command the transport needs: to create its queues, or to delete them.
-    assist: Option<AdminPending>,
+    assist: Option<Assist>,
     follow: Follow<Q>,
     /// What the poll group it is in shares.
     shares: Option<GroupShares>,
@@ -239,18 +239,24 @@ impl<Q: TransportQpair> IoQpair<Q> {
     pub fn poll_connect(&mut self) -> Result<bool> {
         let now = Instant::now();
         loop {
-            if let Some(pending) = &mut self.assist
+            if let Some(assist) = &mut self.assist
                 && self.engine.is_connecting()
-                && let Some(result) = pending.poll_result()
+                && let Some(end) = assist.poll(false)
             {
                 self.assist = None;
-                match raw(result) {
-                    Ok(cqe) => self
+                match end {
+                    AssistEnd::NotSent(error) => {
+                        let error = self.explain_connect(error);
+                        self.engine.fail(error.clone(), CommandError::Disconnected, now);
+                        self.engine.quiesce_completed(Some(&not_sent()));
+                        return Err(error);
+                    }
+                    AssistEnd::Completed(cqe) => self
                         .engine
                         .admin_completed(&cqe, now)
                         .map_err(|error| error.doing(format!("creating I/O queue {}", self.qid)))
                         .map_err(|error| self.explain_connect(error))?,
-                    Err(error) => {
+                    AssistEnd::Lost(error) => {
                         self.engine.fail(error.clone(), CommandError::Disconnected, now);
                         self.engine.quiesce_completed(None);
                         return Err(self.explain_connect(error));
@@ -273,16 +279,9 @@ impl<Q: TransportQpair> IoQpair<Q> {
                     self.connected();
                     return Ok(true);
                 }
-                Connecting::Admin(sqe) => match self.controller.admin(sqe).name(CREATING).submit() {
-                    Ok(pending) => self.assist = Some(pending),
-                    Err(error) => {
-                        // It was never sent: as if the controller had refused it.
-                        let error = self.explain_connect(error);
-                        self.engine.fail(error.clone(), CommandError::Disconnected, now);
-                        self.engine.quiesce_completed(Some(&Cqe::new(0, 0, Status::ABORT_REQUESTED)));
-                        return Err(error);
-                    }
-                },
+                Connecting::Admin(sqe) => {
+                    self.assist = Some(Assist::Create(self.controller.admin(sqe).name(CREATING)));
+                }
             }
         }
     }
@@ -502,7 +501,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         }
         let targets = self.engine.abort_targets(id);
         for &cid in &targets {
-            self.controller.abort(self.qid, cid)?;
+            self.controller.abort(self.follow.association, self.qid, cid)?;
         }
         Ok(!targets.is_empty())
     }
@@ -533,7 +532,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
             }
             return result;
         }
-        assist_quiesce(&mut self.engine, &self.controller, &mut self.assist);
+        assist_quiesce(&mut self.engine, &self.controller, &mut self.assist, false);
         let mut dropped = 0;
         self.follow(&mut |done| {
             dropped += 1;
@@ -690,7 +689,7 @@ impl<Q: TransportQpair> Drop for IoQpair<Q> {
         let mut waiter = None;
         let quiesced = engine.shut_down_with(|engine| {
             let seen = controller.arrivals();
-            assist_quiesce(engine, controller, assist);
+            assist_quiesce(engine, controller, assist, true);
             if assist.is_none() || controller.wait_arrival(seen, &mut waiter).is_err() {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -705,24 +704,76 @@ impl<Q: TransportQpair> Drop for IoQpair<Q> {
 
 const CREATING: &str = "creating an I/O queue";
 const DELETING: &str = "deleting an I/O queue";
+/// Of a command that was never sent: as if the controller had refused it.
+fn not_sent() -> Cqe {
+    Cqe::new(0, 0, Status::ABORT_REQUESTED)
+}
+
+/// An admin command that a transport needs for a queue pair.
+enum Assist {
+    /// To be sent.
+    Create(AdminCommand),
+    Delete(AdminCommand),
+    Sent(AdminPending),
+}
+
+/// What became of it.
+enum AssistEnd {
+    /// It was not sent: no room in the admin queue, or it is lost.
+    NotSent(Error),
+    Completed(Cqe),
+    /// The admin queue was lost.
+    Lost(Error),
+}
+
+impl Assist {
+    /// Goes on with it; `None` while it is not over. Unless `wait`, it does not wait for a thread that is at the admin queue just then.
+    fn poll(&mut self, wait: bool) -> Option<AssistEnd> {
+        loop {
+            match self {
+                Self::Create(command) | Self::Delete(command) => match command.try_submit(wait)? {
+                    Ok(pending) => *self = Self::Sent(pending),
+                    Err(error) => return Some(AssistEnd::NotSent(error)),
+                },
+                Self::Sent(pending) => {
+                    let result = if wait { pending.poll_result() } else { pending.poll_unless_busy() };
+                    return Some(match raw(result?) {
+                        Ok(cqe) => AssistEnd::Completed(cqe),
+                        Err(error) => AssistEnd::Lost(error),
+                    });
+                }
+            }
+        }
+    }
+}
 
 /// Sends the admin commands a transport needs to be quiesced and reports their ends to it. Does not block.
 fn assist_quiesce<Q: TransportQpair>(
     engine: &mut Engine<Q>,
     controller: &Controller,
-    assist: &mut Option<AdminPending>,
+    assist: &mut Option<Assist>,
+    wait: bool,
 ) {
-    if let Some(pending) = assist {
-        let Some(result) = pending.poll_result() else { return };
+    if let Some(Assist::Create(_)) = assist {
         *assist = None;
-        engine.quiesce_completed(raw(result).ok().as_ref());
+        engine.quiesce_completed(Some(&not_sent()));
     }
-    if let Some(sqe) = engine.quiesce_command() {
-        match controller.admin(sqe).name(DELETING).submit() {
-            Ok(pending) => *assist = Some(pending),
-            // No room in the admin queue: once more later.
-            Err(error) if matches!(error.kind(), crate::ErrorKind::Exhausted(_)) => {}
-            Err(_) => engine.quiesce_completed(None),
+    loop {
+        if let Some(sent) = assist {
+            match sent.poll(wait) {
+                None => return,
+                // No room in the admin queue: once more later.
+                Some(AssistEnd::NotSent(error)) if matches!(error.kind(), crate::ErrorKind::Exhausted(_)) => {
+                    return;
+                }
+                Some(AssistEnd::NotSent(_) | AssistEnd::Lost(_)) => engine.quiesce_completed(None),
+                Some(AssistEnd::Completed(cqe)) => engine.quiesce_completed(Some(&cqe)),
+            }
+            *assist = None;
+        }
+        match engine.quiesce_command() {
+            Some(sqe) => *assist = Some(Assist::Delete(controller.admin(sqe).name(DELETING))),
+            None => return,
         }
     }
 }

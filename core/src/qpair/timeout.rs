@@ -121,7 +121,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
                 TimeoutAction::Wait => {}
                 TimeoutAction::Abort => {
                     for cid in self.engine.abort_targets(late.id) {
-                        if let Err(error) = self.controller.abort(self.qid, cid) {
+                        if let Err(error) = self.controller.abort(self.follow.association, self.qid, cid) {
                             tracing::debug!(%error, "a command that takes too long cannot be aborted");
                         }
                     }

@@ -42,10 +42,11 @@ pub(super) fn keys(input: &[u8]) {
         Ok(key) => assert_eq!(*key.expose_text(), text, "there is one text for a key"),
         Err(error) => {
             let said = error.to_string();
-            assert!(
-                !said.is_empty() && (text.len() < 16 || !said.contains(&*text)),
-                "secrets are not repeated"
-            );
+            assert!(!said.is_empty());
+            // What may be part of a secret. No word of a message is so long.
+            let secret = |part: &&str| part.len() >= 16 && part.bytes().all(|b| b.is_ascii_alphanumeric());
+            let secrets = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(secret);
+            secrets.for_each(|part| assert!(!said.contains(part), "secrets are not repeated"));
         }
     }
     let (kinds, hashes) = (

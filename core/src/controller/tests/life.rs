@@ -241,6 +241,70 @@ fn a_late_command_resets_the_controller_without_a_recovery_policy() {
     assert!(removed.try_recv().is_err());
 }
 
+/// What `f` returns while another thread is at the admin queue and stays there; not if `f` waits for it.
+fn while_taken<R>(ctrlr: &Controller, f: impl FnOnce() -> R) -> R {
+    let (held, is_held) = mpsc::channel();
+    let (over, is_over) = mpsc::channel::<()>();
+    let start = Instant::now();
+    let result = thread::scope(|scope| {
+        scope.spawn(move || {
+            let _admin = ctrlr.lock();
+            held.send(()).unwrap();
+            let _ = is_over.recv_timeout(SOON);
+        });
+        is_held.recv().unwrap();
+        let result = f();
+        drop(over);
+        result
+    });
+    assert!(start.elapsed() < SOON / 2, "it waited for {:?}", start.elapsed());
+    result
+}
+
+#[test]
+fn an_io_thread_waits_for_no_thread_at_the_admin_queue() {
+    let target = Target::new();
+    let options = ControllerOptions { timeout_policy: TimeoutPolicy::Abort, ..persistent() };
+    let ctrlr = target.driver().connect(&trid("disk"), &options).unwrap();
+    let ns = ctrlr.namespace(1).unwrap();
+    let mut qpair = ctrlr.alloc_io_qpair(&IoQpairOptions::default()).unwrap();
+    // An abort is taken down, and sent once the other thread is done.
+    target.knobs().hold = true;
+    let id = qpair.flush_namespace(&ns, 1).unwrap();
+    qpair.process_completions(0, |_| {}).unwrap();
+    assert!(while_taken(&ctrlr, || qpair.abort(id, |_| panic!("the controller has it"))).unwrap());
+    assert_eq!(ctrlr.abort_stats().sent, 0);
+    eventually(SOON, "aborted", || {
+        process(&ctrlr);
+        let mut end = None;
+        qpair.process_completions(0, |c| end = Some(c.result)).unwrap();
+        end == Some(Err(CommandError::Status(Status::ABORT_REQUESTED)))
+    });
+    target.knobs().hold = false;
+    // Of one from before the connection was lost nothing is sent: its identifier is another command's.
+    while_taken(&ctrlr, || ctrlr.abort(ctrlr.link().association - 1, 1, 1)).unwrap();
+    process(&ctrlr);
+    assert_eq!(ctrlr.abort_stats().sent, 1);
+    // The loss is noticed, with its reason.
+    cut(&target, &ctrlr);
+    let why = ctrlr.failure().expect("lost").to_string();
+    qpair.flush_namespace(&ns, 2).unwrap();
+    let poll = |qpair: &mut IoQpair| {
+        while_taken(&ctrlr, || qpair.process_completions(0, |c| assert_eq!(c.result, Ok(0)))).unwrap()
+    };
+    assert_eq!(poll(&mut qpair), 0);
+    assert_eq!(while_taken(&ctrlr, || ctrlr.failure()).map(|e| e.to_string()), Some(why));
+    eventually(SOON, "ready", || {
+        process(&ctrlr);
+        ctrlr.state() == ControllerState::Ready
+    });
+    // It cannot connect again yet, and does so with the next poll.
+    assert_eq!((poll(&mut qpair), qpair.is_connected()), (0, false));
+    eventually(SOON, "the flush", || {
+        qpair.process_completions(0, |c| assert_eq!((c.user_data, c.result), (2, Ok(0)))).unwrap() == 1
+    });
+}
+
 // --- events ----------------------------------------------------------------------------------------------------------------
 
 const NAMESPACES_CHANGED: u32 = 0x0004_0002;
