@@ -318,36 +318,32 @@ impl PcieQpair {
         }
     }
 
-    /// PRP entries for the data of `slot` where that takes no list: it is one piece in at most two pages, as most is.
+    /// Where the data of `slot` is, if it is one piece, as most is.
     #[inline(always)]
-    fn two_pages(&mut self, slot: u16, tracker: &Tracker) -> Result<Option<(u64, u64)>> {
+    fn one_piece(&mut self, slot: u16, tracker: &Tracker) -> Result<Option<Piece>> {
         let len = tracker.data_len(slot);
-        if let Some(segment) = tracker.segment(slot, 0)
-            && segment.len == len as usize
-        {
-            let iova = self.address(segment.region)? + segment.offset as u64;
-            let page = self.shared.page;
-            let (next, end) = ((iova & !(page - 1)) + page, iova + u64::from(len));
-            if iova.is_multiple_of(4) && end <= next + page {
-                return Ok(Some((iova, if end > next { next } else { 0 })));
+        match tracker.segment(slot, 0) {
+            Some(segment) if segment.len == len as usize => {
+                Ok(Some(Piece { iova: self.address(segment.region)? + segment.offset as u64, len }))
             }
+            _ => Ok(None),
         }
-        Ok(None)
     }
 
-    /// Fills the data pointer for the data of `slot`.
-    fn describe(&mut self, slot: u16, sqe: &mut Sqe, tracker: &Tracker) -> Result<()> {
+    /// Fills the data pointer for the data of `slot`, given what [`Self::one_piece`] has found.
+    fn describe(&mut self, slot: u16, sqe: &mut Sqe, tracker: &Tracker, piece: Option<Piece>) -> Result<()> {
         let len = tracker.data_len(slot);
         if len == 0 {
             return Ok(());
         }
-        if let Some((first, second)) = self.two_pages(slot, tracker)? {
+        if let Some((first, second)) = piece.and_then(|piece| piece.two_pages(self.shared.page)) {
             sqe.flags &= 0x3f;
             sqe.dptr = DataPointer::prp(first, second);
             return Ok(());
         }
         self.pieces.clear();
-        let mut offset = 0;
+        self.pieces.extend(piece);
+        let mut offset = piece.map_or(0, |piece| piece.len);
         while let Some(segment) = tracker.segment(slot, offset) {
             let iova = self.address(segment.region)? + segment.offset as u64;
             self.pieces.push(Piece { iova, len: segment.len as u32 });
@@ -422,9 +418,15 @@ impl PcieQpair {
     }
 
     /// The command with its pointers filled in; `None` when its data cannot be described, and it will fail.
-    fn described(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<Option<Sqe>> {
+    fn described(
+        &mut self,
+        slot: u16,
+        sqe: &Sqe,
+        tracker: &Tracker,
+        piece: Result<Option<Piece>>,
+    ) -> Result<Option<Sqe>> {
         let mut sqe = *sqe;
-        let mut described = self.describe(slot, &mut sqe, tracker);
+        let mut described = piece.and_then(|piece| self.describe(slot, &mut sqe, tracker, piece));
         if described.is_ok() && tracker.metadata_len(slot) > 0 {
             described = self.describe_metadata(slot, &mut sqe, tracker);
         }
@@ -660,12 +662,14 @@ impl TransportQpair for PcieQpair {
     }
 
     fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
-        let words = if tracker.metadata_len(slot) == 0
-            && let Ok(Some((first, second))) = self.two_pages(slot, tracker)
+        let piece = self.one_piece(slot, tracker);
+        let words = if let Ok(Some(piece)) = piece
+            && tracker.metadata_len(slot) == 0
+            && let Some((first, second)) = piece.two_pages(self.shared.page)
         {
             sqe.words_with_prps(first, second)
         } else {
-            match self.described(slot, sqe, tracker)? {
+            match self.described(slot, sqe, tracker, piece)? {
                 Some(sqe) => sqe.words(),
                 None => return Ok(()),
             }
