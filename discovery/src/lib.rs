@@ -37,7 +37,7 @@ mod walk;
 pub use client::{DiscoverOptions, Discovery, discover, discover_with};
 #[cfg(feature = "mdns")]
 pub use mdns::{MdnsBrowser, MdnsOptions, SERVICE as MDNS_SERVICE};
-pub use monitor::{DiscoveryMonitor, MonitorEvent, MonitorOptions, Path};
+pub use monitor::{DiscoveryMonitor, EventQueue, MonitorEvent, MonitorOptions, Path};
 pub use register::{is_central, register};
 pub use walk::{Asked, Seed, Verdict, Walk, walk};
 

@@ -8,6 +8,7 @@ pub mod load;
 pub mod metadata;
 pub mod program;
 pub mod proxy;
+pub mod rig;
 pub mod rng;
 pub mod scale;
 pub mod session;

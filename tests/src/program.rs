@@ -1,5 +1,8 @@
-//! What the test programs have in common: every transport there is, and options to attach with.
+//! What the test programs have in common: every transport there is, options to attach with, and how they end.
 
+use std::process::ExitCode;
+
+use anyhow::{Result, anyhow};
 use nvmf_core::{ControllerOptions, Driver};
 use nvmf_transport_pcie::{PcieTransport, VfioUserOptions, vfio_user};
 use nvmf_transport_rdma::{RdmaOptions, RdmaTransport};
@@ -31,4 +34,28 @@ pub fn options(interrupt: bool) -> ControllerOptions {
     options.connect_timeout *= 6;
     options.io_timeout = options.io_timeout.map(|timeout| timeout * 2);
     options
+}
+
+/// How a program ends: an error is told on standard error.
+#[must_use]
+pub fn ended(name: &str, outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A program whose command line is a few words: `run` is given them, and returns `None` when it does not understand them.
+#[must_use]
+pub fn by_words(name: &str, help: &str, run: impl FnOnce(&[&str]) -> Option<Result<()>>) -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["-h" | "--help"] = words.as_slice() {
+        print!("{help}");
+        return ExitCode::SUCCESS;
+    }
+    ended(name, run(&words).unwrap_or_else(|| Err(anyhow!("what to do is not clear\n\n{help}"))))
 }

@@ -1,18 +1,22 @@
 //! What a hostile target can make the initiator hold in memory, and for how long it can keep it busy. One test, so that what is measured
 //! belongs to the case it is measured in.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nvmf_core::spec::discovery::DiscoveryLogHeader;
+use nvmf_core::spec::discovery::{
+    AddressFamilyCode, DiscoveryLogEntry, DiscoveryLogHeader, SubsystemType, TransportTypeCode,
+};
 use nvmf_core::spec::identify::Cns;
 use nvmf_core::spec::log_page::LogPageId;
 use nvmf_core::spec::{AdminOpcode, NvmOpcode, Sqe, Status};
 use nvmf_core::{
     CommandError, Controller, ControllerOptions, Driver, Error, IoCommand, IoQpairOptions, TransportId,
 };
+use nvmf_discovery::{DiscoveryMonitor, MonitorEvent, MonitorOptions};
 use nvmf_tests::tiny::{Answer, Hook, Tiny, log_length, log_offset};
 use nvmf_transport_tcp::TcpTransport;
 use zerocopy::IntoBytes;
@@ -157,7 +161,87 @@ fn nothing_grows_without_bound() -> Result<()> {
     bounded("namespaces without end", namespaces_without_end)?;
     bounded("events without end", events_without_end)?;
     bounded("R2Ts without end", r2ts_without_end)?;
-    bounded("a changed namespace list of garbage, again and again", changes_without_end)
+    bounded("a changed namespace list of garbage, again and again", changes_without_end)?;
+    bounded(
+        "a discovery log of other entries each time, for a program that does not listen",
+        names_without_end,
+    )
+}
+
+/// A path in a discovery log, named by a number.
+fn entry(name: u64) -> DiscoveryLogEntry {
+    let mut entry = DiscoveryLogEntry {
+        trtype: TransportTypeCode::TCP,
+        adrfam: AddressFamilyCode::IPV4,
+        subtype: SubsystemType::NVM,
+        ..DiscoveryLogEntry::default()
+    };
+    let mut set = |field: fn(&mut DiscoveryLogEntry) -> &mut [u8], text: &str| {
+        field(&mut entry)[..text.len()].copy_from_slice(text.as_bytes());
+    };
+    // Where nobody answers (RFC 5737).
+    set(|entry| &mut entry.traddr, "192.0.2.1");
+    set(|entry| &mut entry.trsvcid, "4420");
+    set(|entry| &mut entry.subnqn, &format!("nqn.2024-01.com.example:{name}"));
+    entry
+}
+
+/// Each reading of the log finds other entries. `next` is not called while thousands come and go, and then tells the truth.
+fn names_without_end() -> Result<()> {
+    const ENTRIES: u64 = 512;
+    let headers = Arc::new(AtomicU64::new(0));
+    let (counter, calm) = (Arc::clone(&headers), Arc::new(AtomicBool::new(false)));
+    let calmed = Arc::clone(&calm);
+    let target = Tiny::listen(
+        true,
+        log(LogPageId::DISCOVERY, move |offset, len| {
+            // The header is read before the entries and after them.
+            if offset == 0 && !calmed.load(Ordering::Relaxed) {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+            let generation = counter.load(Ordering::Relaxed).div_ceil(2);
+            let mut bytes = DiscoveryLogHeader::new(generation, ENTRIES).as_bytes().to_vec();
+            for name in generation * ENTRIES..(generation + 1) * ENTRIES {
+                bytes.extend_from_slice(entry(name).as_bytes());
+            }
+            let from = bytes.len().min(offset as usize);
+            Answer::Data(bytes[from..bytes.len().min(from + len)].to_vec())
+        }),
+    )?;
+    let trid = target.trid()?.with_subnqn("nqn.2014-08.org.nvmexpress.discovery".parse()?);
+    let _serving = target.serve();
+    let mut options = MonitorOptions::default();
+    options.refresh = Some(Duration::from_millis(1));
+    let monitor = DiscoveryMonitor::new(driver(), options);
+    monitor.watch(&trid)?;
+    let began = Instant::now();
+    while headers.load(Ordering::Relaxed) < 80 && began.elapsed() < Duration::from_secs(40) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    calm.store(true, Ordering::Relaxed);
+    let readings = headers.load(Ordering::Relaxed) / 2;
+    ensure!(readings > 10, "{readings} readings in {:?}", began.elapsed());
+    // What waits to be told, and what is told until nothing changes any more.
+    let (mut told, mut merged, mut paths) = (0, 0, BTreeSet::new());
+    while let Some(event) = monitor.next(Duration::from_secs(1)) {
+        told += 1;
+        match event {
+            MonitorEvent::Added(path) => {
+                ensure!(paths.insert(path.trid.to_string()), "added twice: {path:?}")
+            }
+            MonitorEvent::Removed(path) => {
+                ensure!(paths.remove(&path.trid.to_string()), "never added: {path:?}")
+            }
+            MonitorEvent::Merged { events } => merged += events,
+            MonitorEvent::Disconnected { error, .. } => bail!("{error}"),
+            _ => {}
+        }
+    }
+    println!("{readings} readings of {ENTRIES} other entries: {told} events told, {merged} merged");
+    ensure!(merged > 0 && told < 4096 + 3 * ENTRIES, "{told} events told, {merged} merged");
+    let there: BTreeSet<String> = monitor.paths().iter().map(|path| path.trid.to_string()).collect();
+    ensure!(paths == there && paths.len() == ENTRIES as usize, "{} told, {} there", paths.len(), there.len());
+    Ok(())
 }
 
 /// A list of active namespaces that goes on for ever.

@@ -7,41 +7,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nvmf_core::spec::Status;
 use nvmf_core::spec::discovery::SubsystemType;
-use nvmf_core::{CommandError, ControllerOptions, Driver, IoCommand, IoQpair, IoQpairOptions, TransportId};
+use nvmf_core::{CommandError, Driver, IoCommand, IoQpair, IoQpairOptions, TransportId};
 use nvmf_loopback::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
 use nvmf_tests::load::Load;
+use nvmf_tests::rig::{self, SOON, eventually, options};
 use nvmf_tests::tiny::{BLOCK, Tiny};
 use nvmf_tests::workload::Workload;
 use nvmf_transport_tcp::TcpTransport;
 
 const NQN: &str = "nqn.2024-01.com.example:scenario";
 const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
-/// Long enough for a machine that is busy with other tests.
-const SOON: Duration = Duration::from_secs(30);
-
-fn options() -> ControllerOptions {
-    let mut options = ControllerOptions::default();
-    options.connect_timeout = Duration::from_secs(20);
-    options
-}
-
 /// Targets in this process and over TCP, with a driver each and the subsystem's address.
 fn rigs(subsystem: impl Fn() -> SubsystemBuilder) -> Result<Vec<(Loopback, Driver, TransportId)>> {
-    let inside = Loopback::builder().subsystem(subsystem()).build()?;
-    let tcp = Loopback::builder().subsystem(subsystem()).listen_tcp("127.0.0.1:0").build()?;
-    let (inside_trid, tcp_trid) = (inside.trid(NQN)?, tcp.tcp_trid(NQN)?.context("no listener")?);
-    let inside_driver = Driver::builder().transport(inside.transport()).build();
-    let tcp_driver = Driver::builder().transport(TcpTransport::new()).build();
-    Ok(vec![(inside, inside_driver, inside_trid), (tcp, tcp_driver, tcp_trid)])
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let start = Instant::now();
-    while !condition()? {
-        ensure!(start.elapsed() < SOON, "not within {SOON:?}: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
+    Ok(vec![rig::in_process(subsystem(), NQN)?, rig::tcp(subsystem(), NQN)?])
 }
 
 /// Initiator and target on one thread: whatever blocks, blocks for ever.

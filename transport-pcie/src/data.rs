@@ -36,6 +36,14 @@ impl Piece {
     fn end(self) -> u64 {
         self.iova + u64::from(self.len)
     }
+
+    /// PRP entries 1 and 2 where there are no more, for memory pages of `page` bytes.
+    #[inline(always)]
+    pub(crate) fn two_pages(self, page: u64) -> Option<(u64, u64)> {
+        let (next, end) = ((self.iova & !(page - 1)) + page, self.end());
+        let fits = self.iova.is_multiple_of(4) && end <= next + page;
+        fits.then_some((self.iova, if end > next { next } else { 0 }))
+    }
 }
 
 /// A slot's place for a PRP list or SGL segment.

@@ -16,7 +16,7 @@ use nvmf_core::proto::Tracker;
 use nvmf_core::spec::command::DataDirection;
 use nvmf_core::spec::data_ptr::DataPointer;
 use nvmf_core::spec::status::CommandKind;
-use nvmf_core::spec::{AdminOpcode, Cqe, NvmOpcode, Sqe, Status};
+use nvmf_core::spec::{Cqe, NvmOpcode, Sqe, Status};
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
 use nvmf_core::{DmaBuf, DmaRegion, Error, ErrorKind, Result};
 use zerocopy::IntoBytes;
@@ -27,6 +27,12 @@ use crate::data::{self, LIST_BYTES, List, Piece};
 use crate::farewell::Farewell;
 use crate::shadow::QueueDoorbells;
 use crate::shared::{SglSupport, Shared};
+
+mod life;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use life::{Exists, Life, Sent};
 
 const SQE_BYTES: usize = 64;
 const CQE_BYTES: usize = 16;
@@ -40,36 +46,6 @@ const PREFETCH: usize = 4;
 const CACHED_REGIONS: usize = 1024;
 /// Entries an admin queue has at most (AQA).
 const MAX_ADMIN_ENTRIES: u32 = 4096;
-
-/// Whether the controller knows one of an I/O queue's two rings.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Exists {
-    No,
-    Maybe,
-    Yes,
-}
-
-/// An admin command that was handed out and whose end is not known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Sent {
-    CreateCq,
-    CreateSq,
-    DeleteSq,
-    DeleteCq,
-}
-
-/// What the controller knows of the queue, and what is being done about it.
-#[derive(Debug)]
-struct Life {
-    cq: Exists,
-    sq: Exists,
-    sent: Option<Sent>,
-    closing: bool,
-    /// The controller cannot reach the rings or the data of any command any more, or never could.
-    quiesced: bool,
-    /// A queue could not be deleted although the controller works otherwise.
-    stuck: bool,
-}
 
 /// Copies of a command's data and metadata, which the controller is told instead.
 #[derive(Debug, Default)]
@@ -193,14 +169,7 @@ impl PcieQpair {
             idle_polls: 0,
             watched: Cell::new(false),
             usable_at: None,
-            life: Life {
-                cq: Exists::No,
-                sq: Exists::No,
-                sent: None,
-                closing: false,
-                quiesced: false,
-                stuck: false,
-            },
+            life: Life::new(),
             farewell: (setup.qid == 0).then(Farewell::default),
             stats: TransportStats::default(),
         })
@@ -222,68 +191,6 @@ impl PcieQpair {
 
     fn memory(&self) -> Result<&SharedMemory> {
         self.memory.as_ref().ok_or_else(|| Error::disconnected("the queue pair is closed"))
-    }
-
-    // --- creating and deleting -----------------------------------------------------------------------------------------
-
-    /// Base 2.1 §5.2.1 (Create I/O Completion Queue), §5.2.2 (Create I/O Submission Queue), §5.2.3, §5.2.4.
-    fn command(&self, what: Sent) -> Sqe {
-        let (sq, cq) = self.ring_addresses();
-        let size_and_id = u32::from(self.entries - 1) << 16 | u32::from(self.qid);
-        let prp = |address| DataPointer::prp(address, 0);
-        match what {
-            Sent::CreateCq => {
-                // PC: physically contiguous; IEN and IV: interrupt.
-                let interrupt = self.vector.map_or(0, |vector| 1 << 1 | u32::from(vector) << 16);
-                let mut sqe = Sqe::admin(AdminOpcode::CREATE_IO_CQ, 0)
-                    .with_cdw10(size_and_id)
-                    .with_cdw11(1 | interrupt);
-                sqe.dptr = prp(cq);
-                sqe
-            }
-            Sent::CreateSq => {
-                // PC, QPRIO, and the completion queue of the same identifier.
-                let mut sqe = Sqe::admin(AdminOpcode::CREATE_IO_SQ, 0)
-                    .with_cdw10(size_and_id)
-                    .with_cdw11(1 | u32::from(self.priority & 3) << 1 | u32::from(self.qid) << 16);
-                sqe.dptr = prp(sq);
-                sqe
-            }
-            Sent::DeleteSq => Sqe::admin(AdminOpcode::DELETE_IO_SQ, 0).with_cdw10(u32::from(self.qid)),
-            Sent::DeleteCq => Sqe::admin(AdminOpcode::DELETE_IO_CQ, 0).with_cdw10(u32::from(self.qid)),
-        }
-    }
-
-    /// Takes notice of the end of the admin command that was handed out. Returns its name and status if it failed.
-    fn ended(&mut self, status: Status) -> Option<(&'static str, Status)> {
-        let created = if status.is_success() { Exists::Yes } else { Exists::No };
-        // A queue the controller does not know is as good as deleted.
-        let gone = status.is_success() || status.is(Status::INVALID_QUEUE_IDENTIFIER);
-        let name = match self.life.sent.take()? {
-            Sent::CreateCq => {
-                self.life.cq = created;
-                self.shared.note_queue(self.controller_life, self.qid, created == Exists::Yes);
-                "Create I/O Completion Queue"
-            }
-            Sent::CreateSq => {
-                self.life.sq = created;
-                "Create I/O Submission Queue"
-            }
-            Sent::DeleteSq => {
-                self.life.sq = if gone { Exists::No } else { self.life.sq };
-                self.life.stuck |= !gone;
-                "Delete I/O Submission Queue"
-            }
-            Sent::DeleteCq => {
-                if gone {
-                    self.life.cq = Exists::No;
-                    self.shared.note_queue(self.controller_life, self.qid, false);
-                }
-                self.life.stuck |= !gone;
-                "Delete I/O Completion Queue"
-            }
-        };
-        (!status.is_success()).then_some((name, status))
     }
 
     // --- submitting ------------------------------------------------------------------------------------------------------
@@ -318,36 +225,32 @@ impl PcieQpair {
         }
     }
 
-    /// PRP entries for the data of `slot` where that takes no list: it is one piece in at most two pages, as most is.
+    /// Where the data of `slot` is, if it is one piece, as most is.
     #[inline(always)]
-    fn two_pages(&mut self, slot: u16, tracker: &Tracker) -> Result<Option<(u64, u64)>> {
+    fn one_piece(&mut self, slot: u16, tracker: &Tracker) -> Result<Option<Piece>> {
         let len = tracker.data_len(slot);
-        if let Some(segment) = tracker.segment(slot, 0)
-            && segment.len == len as usize
-        {
-            let iova = self.address(segment.region)? + segment.offset as u64;
-            let page = self.shared.page;
-            let (next, end) = ((iova & !(page - 1)) + page, iova + u64::from(len));
-            if iova.is_multiple_of(4) && end <= next + page {
-                return Ok(Some((iova, if end > next { next } else { 0 })));
+        match tracker.segment(slot, 0) {
+            Some(segment) if segment.len == len as usize => {
+                Ok(Some(Piece { iova: self.address(segment.region)? + segment.offset as u64, len }))
             }
+            _ => Ok(None),
         }
-        Ok(None)
     }
 
-    /// Fills the data pointer for the data of `slot`.
-    fn describe(&mut self, slot: u16, sqe: &mut Sqe, tracker: &Tracker) -> Result<()> {
+    /// Fills the data pointer for the data of `slot`, given what [`Self::one_piece`] has found.
+    fn describe(&mut self, slot: u16, sqe: &mut Sqe, tracker: &Tracker, piece: Option<Piece>) -> Result<()> {
         let len = tracker.data_len(slot);
         if len == 0 {
             return Ok(());
         }
-        if let Some((first, second)) = self.two_pages(slot, tracker)? {
+        if let Some((first, second)) = piece.and_then(|piece| piece.two_pages(self.shared.page)) {
             sqe.flags &= 0x3f;
             sqe.dptr = DataPointer::prp(first, second);
             return Ok(());
         }
         self.pieces.clear();
-        let mut offset = 0;
+        self.pieces.extend(piece);
+        let mut offset = piece.map_or(0, |piece| piece.len);
         while let Some(segment) = tracker.segment(slot, offset) {
             let iova = self.address(segment.region)? + segment.offset as u64;
             self.pieces.push(Piece { iova, len: segment.len as u32 });
@@ -422,9 +325,15 @@ impl PcieQpair {
     }
 
     /// The command with its pointers filled in; `None` when its data cannot be described, and it will fail.
-    fn described(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<Option<Sqe>> {
+    fn described(
+        &mut self,
+        slot: u16,
+        sqe: &Sqe,
+        tracker: &Tracker,
+        piece: Result<Option<Piece>>,
+    ) -> Result<Option<Sqe>> {
         let mut sqe = *sqe;
-        let mut described = self.describe(slot, &mut sqe, tracker);
+        let mut described = piece.and_then(|piece| self.describe(slot, &mut sqe, tracker, piece));
         if described.is_ok() && tracker.metadata_len(slot) > 0 {
             described = self.describe_metadata(slot, &mut sqe, tracker);
         }
@@ -486,52 +395,6 @@ impl PcieQpair {
         let old = std::mem::replace(&mut self.cq_rung, self.cq_head);
         if self.shadow.as_ref().is_none_or(|shadow| shadow.head(old, self.cq_head)) {
             self.shared.bar.doorbell(self.cq_doorbell, u32::from(self.cq_head))?;
-        }
-        Ok(())
-    }
-
-    // --- stopping the controller ---------------------------------------------------------------------------------------------
-
-    /// Deletes the I/O queues of a controller that works before it is disabled; see [`Farewell`]. Only the admin queue
-    /// does, and it goes on with it in every call.
-    fn say_farewell(&mut self, now: Instant) {
-        let Some(mut farewell) = self.farewell.take() else { return };
-        if farewell.begins() {
-            farewell.begin(self.shared.begin_deleting(self.controller_life, now));
-        }
-        if !farewell.is_over() {
-            match self.delete_queues(&mut farewell) {
-                Ok(()) if !farewell.is_over() => {}
-                result => {
-                    if let Err(error) = result {
-                        tracing::debug!(%error, "while deleting the I/O queues of a controller that is stopped");
-                        farewell.end();
-                    }
-                    self.shared.queues_deleted(self.controller_life, now);
-                }
-            }
-        }
-        self.farewell = Some(farewell);
-    }
-
-    fn delete_queues(&mut self, farewell: &mut Farewell) -> Result<()> {
-        for _ in 0..self.entries {
-            let Some(cqe) = self.next_cqe()? else { break };
-            // What the other commands came to is nobody's business any more.
-            farewell.completed(cqe.cid.get());
-        }
-        let (tail, head) = (self.sq_tail, self.cq_head);
-        // Commands without a completion may not have been fetched.
-        while let Some(sqe) = farewell.next(usize::from(self.entries) - 1) {
-            self.put(&sqe.words())?;
-        }
-        if self.cq_rung != head {
-            self.shared.bar.doorbell(self.cq_doorbell, u32::from(head))?;
-            self.cq_rung = head;
-        }
-        if self.sq_tail != tail {
-            self.shared.bar.doorbell(self.sq_doorbell, u32::from(self.sq_tail))?;
-            self.sq_rung = self.sq_tail;
         }
         Ok(())
     }
@@ -660,12 +523,14 @@ impl TransportQpair for PcieQpair {
     }
 
     fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
-        let words = if tracker.metadata_len(slot) == 0
-            && let Ok(Some((first, second))) = self.two_pages(slot, tracker)
+        let piece = self.one_piece(slot, tracker);
+        let words = if let Ok(Some(piece)) = piece
+            && tracker.metadata_len(slot) == 0
+            && let Some((first, second)) = piece.two_pages(self.shared.page)
         {
             sqe.words_with_prps(first, second)
         } else {
-            match self.described(slot, sqe, tracker)? {
+            match self.described(slot, sqe, tracker, piece)? {
                 Some(sqe) => sqe.words(),
                 None => return Ok(()),
             }
@@ -827,6 +692,3 @@ impl Drop for PcieQpair {
         copies.flat_map(|copies| [copies.data, copies.metadata]).flatten().for_each(DmaBuf::leak);
     }
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

@@ -7,7 +7,10 @@ mod check;
 mod deny;
 mod dist;
 mod fuzz;
+mod lanes;
 mod lint;
+mod native;
+mod programs;
 mod shell;
 mod soak;
 mod vm;
@@ -19,6 +22,8 @@ cargo xtask COMMAND
 
   test [--no-vm] [--no-deny] [--no-counts]   everything: format, lint, clippy, docs, tests, instructions of a read, deny,
                                virtual machines
+  tests                        what `cargo test --workspace` runs, two test programs at a time
+  programs                     release builds of all programs that the other steps run
   vm [SUITE[::TEST]...]        suites against real Linux peers in a QEMU guest (`cargo xtask vm --help`)
   soak [--seconds N] [--seed S]  random I/O over TCP while its connections are harmed (`cargo xtask soak --help`)
   fuzz [--seconds N] [HARNESS...]  parsers of a peer's bytes under libFuzzer (`cargo xtask fuzz --help`)
@@ -34,6 +39,8 @@ fn main() -> ExitCode {
     let rest: Vec<String> = args.collect();
     let outcome = match command.as_str() {
         "test" => check::main(&rest),
+        "tests" => no_arguments(&rest).and_then(|()| native::main()),
+        "programs" => no_arguments(&rest).and_then(|()| check::programs()),
         "vm" => vm::main(&rest),
         "fuzz" => fuzz::main(&rest),
         "bench" => bench::main(&rest),

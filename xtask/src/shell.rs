@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -74,10 +74,12 @@ pub(crate) fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Resul
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status =
         command.stdin(Stdio::null()).status().with_context(|| format!("start {}", describe(command)))?;
-    if !status.success() {
-        bail!("`{}` failed ({status})", describe(command));
-    }
-    Ok(())
+    if status.success() { Ok(()) } else { failed(command, status) }
+}
+
+/// The error that a program's end without success is.
+pub(crate) fn failed(command: &Command, status: ExitStatus) -> Result<()> {
+    bail!("`{}` failed ({status})", describe(command))
 }
 
 /// Runs to the end and returns standard output; on failure the error carries the last lines of standard error.
@@ -107,7 +109,7 @@ pub(crate) fn is_root() -> bool {
     output_text(&mut command("id", ["-u"])).is_ok_and(|id| id.trim() == "0")
 }
 
-fn describe(command: &Command) -> String {
+pub(crate) fn describe(command: &Command) -> String {
     let program =
         Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let args: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();

@@ -10,13 +10,16 @@ mod kernel;
 mod protocol;
 mod suite;
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use crate::apt::{self, Tool};
+use crate::lanes;
+use crate::programs::Programs;
 use crate::shell;
 use args::Args;
 use guest::{Guest, Report, Verdict};
@@ -33,6 +36,9 @@ const TOOLS: [Tool<'static>; 7] = [
     Tool::new("ldd", "libc-bin"),
     Tool::new("sha256sum", "coreutils"),
 ];
+
+/// Guests at a time. One has two processors and seldom needs both: it starts programs, connects, waits.
+const LANES: usize = 2;
 
 pub(crate) fn main(args: &[String]) -> Result<()> {
     let Some(args) = Args::parse(args)? else {
@@ -54,11 +60,7 @@ pub(crate) fn main(args: &[String]) -> Result<()> {
     }
     let lab = Lab::prepare(&args, &suites, tests_vm)?;
     let started = Instant::now();
-    let mut reports = Vec::new();
-    for suite in &suites {
-        println!("suite {} ({} tests, Linux {})", suite.name, suite.tests.len(), lab.kernel.version);
-        reports.extend(lab.run(suite, &args)?);
-    }
+    let reports = lab.run_all(&suites, &args)?;
     let failed: Vec<&Report> = reports.iter().filter(|report| report.verdict != Verdict::Passed).collect();
     for report in &failed {
         println!("\n---- {} {}", report.name, report.verdict);
@@ -91,18 +93,29 @@ impl Lab {
         let tools: Vec<Tool<'_>> = TOOLS.into_iter().chain(suite_tools).collect();
         apt::ensure(&tools, &stamp, "the virtual machine lab")?;
         let kernel = Kernel::locate(args.kernel.as_deref(), &cache, &stamp)?;
-        let mut built = vec![("nvmf".to_owned(), nvmf_binary(args.dev)?)];
-        let tests = suites.iter().flat_map(|suite| &suite.conf.tests);
-        built.extend(programs("nvmf-tests", "--bin", tests, args.dev)?);
-        let examples = suites.iter().flat_map(|suite| &suite.conf.examples);
-        built.extend(programs("nvmf-discovery", "--example", examples, args.dev)?);
+        let built = build(suites, args.dev)?;
         Ok(Self { tests_vm, cache, kernel, built })
+    }
+
+    /// Runs the suites, several at a time, each in a guest of its own that shares nothing with the others. The reports are in the
+    /// order of the suites.
+    fn run_all(&self, suites: &[Suite], args: &Args) -> Result<Vec<Report>> {
+        // The longest first, so that none is left to run alone in the end.
+        let mut order: Vec<usize> = (0..suites.len()).collect();
+        order.sort_by_key(|&index| Reverse(suites[index].weight()));
+        // A guest ends with the thread that started it.
+        let lanes = args.lanes.unwrap_or(LANES).min(suites.len());
+        let mut reports = lanes::each(lanes, order, |index| Ok((index, self.run(&suites[index], args)?)))?;
+        reports.sort_by_key(|(index, _)| *index);
+        Ok(reports.into_iter().flat_map(|(_, reports)| reports).collect())
     }
 
     /// Runs a suite's tests. They share one guest; when a test takes it down, the rest get a new one. When it was QEMU itself that
     /// crashed, the test gets a second chance there: no guest may do that to an emulator, whatever its programs do, and
     /// QEMU's NVMe device is known to when it is unplugged while it fetches commands.
     fn run(&self, suite: &Suite, args: &Args) -> Result<Vec<Report>> {
+        println!("suite {} ({} tests, Linux {})", suite.name, suite.tests.len(), self.kernel.version);
+        let began = Instant::now();
         let base = initramfs::base(suite, &self.kernel, &self.cache)?;
         let own = suite.conf.tests.iter().chain(&suite.conf.examples);
         let wanted = |name: &str| name == "nvmf" || own.clone().any(|wanted| wanted == name);
@@ -127,57 +140,37 @@ impl Lab {
                 break;
             }
         }
+        let failed = reports.iter().filter(|report| report.verdict != Verdict::Passed).count();
+        let seconds = began.elapsed().as_secs_f64();
+        println!("suite {}: {} passed, {failed} failed, {seconds:.1} s", suite.name, reports.len() - failed);
         Ok(reports)
     }
 }
 
-/// The program under test: `NVMF_BIN`, or built now.
-fn nvmf_binary(dev: bool) -> Result<PathBuf> {
-    if let Some(given) = std::env::var_os("NVMF_BIN") {
-        let path = PathBuf::from(given);
-        return path.canonicalize().with_context(|| format!("NVMF_BIN names {}", path.display()));
-    }
-    build("nvmf-discovery", "--bin", &["nvmf"], dev)?;
-    built_program("nvmf", "--bin", dev)
+/// What the suites have of the workspace's programs.
+fn wanted(suites: &[Suite]) -> Programs {
+    suites.iter().fold(Programs::release(), |programs, suite| {
+        programs.tests(&suite.conf.tests).examples(&suite.conf.examples)
+    })
 }
 
-/// Programs of a package that suites have, built now; `kind` is the option of cargo that names them.
-fn programs<'a>(
-    package: &str,
-    kind: &str,
-    names: impl Iterator<Item = &'a String>,
-    dev: bool,
-) -> Result<Vec<(String, PathBuf)>> {
-    let names: BTreeSet<&str> = names.map(String::as_str).collect();
-    if !names.is_empty() {
-        build(package, kind, &names.iter().copied().collect::<Vec<_>>(), dev)?;
-    }
-    names.into_iter().map(|name| Ok((name.to_owned(), built_program(name, kind, dev)?))).collect()
+/// Everything that a run of all suites has in its guests, for whoever builds it beforehand.
+pub(crate) fn programs() -> Result<Programs> {
+    Ok(wanted(&suite::select(&shell::root().join("tests/vm/suites"), &[], false)?))
 }
 
-fn build(package: &str, kind: &str, programs: &[&str], dev: bool) -> Result<()> {
-    let mut args = vec!["build", "--quiet", "--package", package];
-    args.extend(programs.iter().flat_map(|program| [kind, program]));
-    if !dev {
-        args.push("--release");
+/// The programs, built now, by name; the one under test is `NVMF_BIN` if that is set.
+fn build(suites: &[Suite], dev: bool) -> Result<Vec<(String, PathBuf)>> {
+    let mut programs = wanted(suites);
+    programs.dev = dev;
+    let given = std::env::var_os("NVMF_BIN").map(PathBuf::from);
+    let given =
+        given.map(|path| path.canonicalize().with_context(|| format!("NVMF_BIN names {}", path.display())));
+    // Where nothing else is wanted there is nothing to build.
+    if given.is_none() || programs.has_others() {
+        programs.build()?;
     }
-    let began = Instant::now();
-    let programs = programs.join(", ");
-    shell::run(&mut shell::cargo(args)?).with_context(|| format!("build {programs}"))?;
-    if began.elapsed() > Duration::from_secs(5) {
-        println!("built {programs} in {:.0} s", began.elapsed().as_secs_f64());
-    }
-    Ok(())
-}
-
-fn built_program(name: &str, kind: &str, dev: bool) -> Result<PathBuf> {
-    let mut path = shell::target_dir()?.join(if dev { "debug" } else { "release" });
-    if kind == "--example" {
-        path.push("examples");
-    }
-    path.push(name);
-    if !path.is_file() {
-        bail!("the build left no program at {}", path.display());
-    }
-    Ok(path)
+    let mut built = programs.others()?;
+    built.push(("nvmf".to_owned(), given.transpose()?.map_or_else(|| programs.path("nvmf"), Ok)?));
+    Ok(built)
 }

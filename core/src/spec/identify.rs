@@ -3,15 +3,16 @@
 //! Everything here arrives from a controller and is hostile until checked: texts are cleaned before they can
 //! reach a terminal, indices and lengths are checked before use.
 
+mod bits;
 mod controller;
+mod controller_nvm;
 mod list;
 mod namespace;
 pub mod text;
 
-pub use controller::{
-    IDENTIFY_SIZE, IdentifyController, IdentifyControllerNvm, PowerStateDescriptor, anacap, cmic, ctratt,
-    lpa, oacs, oncs,
-};
+pub use bits::{anacap, cmic, ctratt, lpa, oacs, oncs};
+pub use controller::{IDENTIFY_SIZE, IdentifyController, PowerStateDescriptor};
+pub use controller_nvm::IdentifyControllerNvm;
 pub use list::{
     NamespaceDescriptor, NamespaceDescriptorError, NamespaceDescriptors, NamespaceList, NamespaceListError,
 };

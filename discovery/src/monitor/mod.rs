@@ -8,18 +8,22 @@
 //!                    └──────────────────────────────────────────────────────────┘
 //! ```
 
+mod queue;
 mod state;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use nvmf_core::spec::discovery::DiscoveryLogEntry;
 use nvmf_core::{ControllerOptions, DiscoveryLogOptions, Driver, Error, Result, TransportId};
 
 use crate::walk::key;
+pub use queue::EventQueue;
 pub(crate) use state::{Holder, Reach, Shared};
+
+/// So many events wait for a program that does not fetch them before they are merged.
+const MAX_WAITING: usize = 4096;
 
 /// How discovery controllers are watched.
 #[derive(Clone, Debug)]
@@ -67,7 +71,7 @@ pub struct Path {
     /// How to connect to it.
     pub trid: TransportId,
     /// The entry of the discovery log.
-    pub entry: DiscoveryLogEntry,
+    pub entry: Arc<DiscoveryLogEntry>,
 }
 
 /// What changed.
@@ -110,13 +114,18 @@ pub enum MonitorEvent {
         /// What is wrong with it.
         error: Error,
     },
+    /// More happened than the program has fetched, and what waited was merged ([`EventQueue`]). The events that follow tell how what there
+    /// is differs from what was told before.
+    Merged {
+        /// How many events are not told.
+        events: u64,
+    },
 }
 
 /// Watches discovery controllers from threads of its own. Dropping it ends all of them and closes their connections.
 #[derive(Debug)]
 pub struct DiscoveryMonitor {
     shared: Arc<Shared>,
-    events: Receiver<MonitorEvent>,
 }
 
 impl DiscoveryMonitor {
@@ -124,8 +133,7 @@ impl DiscoveryMonitor {
     /// the monitor, which takes their events: it should use another driver for those.
     #[must_use]
     pub fn new(driver: Driver, options: MonitorOptions) -> Self {
-        let (sender, events) = std::sync::mpsc::channel();
-        Self { shared: Arc::new(Shared::new(driver, options, sender)), events }
+        Self { shared: Arc::new(Shared::new(driver, options, EventQueue::new(MAX_WAITING))) }
     }
 
     /// Watches the discovery controller at `trid`, if it is not watched anyway. Whether it can be connected to is told by events;
@@ -158,11 +166,11 @@ impl DiscoveryMonitor {
         &self.shared
     }
 
-    /// The next change; `None` when there was none for so long. Changes come in the order in which they were noticed.
+    /// The next change; `None` when there was none for so long. Changes come in the order in which they were noticed. When more
+    /// than 4,096 wait, they are merged ([`MonitorEvent::Merged`]).
     #[must_use]
     pub fn next(&self, timeout: Duration) -> Option<MonitorEvent> {
-        // The monitor itself keeps a sender: there is no other error than that it took too long.
-        self.events.recv_timeout(timeout).ok()
+        self.shared.next(timeout)
     }
 
     /// The paths there are now. [`DiscoveryMonitor::next`] may still have changes to tell that led to this.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,11 +11,13 @@ use nvmf_core::spec::discovery::{DiscoveryLogEntry, EntryFlags, SubsystemType};
 use nvmf_core::{ControllerOptions, Driver, Error, Result, TransportId};
 
 use super::watch;
-use super::{MonitorEvent, MonitorOptions, Path};
+use super::{EventQueue, MonitorEvent, MonitorOptions, Path};
 use crate::walk::key;
 
 /// The most discovery controllers that are watched at a time: each takes a thread, and each may refer to others.
 const MAX_WATCHES: usize = 1024;
+/// The most paths and referrals that are kept of all of them together. With its entry one takes some 2 KiB.
+const MAX_REPORTED: usize = 65_536;
 
 /// Why a discovery controller is watched.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -99,7 +100,7 @@ struct Watch {
     signal: Arc<Signal>,
     thread: Option<JoinHandle<()>>,
     /// The paths of its log, and the discovery controllers it refers to.
-    reported: HashMap<TransportId, DiscoveryLogEntry>,
+    reported: HashMap<TransportId, Arc<DiscoveryLogEntry>>,
     refers_to: HashSet<TransportId>,
     /// What could not be used, so as to tell it once.
     unusable: BTreeSet<String>,
@@ -111,7 +112,7 @@ struct State {
     watches: BTreeMap<u64, Watch>,
     by_key: HashMap<TransportId, u64>,
     /// Who reports a path, and how it was told of.
-    paths: HashMap<TransportId, (DiscoveryLogEntry, BTreeSet<u64>)>,
+    paths: HashMap<TransportId, (Arc<DiscoveryLogEntry>, BTreeSet<u64>)>,
     /// Threads of those that are no longer watched.
     ending: Vec<JoinHandle<()>>,
     stopped: bool,
@@ -123,11 +124,11 @@ pub(crate) struct Shared {
     pub(super) driver: Driver,
     pub(super) options: MonitorOptions,
     state: Mutex<State>,
-    events: Sender<MonitorEvent>,
+    events: EventQueue,
 }
 
 impl Shared {
-    pub(super) fn new(driver: Driver, options: MonitorOptions, events: Sender<MonitorEvent>) -> Self {
+    pub(super) fn new(driver: Driver, options: MonitorOptions, events: EventQueue) -> Self {
         Self { driver, options, state: Mutex::default(), events }
     }
 
@@ -137,8 +138,11 @@ impl Shared {
 
     /// Tells of something. Called with the state locked where order matters.
     fn tell(&self, event: MonitorEvent) {
-        // Without a receiver the monitor is being dropped.
-        let _ = self.events.send(event);
+        self.events.push(event);
+    }
+
+    pub(super) fn next(&self, timeout: Duration) -> Option<MonitorEvent> {
+        self.events.next(timeout)
     }
 
     pub(crate) fn hold(this: &Arc<Self>, trid: &TransportId, holder: Holder, reach: &Reach) -> Result<()> {
@@ -232,7 +236,7 @@ impl Shared {
         let Some((entry, by)) = state.paths.get_mut(trid) else { return };
         by.remove(&id);
         if by.is_empty() {
-            let entry = *entry;
+            let entry = Arc::clone(entry);
             state.paths.remove(trid);
             self.tell(MonitorEvent::Removed(Path { trid: trid.clone(), entry }));
         }
@@ -240,8 +244,13 @@ impl Shared {
 
     /// A discovery controller reports another name: whoever asks for that one is asking for this. `false` when somebody does already.
     pub(super) fn also_known_as(&self, id: u64, own: &TransportId) -> bool {
-        let mut state = self.lock();
-        state.watches.contains_key(&id) && *state.by_key.entry(key(own)).or_insert(id) == id
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(watch) = state.watches.get(&id) else { return false };
+        let (first, own) = (key(&watch.trid), key(own));
+        // It may report another one each time.
+        state.by_key.retain(|name, other| *other != id || *name == first || *name == own);
+        *state.by_key.entry(own).or_insert(id) == id
     }
 
     pub(super) fn disconnected(&self, id: u64, trid: &TransportId, error: Error, retry_in: Duration) {
@@ -262,6 +271,9 @@ impl Shared {
     ) {
         let mut guard = this.lock();
         let state = &mut *guard;
+        let others = state.watches.values().filter(|watch| watch.id != id);
+        let room = MAX_REPORTED
+            .saturating_sub(others.map(|watch| watch.reported.len() + watch.refers_to.len()).sum());
         // It may be forgotten meanwhile.
         let Some(watch) = state.watches.get_mut(&id) else { return };
         if let Some(subnqn) = connected {
@@ -269,6 +281,12 @@ impl Shared {
         }
         let (mut paths, mut referrals) = (Vec::new(), HashSet::new());
         let mut reported = HashMap::new();
+        let unusable = &mut watch.unusable;
+        let mut complain = |error: Error| {
+            if unusable.len() < 64 && unusable.insert(error.to_string()) {
+                this.tell(MonitorEvent::Unusable { trid: trid.clone(), error });
+            }
+        };
         for entry in &log.records {
             let referral = match entry.subtype {
                 SubsystemType::NVM => false,
@@ -280,19 +298,28 @@ impl Shared {
                 }
                 _ => continue,
             };
+            if reported.len() + referrals.len() >= room {
+                complain(
+                    Error::unsupported(format!(
+                        "there are more than {MAX_REPORTED} paths in all: the rest is left out"
+                    ))
+                    .doing("reading the discovery log")
+                    .peer(trid),
+                );
+                break;
+            }
             match TransportId::of_log_entry(entry, trid) {
                 Ok(other) if referral => {
                     referrals.insert(other);
                 }
                 Ok(path) => {
-                    if reported.insert(path.clone(), *entry).is_none() {
+                    let known = watch.reported.get(&path).filter(|known| ***known == *entry);
+                    let entry = known.map_or_else(|| Arc::new(*entry), Arc::clone);
+                    if reported.insert(path.clone(), entry).is_none() {
                         paths.push(path);
                     }
                 }
-                Err(error) if watch.unusable.len() < 64 && watch.unusable.insert(error.to_string()) => {
-                    this.tell(MonitorEvent::Unusable { trid: trid.clone(), error });
-                }
-                Err(_) => {}
+                Err(error) => complain(error),
             }
         }
         let before = std::mem::replace(&mut watch.reported, reported.clone());
@@ -306,10 +333,10 @@ impl Shared {
             this.unreport(state, id, path);
         }
         for path in paths {
-            let Some(entry) = reported.get(&path).copied() else { continue };
+            let Some(entry) = reported.get(&path).cloned() else { continue };
             match state.paths.get_mut(&path) {
                 None => {
-                    state.paths.insert(path.clone(), (entry, BTreeSet::from([id])));
+                    state.paths.insert(path.clone(), (Arc::clone(&entry), BTreeSet::from([id])));
                     this.tell(MonitorEvent::Added(Path { trid: path, entry }));
                 }
                 Some((known, by)) => {
@@ -317,7 +344,7 @@ impl Shared {
                     // Two discovery controllers may see it differently: the first one counts.
                     let first = by.first() == Some(&id);
                     if first && *known != entry {
-                        *known = entry;
+                        *known = Arc::clone(&entry);
                         this.tell(MonitorEvent::Changed(Path { trid: path, entry }));
                     }
                 }
@@ -340,9 +367,9 @@ impl Shared {
 
     pub(super) fn paths(&self) -> Vec<Path> {
         let state = self.lock();
-        let path = |(trid, (entry, _)): (&TransportId, &(DiscoveryLogEntry, _))| Path {
+        let path = |(trid, (entry, _)): (&TransportId, &(Arc<DiscoveryLogEntry>, _))| Path {
             trid: trid.clone(),
-            entry: *entry,
+            entry: Arc::clone(entry),
         };
         state.paths.iter().map(path).collect()
     }
@@ -374,5 +401,69 @@ impl Shared {
                 let _ = thread.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nvmf_core::Driver;
+    use nvmf_core::proto::discovery_log::{DiscoveryLogLimits, DiscoveryLogReader, Step};
+    use nvmf_core::spec::discovery::{AddressFamilyCode, DiscoveryLogHeader, TransportTypeCode};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    /// A log of NVM subsystems named by numbers.
+    fn log(names: std::ops::Range<u32>) -> DiscoveryLog {
+        let mut bytes = DiscoveryLogHeader::new(1, names.len() as u64).as_bytes().to_vec();
+        for name in names {
+            let mut entry = DiscoveryLogEntry {
+                trtype: TransportTypeCode::TCP,
+                adrfam: AddressFamilyCode::IPV4,
+                subtype: SubsystemType::NVM,
+                ..DiscoveryLogEntry::default()
+            };
+            entry.traddr[..9].copy_from_slice(b"192.0.2.1");
+            entry.trsvcid[..4].copy_from_slice(b"4420");
+            let name = format!("nqn.2024-01.com.example:{name}");
+            entry.subnqn[..name.len()].copy_from_slice(name.as_bytes());
+            bytes.extend_from_slice(entry.as_bytes());
+        }
+        let mut reader = DiscoveryLogReader::new(DiscoveryLogLimits::new(1 << 20));
+        while let Step::Read { offset, len } = reader.next() {
+            reader.complete(&bytes[offset as usize..offset as usize + len as usize]).unwrap();
+        }
+        reader.finish().unwrap()
+    }
+
+    #[test]
+    fn paths_have_a_bound_over_all_discovery_controllers() {
+        let events = EventQueue::new(16);
+        let shared = Arc::new(Shared::new(Driver::builder().build(), MonitorOptions::default(), events));
+        let trids: Vec<TransportId> =
+            (1..=5).map(|n| format!("trtype:tcp traddr:192.0.2.{n} trsvcid:8009").parse().unwrap()).collect();
+        // Nothing else speaks of them: their threads have no transport.
+        for trid in &trids {
+            Shared::hold(&shared, trid, Holder::Program(key(trid)), &Reach::named(None)).unwrap();
+        }
+        let report = |id: u64, count: u32| {
+            let first = id as u32 * 16_384;
+            Shared::log(&shared, id, &trids[id as usize], &log(first..first + count), None);
+            shared.paths().len()
+        };
+        for id in 0..4 {
+            assert_eq!(report(id, 16_000), (id as usize + 1) * 16_000);
+        }
+        assert_eq!(report(4, 16_000), MAX_REPORTED);
+        let mut told = std::iter::from_fn(|| shared.next(Duration::ZERO));
+        let said = told.find_map(|event| match event {
+            MonitorEvent::Unusable { error, .. } => Some(error.to_string()),
+            _ => None,
+        });
+        assert!(said.unwrap().contains("more than 65536 paths"));
+        // Where others report less there is room again.
+        report(0, 1000);
+        assert_eq!(report(4, 16_000), 65_000);
+        shared.stop(Instant::now() + Duration::from_secs(10));
     }
 }

@@ -1,5 +1,6 @@
 //! `nvmf monitor`.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -19,6 +20,8 @@ const HANG: Duration = Duration::from_secs(30);
 struct Monitor {
     child: Child,
     lines: Receiver<String>,
+    /// The subsystems it has told of.
+    told: BTreeSet<String>,
 }
 
 impl Monitor {
@@ -41,7 +44,7 @@ impl Monitor {
                 }
             }
         });
-        Self { child, lines }
+        Self { child, lines, told: BTreeSet::new() }
     }
 
     #[track_caller]
@@ -59,13 +62,31 @@ impl Monitor {
 
     /// Waits for an event of this kind, and passes over others.
     #[track_caller]
-    fn until(&self, event: &str) -> Value {
+    fn until(&mut self, event: &str) -> Value {
         loop {
             let line = self.next();
+            self.follow(&line);
             if line["event"] == event {
                 return line;
             }
         }
+    }
+
+    /// Takes an event about a path for what it says.
+    fn follow(&mut self, line: &Value) {
+        let name = line["subnqn"].as_str().unwrap_or_default();
+        match line["event"].as_str() {
+            Some("added") => assert!(self.told.insert(name.to_owned()), "added twice: {line}"),
+            Some("removed") => assert!(self.told.remove(name), "never added: {line}"),
+            _ => {}
+        }
+    }
+
+    /// Resident memory, KiB.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }
 
     /// Open descriptors and threads.
@@ -160,7 +181,7 @@ fn changes_are_printed_and_hooked_until_it_is_told_to_stop() {
 #[test]
 fn hooks_that_fail_or_take_too_long_are_told_and_ended() {
     let target = target();
-    let monitor = Monitor::start(&[&target.discovery, "--exec", "exit 3"]);
+    let mut monitor = Monitor::start(&[&target.discovery, "--exec", "exit 3"]);
     monitor.until("added");
     let (_, said) = monitor.end("-TERM");
     let expected = format!("nvmf: hook for added {}: exit status: 3\n", target.trid);
@@ -185,7 +206,7 @@ fn hooks_that_fail_or_take_too_long_are_told_and_ended() {
         let name = format!("nqn.2024-01.com.example:{n}");
         target.loopback.add_subsystem(SubsystemBuilder::new(name)).unwrap();
     }
-    let monitor = Monitor::start(&[&target.discovery, "--exec", "sleep 1000"]);
+    let mut monitor = Monitor::start(&[&target.discovery, "--exec", "sleep 1000"]);
     for _ in 0..6 {
         monitor.until("added");
     }
@@ -196,6 +217,69 @@ fn hooks_that_fail_or_take_too_long_are_told_and_ended() {
     assert_eq!(lines[1], "nvmf: the monitor ended with 5 changes the hook was not run for");
 }
 
+/// Thousands of changes while a hook takes its time: what is held for it stays small, and the hooks in the end tell what there is.
+#[test]
+fn hooks_that_are_slower_than_the_changes_end_in_the_truth() {
+    let target = target();
+    let (log, go) = (temporary("slow"), temporary("go"));
+    let hook = format!(
+        "while [ ! -e {0} ]; do sleep 0.05; done; echo \"$NVMF_EVENT $NVMF_SUBNQN\" >>{1}",
+        go.display(),
+        log.display()
+    );
+    let mut monitor = Monitor::start(&[&target.discovery, "--exec-timeout", "300", "--exec", &hook]);
+    monitor.until("added");
+    let name = |n: usize| format!("nqn.2024-01.com.example:{n}");
+    let (mut truth, mut changes) = (BTreeSet::from([NQN.to_owned()]), 1);
+    let mut resident = 0;
+    for round in 0..100 {
+        // Those of the round before go, others come; some stay for good.
+        for n in round * 20..(round + 1) * 20 {
+            target.loopback.add_subsystem(SubsystemBuilder::new(name(n))).unwrap();
+            truth.insert(name(n));
+        }
+        for gone in (0..round * 20).rev().take(20).filter(|n| n % 20 != 0) {
+            target.loopback.remove_subsystem(&name(gone)).unwrap();
+            truth.remove(&name(gone));
+        }
+        // The monitor has seen it, and so has the hook's queue.
+        while monitor.told != truth {
+            let line = monitor.next();
+            changes += usize::from(line["event"] == "added" || line["event"] == "removed");
+            monitor.follow(&line);
+        }
+        if round == 20 {
+            resident = monitor.resident();
+        }
+    }
+    assert!(changes > 3000, "{changes}");
+    let grown = monitor.resident().saturating_sub(resident);
+    assert!(grown < 4096, "{grown} KiB more for {changes} changes");
+    std::fs::write(&go, "").unwrap();
+    let hooked = || std::fs::read_to_string(&log).unwrap_or_default();
+    let follow = |hooks: &str| {
+        let mut there = BTreeSet::new();
+        for line in hooks.lines() {
+            let (event, name) = line.split_once(' ').unwrap();
+            // It is told of nothing twice.
+            assert!(
+                if event == "added" { there.insert(name.to_owned()) } else { there.remove(name) },
+                "{line}"
+            );
+        }
+        there
+    };
+    wait_for("the end of the hooks", || follow(&hooked()) == truth);
+    let (_, said) = monitor.end("-TERM");
+    let runs = hooked().lines().count();
+    assert!(runs < 600, "{runs} hooks for {changes} changes");
+    assert!(said.contains(" changes were merged"), "{said}");
+    println!("{changes} changes, {runs} hooks, {grown} KiB more");
+    for file in [&log, &go] {
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
 /// A discovery controller that is away for what is minutes at the usual pace (pauses of up to 10 s, here 0.1 s), in every way
 /// there is, time and again: it comes back, and nothing is held that was not held before.
 #[test]
@@ -204,7 +288,7 @@ fn it_outlives_its_discovery_controller_and_leaks_nothing() {
     let mut loopback = back().listen_tcp("127.0.0.1:0").build().unwrap();
     let address = loopback.tcp_addrs()[0].to_string();
     let discovery = format!("nvme+tcp://{address}");
-    let monitor = Monitor::start(&[&discovery, "-c", "0.1", "--timeout", "0.5"]);
+    let mut monitor = Monitor::start(&[&discovery, "-c", "0.1", "--timeout", "0.5"]);
     monitor.until("added");
     // Loses and finds it once before it is counted, so that what is made once is there.
     loopback.disconnect_all();
@@ -269,7 +353,7 @@ fn it_ends_while_nobody_answers() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let discovery = format!("nvme+tcp://{}", silent.local_addr().unwrap());
     for (discovery, signal) in [(discovery.as_str(), "-INT"), ("nvme+tcp://127.0.0.1:1", "-TERM")] {
-        let monitor = Monitor::start(&[discovery]);
+        let mut monitor = Monitor::start(&[discovery]);
         monitor.until("watching");
         std::thread::sleep(Duration::from_millis(300));
         let (took, _) = monitor.end(signal);
@@ -356,7 +440,7 @@ fn a_monitor_with_a_time_ends() {
 fn what_is_forgotten_is_let_go_of() {
     let b = names(&["b"]).listen_tcp("127.0.0.1:0").build().unwrap();
     let a = names(&["a"]).listen_tcp("127.0.0.1:0").build().unwrap();
-    let monitor = Monitor::start(&[&format!("nvme+tcp://{}", a.tcp_addrs()[0])]);
+    let mut monitor = Monitor::start(&[&format!("nvme+tcp://{}", a.tcp_addrs()[0])]);
     monitor.until("added");
     let to_b = b.tcp_trid(Nqn::DISCOVERY).unwrap().unwrap();
     let mut held = None;

@@ -1,22 +1,21 @@
 //! The function as a whole: what a host opens, what a test holds, and the thread in between.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::{DeviceMemory, DmaGrant, RegionId};
+use nvmf_core::dma::DeviceMemory;
 use nvmf_core::spec::registers::DOORBELL_BASE;
 use nvmf_core::{Error, HostId, Result};
-use nvmf_transport_pcie::{Bar0, BarAccess, PciDevice, PciIdentity};
+use nvmf_transport_pcie::{BarAccess, PciIdentity};
 
 use super::cmb::{self, Cmb, CmbMemory};
-use super::config_space::{BAR4_LEN, ConfigSpace, DEVICE, Layout, VENDOR};
+use super::config_space::{BAR4_LEN, ConfigSpace, Layout};
 use super::doorbells::MappedDoorbells;
 use super::engine::{ALL_ONES, Engine, Pass, Timing};
 use super::grant::device_memory;
@@ -28,10 +27,11 @@ use crate::error::LoopbackError;
 use crate::fault::Faults;
 use crate::target::{Front, Target};
 
-/// Where bus addresses start: beyond 32 bits, so that a host that cuts them is found out.
-const FIRST_IOVA: u64 = 0x10_0000_0000;
-/// Nothing is mapped between two regions, so that running over the end of one is found out.
-const IOVA_GAP: u64 = 1 << 21;
+mod device;
+mod options;
+
+pub use device::EmulatedDevice;
+pub use options::PciOptions;
 
 /// How long the thread sleeps first when doorbells are mapped and none is written; each time twice as long, up to
 /// [`LONGEST_NAP`].
@@ -39,126 +39,6 @@ const NAP: Duration = Duration::from_micros(20);
 const LONGEST_NAP: Duration = Duration::from_millis(1);
 /// How often the thread looks at mapped doorbells before it lets others have the processor.
 const LOOKS_PER_YIELD: u32 = 64;
-
-/// How an emulated function behaves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PciOptions {
-    inline: bool,
-    dstrd: u8,
-    vectors: Option<u16>,
-    ready_delay: Duration,
-    shutdown_delay: Duration,
-    busy: Duration,
-    ids: (u16, u16),
-    pages: (u8, u8),
-    shadow_doorbells: bool,
-    cmb: u64,
-    legacy_cmb: bool,
-}
-
-impl Default for PciOptions {
-    fn default() -> Self {
-        Self {
-            inline: false,
-            dstrd: 0,
-            vectors: None,
-            ready_delay: Duration::ZERO,
-            shutdown_delay: Duration::ZERO,
-            busy: Duration::from_micros(50),
-            ids: (VENDOR, DEVICE),
-            pages: (0, 0),
-            shadow_doorbells: false,
-            cmb: 0,
-            legacy_cmb: false,
-        }
-    }
-}
-
-impl PciOptions {
-    /// The defaults.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Commands are executed by whoever writes the doorbell, before the write returns, instead of by a thread. What is due
-    /// at another time happens with the next write or [`EmulatedFunction::poll`]. Off.
-    #[must_use]
-    pub fn inline(mut self, on: bool) -> Self {
-        self.inline = on;
-        self
-    }
-
-    /// CAP.DSTRD: doorbells are `4 << dstrd` bytes apart, 0..=15. 0.
-    #[must_use]
-    pub fn doorbell_stride(mut self, dstrd: u8) -> Self {
-        self.dstrd = dstrd;
-        self
-    }
-
-    /// MSI-X vectors, 1..=2048. One for each I/O queue there may be, and one for the admin queue.
-    #[must_use]
-    pub fn vectors(mut self, vectors: u16) -> Self {
-        self.vectors = Some(vectors);
-        self
-    }
-
-    /// How long CSTS.RDY takes to follow CC.EN. No time.
-    #[must_use]
-    pub fn ready_delay(mut self, delay: Duration) -> Self {
-        self.ready_delay = delay;
-        self
-    }
-
-    /// How long CSTS.SHST takes to follow CC.SHN; also what RTD3E says. No time.
-    #[must_use]
-    pub fn shutdown_delay(mut self, delay: Duration) -> Self {
-        self.shutdown_delay = delay;
-        self
-    }
-
-    /// PCI vendor and device identifiers. 1234h and 4E56h.
-    #[must_use]
-    pub fn identifiers(mut self, vendor: u16, device: u16) -> Self {
-        self.ids = (vendor, device);
-        self
-    }
-
-    /// CAP.MPSMIN and CAP.MPSMAX, 0..=15: memory pages are 4 KiB shifted by this. 0 and 0.
-    #[must_use]
-    pub fn memory_pages(mut self, mpsmin: u8, mpsmax: u8) -> Self {
-        self.pages = (mpsmin, mpsmax);
-        self
-    }
-
-    /// Shadow doorbells are offered (Doorbell Buffer Config). Off.
-    #[must_use]
-    pub fn shadow_doorbells(mut self, on: bool) -> Self {
-        self.shadow_doorbells = on;
-        self
-    }
-
-    /// There is a controller memory buffer for submission queues behind BAR 2, of as many bytes: a power of two, 4 KiB to 1 GiB. None.
-    #[must_use]
-    pub fn controller_memory(mut self, bytes: u64) -> Self {
-        self.cmb = bytes;
-        self
-    }
-
-    /// The controller memory buffer is as before version 1.4 of the specification: always enabled, at the address of the BAR. Off.
-    #[must_use]
-    pub fn legacy_controller_memory(mut self, on: bool) -> Self {
-        self.legacy_cmb = on;
-        self
-    }
-
-    /// How long the thread looks for doorbells, once it has nothing to do, before it sleeps. 50 µs.
-    #[must_use]
-    pub fn busy_poll(mut self, time: Duration) -> Self {
-        self.busy = time;
-        self
-    }
-}
 
 /// What came of looking around once.
 struct Look {
@@ -595,12 +475,7 @@ impl EmulatedFunction {
                 .peer(&shared.identity)
                 .hint("drop the device that was opened before"));
         }
-        Ok(EmulatedDevice {
-            owner: Arc::clone(&self.0),
-            regions: BTreeMap::new(),
-            next: FIRST_IOVA,
-            end: u64::MAX,
-        })
+        Ok(EmulatedDevice::new(Arc::clone(&self.0)))
     }
 
     /// The scripted faults, those of the whole loopback. [`crate::Fault::Disconnect`] removes the function.
@@ -796,156 +671,4 @@ impl EmulatedFunction {
 
 fn gone(identity: &PciIdentity) -> Error {
     Error::disconnected("the function is gone").peer(identity)
-}
-
-/// An emulated function in the hands of a host.
-pub struct EmulatedDevice {
-    owner: Arc<Owner>,
-    /// Bus addresses.
-    regions: BTreeMap<RegionId, u64>,
-    next: u64,
-    /// Nothing is mapped from here on.
-    end: u64,
-}
-
-impl fmt::Debug for EmulatedDevice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EmulatedDevice({}, {} regions)", self.shared().identity, self.regions.len())
-    }
-}
-
-impl EmulatedDevice {
-    fn shared(&self) -> &Shared {
-        &self.owner.shared
-    }
-
-    /// Becomes readable when the function is gone.
-    pub(super) fn removal(&self) -> BorrowedFd<'_> {
-        self.shared().removal.1.as_fd()
-    }
-}
-
-impl PciDevice for EmulatedDevice {
-    fn identity(&self) -> PciIdentity {
-        self.shared().identity.clone()
-    }
-
-    fn bar0(&mut self) -> Result<Bar0> {
-        Ok(Bar0::new(Arc::new(Registers0(Arc::clone(&self.owner.shared)))))
-    }
-
-    fn bar(&mut self, index: u8) -> Result<Bar0> {
-        match &self.shared().cmb {
-            Some(memory) if index == cmb::BAR => {
-                Ok(Bar0::new(Arc::new(Memory2(Arc::clone(&self.owner.shared), memory.clone()))))
-            }
-            _ => Err(Error::unsupported(format!("there is no memory behind BAR {index}"))
-                .peer(&self.shared().identity)),
-        }
-    }
-
-    fn reserve_addresses(&mut self, at: Option<u64>, len: u64) -> Result<u64> {
-        let taken =
-            || Error::exhausted("these bus addresses are in use").doing("setting bus addresses aside");
-        let first = at.unwrap_or(self.next);
-        let end = first.checked_add(len).ok_or_else(taken)?;
-        if at.is_none() {
-            self.next =
-                end.checked_next_multiple_of(IOVA_GAP).filter(|&next| next <= self.end).ok_or_else(taken)?;
-        } else if first >= self.next {
-            self.end = self.end.min(first);
-        } else if end > FIRST_IOVA {
-            return Err(taken());
-        }
-        Ok(first)
-    }
-
-    fn dma_map(&mut self, grant: &DmaGrant) -> Result<u64> {
-        let region = grant.region();
-        if self.regions.contains_key(&region.id()) {
-            return Err(Error::api_misuse("the region is mapped already").peer(&self.shared().identity));
-        }
-        if self.shared().is_removed() {
-            return Err(gone(&self.shared().identity).doing("mapping memory"));
-        }
-        let iova = self.next;
-        let end = iova.checked_add(region.len() as u64 + IOVA_GAP).filter(|&end| end <= self.end);
-        self.next = end.ok_or_else(|| Error::exhausted("no bus addresses are left"))?;
-        self.shared()
-            .memory_mut()
-            .map_region(iova, grant)
-            .map_err(|e| Error::from(e).doing("mapping memory"))?;
-        self.regions.insert(region.id(), iova);
-        Ok(iova)
-    }
-
-    fn dma_unmap(&mut self, region: RegionId) -> Result<()> {
-        // A removed function has no mappings left.
-        if let Some(iova) = self.regions.remove(&region) {
-            self.shared().memory_mut().unmap(iova);
-        }
-        Ok(())
-    }
-
-    fn max_vectors(&self) -> u16 {
-        self.shared().layout.vectors
-    }
-
-    fn enable_interrupts(&mut self, vectors: u16) -> Result<Vec<OwnedFd>> {
-        let shared = self.shared();
-        if shared.is_removed() {
-            return Err(gone(&shared.identity).doing("enabling interrupts"));
-        }
-        if vectors > shared.layout.vectors {
-            return Err(Error::unsupported(format!(
-                "{vectors} interrupt vectors are asked for and there are {}",
-                shared.layout.vectors
-            ))
-            .peer(&shared.identity));
-        }
-        lock(&shared.interrupts)
-            .enable(vectors)
-            .map_err(|error| Error::from(error).doing("making interrupts"))
-    }
-
-    fn reset(&mut self) -> Result<()> {
-        if self.shared().is_removed() {
-            return Err(gone(&self.shared().identity).doing("resetting it"));
-        }
-        self.shared().reset();
-        Ok(())
-    }
-
-    fn read_config(&mut self, offset: u32, to: &mut [u8]) -> Result<()> {
-        self.shared().config_read(offset, to)
-    }
-
-    fn write_config(&mut self, offset: u32, from: &[u8]) -> Result<()> {
-        self.shared().config_write(offset, from)
-    }
-
-    fn isolate(&mut self) -> bool {
-        self.shared().quiesce();
-        self.regions.clear();
-        true
-    }
-
-    fn is_removed(&self) -> bool {
-        self.shared().is_removed()
-    }
-
-    fn removal_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.removal())
-    }
-}
-
-impl Drop for EmulatedDevice {
-    fn drop(&mut self) {
-        let shared = self.shared();
-        shared.quiesce();
-        let config = ConfigSpace::new(&shared.layout);
-        lock(&shared.engine).move_cmb(config.bar2_address());
-        *lock(&shared.config) = config;
-        shared.open.store(false, Ordering::Release);
-    }
 }

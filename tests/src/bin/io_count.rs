@@ -38,25 +38,12 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(2);
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    let outcome = match words.as_slice() {
+    program::by_words("io_count", HELP, |words| match words {
         ["batch", transport, rounds, reads] => {
-            number(rounds).and_then(|rounds| batches(transport, rounds, number(reads)?))
+            Some(number(rounds).and_then(|rounds| batches(transport, rounds, number(reads)?)))
         }
-        ["-h" | "--help"] => {
-            print!("{HELP}");
-            Ok(())
-        }
-        _ => Err(anyhow::anyhow!("what to do is not clear\n\n{HELP}")),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("io_count: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+        _ => None,
+    })
 }
 
 fn number(text: &str) -> Result<usize> {

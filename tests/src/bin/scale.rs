@@ -45,13 +45,7 @@ fn main() -> ExitCode {
         }
         _ => parse(&words).and_then(|args| run(&args)),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("scale: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::ended("scale", outcome)
 }
 
 fn parse(words: &[String]) -> Result<Args> {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nvmf_tests::program;
 use nvmf_tests::soak::{Report, SLOW, Soak};
 
 const HELP: &str = "soak [--seconds N] [--seed S] [--workers N] [--pace MILLISECONDS]
@@ -12,13 +13,8 @@ Random I/O over TCP on loopback through a proxy that cuts, resets, stalls, delay
 connections, at most a pace apart. Fails when an I/O ends twice or never, a read cannot be explained, or anything leaks.";
 
 fn main() -> ExitCode {
-    match options().and_then(|soak| soak.map(|soak| run(&soak)).transpose()) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("soak: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let outcome = options().and_then(|soak| soak.map(|soak| run(&soak)).transpose());
+    program::ended("soak", outcome.map(drop))
 }
 
 fn options() -> Result<Option<Soak>> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
+use nvmf_tests::program;
 
 const HELP: &str = "\
 wire_limit serve REQUEST REPLY                        answers each REQUEST bytes with REPLY bytes; prints its address
@@ -27,24 +28,13 @@ const WARM_UP: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    let outcome = match words.as_slice() {
-        ["serve", request, reply] => serve(request, reply),
-        ["drive", address, request, reply, depth, seconds] => drive(address, request, reply, depth, seconds),
-        ["-h" | "--help"] => {
-            print!("{HELP}");
-            Ok(())
+    program::by_words("wire_limit", HELP, |words| match words {
+        ["serve", request, reply] => Some(serve(request, reply)),
+        ["drive", address, request, reply, depth, seconds] => {
+            Some(drive(address, request, reply, depth, seconds))
         }
-        _ => Err(anyhow::anyhow!("what to do is not clear\n\n{HELP}")),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("wire_limit: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+        _ => None,
+    })
 }
 
 fn size(text: &str) -> Result<usize> {

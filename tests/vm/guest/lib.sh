@@ -123,12 +123,15 @@ share_list() { nvmf list --instance vm --processes -o json; }
 share_alone() { [ "$(share_list | grep -o '"pid"' | wc -l)" -eq 1 ]; }
 share_has_queues() { share_list | grep -q '"queues": *[1-9]'; }
 share_has() { share_list | grep -q "\"pid\": *$1,"; }
-# secondaries TRID OPTION...: starts four processes that each verify half a MiB of their own; they are $SECONDARIES.
+# secondaries TRID OPTION...: starts four processes that each verify half a MiB of their own; they are $SECONDARIES. The last one
+# verifies $LAST_LENGTH instead, if that is set.
 secondaries() {
     _trid=$1; shift
     SECONDARIES=
     for _part in 1 2 3 4; do
-        nvmf verify "$_trid" --instance vm --offset "${_part}MiB" --length 512KiB --seed $_part --yes --quiet "$@" \
+        _length=512KiB
+        [ $_part -lt 4 ] || _length=${LAST_LENGTH:-$_length}
+        nvmf verify "$_trid" --instance vm --offset "${_part}MiB" --length $_length --seed $_part --yes --quiet "$@" \
             >/tmp/secondary.$_part 2>&1 &
         SECONDARIES="$SECONDARIES $!"
     done
@@ -146,10 +149,13 @@ sharing() {
     all_verified "all at once" $SECONDARIES
     wait_for 20 share_alone || fail "secondaries that have ended are still there"
     _open=$(ls /proc/$PRIMARY/fd | wc -l)
+    # The one to be killed has more to do than it will come to.
+    LAST_LENGTH=48MiB
     secondaries "$1" --nsid "$2"
+    LAST_LENGTH=
     _victim=${SECONDARIES##* }
-    wait_for 20 share_has "$_victim" || note "the one to be killed was not seen"
-    kill -9 "$_victim" || note "the one to be killed has ended"
+    wait_for 20 share_has "$_victim" || { cat /tmp/secondary.4; fail "the one to be killed is not there"; }
+    kill -9 "$_victim" || { cat /tmp/secondary.4; fail "the one to be killed has ended"; }
     wait "$_victim" || true
     all_verified "one is killed" ${SECONDARIES% *}
     wait_for 20 share_alone || fail "the killed one is still there"

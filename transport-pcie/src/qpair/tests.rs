@@ -1,5 +1,5 @@
 use nvmf_core::dma::IoBuf;
-use nvmf_core::spec::NvmOpcode;
+use nvmf_core::spec::{AdminOpcode, NvmOpcode};
 use nvmf_core::transport::TransportController;
 use nvmf_core::{DmaPool, ErrorKind};
 

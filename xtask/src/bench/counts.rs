@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 
 use super::cell::Transport;
 use super::child::{capture, pinned};
-use super::nvmf::{Target, build, built};
+use super::nvmf::Target;
 use super::spdk;
 use crate::apt::{self, Tool};
+use crate::programs::Programs;
 use crate::shell;
 
 pub(super) const HELP: &str = "\
@@ -28,6 +29,8 @@ with another compiler or C library. Times do not matter here, so that it can be 
               build must do without AVX-512, which valgrind does not know: ./configure --target-arch=haswell
 ";
 
+/// What is counted.
+pub(crate) const PROGRAM: &str = "io_count";
 /// How far above its baseline a count may be.
 const TOLERANCE: f64 = 0.03;
 const TRANSPORTS: [&str; 6] = ["tcp", "pcie", "vfio-user", "rdma", "secondary-tcp", "secondary-vfio-user"];
@@ -116,7 +119,7 @@ fn baseline_file() -> PathBuf {
 }
 
 /// Counts and compares with the baseline.
-pub(crate) fn check() -> Result<()> {
+fn check() -> Result<()> {
     let baseline = Baseline::load()?;
     let others = differences(&baseline.with, &conditions());
     let counts = counted()?;
@@ -172,7 +175,7 @@ fn update() -> Result<()> {
 }
 
 fn counted() -> Result<Counts> {
-    let program = prepare()?;
+    let program = prepare()?.path(PROGRAM)?;
     let mut counts = Counts::new();
     for transport in TRANSPORTS {
         counts.insert(transport.to_owned(), per_read(&program, transport, BATCH)?);
@@ -194,13 +197,14 @@ fn per_read(program: &Path, transport: &str, batch: usize) -> Result<f64> {
     Ok(((long - short) as f64 / (ROUNDS * batch) as f64 * 10.0).round() / 10.0)
 }
 
-/// The program, built, and valgrind.
-fn prepare() -> Result<PathBuf> {
+/// The programs, built, and valgrind.
+fn prepare() -> Result<Programs> {
     let stamp = shell::target_dir()?.join("apt-lists");
     let tools = [Tool::new("valgrind", "valgrind"), Tool::new("setpriv", "util-linux")];
     apt::ensure(&tools, &stamp, "counting instructions")?;
-    build(&["io_count"])?;
-    built("io_count")
+    let programs = Programs::release().tests([PROGRAM]);
+    programs.build()?;
+    Ok(programs)
 }
 
 fn output_dir() -> Result<PathBuf> {
@@ -234,10 +238,11 @@ fn total(output: &str) -> Option<u64> {
 
 fn compare(dir: &str) -> Result<()> {
     let spdk = spdk::Build::at_initiator(dir)?;
-    let program = prepare()?;
+    let programs = prepare()?;
+    let program = programs.path(PROGRAM)?;
     let out = output_dir()?;
     let ours = per_read(&program, "tcp", DEPTH)?;
-    let target = Target::start(&built("nvmf")?, Transport::Tcp, 0, &out)?;
+    let target = Target::start(&programs.path("nvmf")?, Transport::Tcp, 0, &out)?;
     let count = |reads: usize| -> Result<u64> {
         let file = out.join(format!("spdk.{reads}"));
         // What happens when the socket is readable; submissions are among it, as they are made by completions.

@@ -14,8 +14,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub(crate) use counts::check as check_counts;
+pub(crate) use counts::PROGRAM as COUNTED;
 
+use crate::programs::Programs;
 use crate::shell;
 
 pub(crate) fn main(args: &[String]) -> Result<()> {
@@ -37,8 +38,9 @@ Measures what many connections of one thread cost; see `cargo xtask bench scale 
 ";
 
 fn scale(args: &[String]) -> Result<()> {
-    nvmf::build(&["scale"])?;
-    shell::run(&mut child::pinned(1, &nvmf::built("scale")?, args))
+    let programs = Programs::release().tests(["scale"]);
+    programs.build()?;
+    shell::run(&mut child::pinned(1, &programs.path("scale")?, args))
 }
 
 /// Where results go unless told otherwise.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::cell::{Cell, Transport};
 use super::child::{Running, capture, pinned};
-use crate::shell;
+use crate::programs::Programs;
 
 /// What came of one run.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -21,28 +21,17 @@ pub(super) struct Figures {
 }
 
 /// Release builds of everything that is run.
-pub(super) struct Programs {
+pub(super) struct Built {
     pub(super) nvmf: PathBuf,
     pub(super) limit: PathBuf,
 }
 
-impl Programs {
-    pub(super) fn build() -> Result<Self> {
-        build(&["wire_limit"])?;
-        Ok(Self { nvmf: built("nvmf")?, limit: built("wire_limit")? })
+impl Built {
+    pub(super) fn now() -> Result<Self> {
+        let programs = Programs::release().tests(["wire_limit"]);
+        programs.build()?;
+        Ok(Self { nvmf: programs.path("nvmf")?, limit: programs.path("wire_limit")? })
     }
-}
-
-/// Builds `nvmf` and programs of the tests. Always both packages, so that one does not undo the other's choice of features.
-pub(super) fn build(programs: &[&str]) -> Result<()> {
-    let mut cargo = shell::cargo(["build", "--release", "--quiet", "-p", "nvmf-discovery", "--bin", "nvmf"])?;
-    cargo.args(["-p", "nvmf-tests"]).args(programs.iter().flat_map(|program| ["--bin", program]));
-    shell::run(&mut cargo)
-}
-
-/// A program of a release build.
-pub(super) fn built(name: &str) -> Result<PathBuf> {
-    Ok(shell::target_dir()?.join("release").join(name))
 }
 
 /// `nvmf target` with a null namespace.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::cell::{Cell, Initiator, Pair, Side, Transport};
-use super::nvmf::{self, Figures, Programs, Timing};
+use super::nvmf::{self, Built, Figures, Timing};
 use super::others;
 use super::results::{Results, Runs, grouped};
 use super::spdk;
@@ -136,7 +136,7 @@ const TRIES: usize = 3;
 /// Everything that is running, all of it stopped but what is being measured.
 struct Bench<'a> {
     options: &'a Options,
-    programs: Programs,
+    programs: Built,
     spdk: Option<spdk::Build>,
     tcp: Option<nvmf::Target>,
     vfio_user: Option<nvmf::Target>,
@@ -168,7 +168,7 @@ impl Drop for Scratch {
 
 impl<'a> Bench<'a> {
     fn start(options: &'a Options, cells: &[Cell], spdk: Option<spdk::Build>) -> Result<Self> {
-        let programs = Programs::build()?;
+        let programs = Built::now()?;
         let scratch = Scratch::make()?;
         let path: &Path = &scratch.0;
         let cpu = options.cpus.0;

@@ -13,6 +13,7 @@ only measure (rdma-perf). `tcp::io` runs the tests of suite tcp whose name conta
   --list            name the tests and stop
   -k, --kernel VER  guest kernel: a version unpacked before, in /boot, or to be downloaded (default: Debian's newest 6.12)
   --dev             test the dev build of nvmf instead of the release build (NVMF_BIN=FILE: test that program)
+  -j, --lanes N     so many guests at a time, each with a suite (default: 2; with --icount 1)
   --keep-log FILE   write the guest's whole output and kernel log to FILE
   --icount          the guest's time counts instructions, 500 million per second, on all its processors in turn: slow, but
                     measurements do not depend on what else this machine does
@@ -36,6 +37,8 @@ pub(super) struct Args {
     pub(super) keep_log: Option<PathBuf>,
     pub(super) verbose: bool,
     pub(super) icount: bool,
+    /// Guests at a time, if it is said.
+    pub(super) lanes: Option<usize>,
 }
 
 impl Args {
@@ -51,6 +54,11 @@ impl Args {
                 "--dev" => parsed.dev = true,
                 "--icount" => parsed.icount = true,
                 "-v" | "--verbose" => parsed.verbose = true,
+                "-j" | "--lanes" => {
+                    let lanes = value()?;
+                    let number = lanes.parse().ok().filter(|&number| number > 0);
+                    parsed.lanes = Some(number.with_context(|| format!("`{lanes}` is no number of guests"))?);
+                }
                 "-k" | "--kernel" => parsed.kernel = Some(value()?.clone()),
                 "--keep-log" => parsed.keep_log = Some(value()?.into()),
                 option if option.starts_with('-') => bail!("unknown option `{option}`\n\n{HELP}"),
@@ -63,6 +71,8 @@ impl Args {
                 }
             }
         }
+        // What counts instructions is to be repeatable in every way.
+        parsed.lanes = parsed.lanes.or(parsed.icount.then_some(1));
         Ok(Some(parsed))
     }
 }
@@ -82,13 +92,16 @@ mod tests {
         assert_eq!(args.selection[1], Selector { suite: "rdma".into(), text: None });
         assert_eq!(args.kernel.as_deref(), Some("6.1.0-1-amd64"));
         assert_eq!(args.keep_log, Some("log".into()));
-        assert!(!args.list && !args.dev && !args.verbose);
+        assert!(!args.list && !args.dev && !args.verbose && args.lanes.is_none());
+        assert_eq!(parse(&["-j", "3"]).unwrap().unwrap().lanes, Some(3));
+        assert_eq!(parse(&["--icount"]).unwrap().unwrap().lanes, Some(1));
     }
 
     #[test]
     fn mistakes_are_named() {
         assert!(parse(&["--kernel"]).unwrap_err().to_string().contains("--kernel"));
         assert!(parse(&["--bogus"]).unwrap_err().to_string().contains("--bogus"));
+        assert!(parse(&["--lanes", "0"]).unwrap_err().to_string().contains('0'));
         assert_eq!(parse(&["--help"]).unwrap(), None);
     }
 }

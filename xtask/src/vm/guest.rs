@@ -375,20 +375,26 @@ impl<'a> Watch<'a> {
             }
         }
         if right > 0 {
-            println!("  on the disks, seen from the host: {right} places hold what was written there");
+            let suite = &self.suite.name;
+            println!(
+                "  {suite}, on its disks, seen from the host: {right} places hold what was written there"
+            );
         }
     }
 
     fn report(&mut self, verdict: Verdict, seconds: f64) {
         let Some(test) = self.current.take() else { return };
         let name = format!("{}::{}", self.suite.name, test.name);
-        println!("  {name:<24} {verdict}, {seconds:.1} s");
+        // At once: other suites tell of theirs at the same time.
+        let mut told = format!("  {name:<24} {verdict}, {seconds:.1} s");
         for line in self.output.lines() {
             // Measurements and counts a passing test wants seen.
             if self.verbose || (verdict == Verdict::Passed && line.starts_with("note: ")) {
-                println!("      {}", line.strip_prefix("note: ").unwrap_or(line));
+                told.push_str("\n      ");
+                told.push_str(line.strip_prefix("note: ").unwrap_or(line));
             }
         }
+        println!("{told}");
         let (output, kernel_log) = (std::mem::take(&mut self.output), std::mem::take(&mut self.kernel_log));
         self.boot.add(Report { name, verdict, output, kernel_log }, self.suite);
     }

@@ -60,7 +60,7 @@ pub(super) fn base(suite: &Suite, kernel: &Kernel, cache: &Path) -> Result<PathB
             archive.copy(library, &guest_path(library), 0o644)?;
         }
     }
-    let stage = cache.join(format!("stage-{}", std::process::id()));
+    let stage = cache.join(format!("stage-{}-{}", suite.name, std::process::id()));
     let modules = kernel_modules(&mut archive, suite, kernel, &stage);
     if stage.exists() {
         std::fs::remove_dir_all(&stage)?;
@@ -69,7 +69,7 @@ pub(super) fn base(suite: &Suite, kernel: &Kernel, cache: &Path) -> Result<PathB
 
     // The recipe goes last: an interrupted run leaves no base that looks finished. Renamed into place, so that another run
     // that is booting from the old one keeps it whole.
-    let incoming = cache.join(format!("incoming-{}.cpio", std::process::id()));
+    let incoming = cache.join(format!("incoming-{}-{}.cpio", suite.name, std::process::id()));
     std::fs::write(&incoming, archive.finish()).with_context(|| format!("write {}", incoming.display()))?;
     std::fs::rename(&incoming, &file).with_context(|| format!("write {}", file.display()))?;
     std::fs::write(&recipe_file, recipe)?;

@@ -125,6 +125,11 @@ impl Suite {
         scripts.retain(|test| test.name != AFTER_EACH);
         Ok(Self { name, dir, conf, setup, tests: scripts })
     }
+
+    /// How long it may take, all in all: where that is more it does take longer.
+    pub(super) fn weight(&self) -> Duration {
+        self.tests.iter().map(|test| test.deadline).sum()
+    }
 }
 
 fn test(name: &str, text: &str) -> Result<Test> {

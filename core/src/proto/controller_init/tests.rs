@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ErrorKind;
 use crate::spec::Status;
+use crate::spec::log_page::AnaState;
 
 // --- order of things ---------------------------------------------------------------------------------------------------
 

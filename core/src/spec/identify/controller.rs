@@ -1,169 +1,20 @@
-//! Identify Controller (CNS 01h, and 06h for the NVM command set).
+//! Identify Controller (CNS 01h).
 
 use core::fmt;
 use core::mem::{offset_of, size_of};
 use core::time::Duration;
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::super::features::AsyncEventConfig;
 use super::super::registers::Version;
+use super::bits::cmic;
 use super::text::{lossy_text, trimmed};
 use super::{ControllerType, DiscoveryControllerType};
 
 /// Size of every Identify data structure.
 pub const IDENTIFY_SIZE: usize = 4096;
-
-/// Bits of CMIC, controller multi-path and sharing.
-pub mod cmic {
-    /// The subsystem may have more than one port.
-    pub const MULTIPLE_PORTS: u8 = 1 << 0;
-    /// The subsystem may have more than one controller.
-    pub const MULTIPLE_CONTROLLERS: u8 = 1 << 1;
-    /// The controller is an SR-IOV virtual function.
-    pub const VIRTUAL_FUNCTION: u8 = 1 << 2;
-    /// The subsystem reports asymmetric namespace access.
-    pub const ANA_REPORTING: u8 = 1 << 3;
-}
-
-/// Bits of CTRATT, controller attributes.
-pub mod ctratt {
-    /// 128-bit host identifiers.
-    pub const HOST_IDENTIFIER_128: u32 = 1 << 0;
-    /// Non-operational power state permissive mode.
-    pub const NON_OPERATIONAL_PERMISSIVE: u32 = 1 << 1;
-    /// NVM sets.
-    pub const NVM_SETS: u32 = 1 << 2;
-    /// Read recovery levels.
-    pub const READ_RECOVERY_LEVELS: u32 = 1 << 3;
-    /// Endurance groups.
-    pub const ENDURANCE_GROUPS: u32 = 1 << 4;
-    /// Predictable latency mode.
-    pub const PREDICTABLE_LATENCY: u32 = 1 << 5;
-    /// Traffic based keep alive: any command restarts the keep alive timer.
-    pub const TRAFFIC_BASED_KEEP_ALIVE: u32 = 1 << 6;
-    /// Namespace granularity.
-    pub const NAMESPACE_GRANULARITY: u32 = 1 << 7;
-    /// SQ associations.
-    pub const SQ_ASSOCIATIONS: u32 = 1 << 8;
-    /// UUID list.
-    pub const UUID_LIST: u32 = 1 << 9;
-    /// Multi-domain subsystem.
-    pub const MULTI_DOMAIN: u32 = 1 << 10;
-    /// Fixed capacity management.
-    pub const FIXED_CAPACITY_MANAGEMENT: u32 = 1 << 11;
-    /// Variable capacity management.
-    pub const VARIABLE_CAPACITY_MANAGEMENT: u32 = 1 << 12;
-    /// Delete endurance group.
-    pub const DELETE_ENDURANCE_GROUP: u32 = 1 << 13;
-    /// Delete NVM set.
-    pub const DELETE_NVM_SET: u32 = 1 << 14;
-    /// Extended LBA formats.
-    pub const EXTENDED_LBA_FORMATS: u32 = 1 << 15;
-    /// MDTS and the other size limits do not count interleaved metadata.
-    pub const LIMITS_EXCLUDE_METADATA: u32 = 1 << 16;
-    /// Host memory buffer may be restricted to non-operational states.
-    pub const HOST_MEMORY_BUFFER_RESTRICTION: u32 = 1 << 17;
-    /// Reservations are tied to the host identifier.
-    pub const RESERVATIONS_BY_HOST_IDENTIFIER: u32 = 1 << 18;
-    /// Flexible data placement.
-    pub const FLEXIBLE_DATA_PLACEMENT: u32 = 1 << 19;
-}
-
-/// Bits of OACS, optional admin commands.
-pub mod oacs {
-    /// Security Send and Receive.
-    pub const SECURITY: u16 = 1 << 0;
-    /// Format NVM.
-    pub const FORMAT: u16 = 1 << 1;
-    /// Firmware Commit and Firmware Image Download.
-    pub const FIRMWARE: u16 = 1 << 2;
-    /// Namespace Management and Attachment.
-    pub const NAMESPACE_MANAGEMENT: u16 = 1 << 3;
-    /// Device Self-test.
-    pub const SELF_TEST: u16 = 1 << 4;
-    /// Directives.
-    pub const DIRECTIVES: u16 = 1 << 5;
-    /// NVMe-MI Send and Receive.
-    pub const NVME_MI: u16 = 1 << 6;
-    /// Virtualization Management.
-    pub const VIRTUALIZATION: u16 = 1 << 7;
-    /// Doorbell Buffer Config.
-    pub const DOORBELL_BUFFER: u16 = 1 << 8;
-    /// Get LBA Status.
-    pub const GET_LBA_STATUS: u16 = 1 << 9;
-    /// Command and Feature Lockdown.
-    pub const LOCKDOWN: u16 = 1 << 10;
-    /// Host managed live migration.
-    pub const LIVE_MIGRATION: u16 = 1 << 11;
-}
-
-/// Bits of ONCS, optional I/O commands.
-pub mod oncs {
-    /// Compare.
-    pub const COMPARE: u16 = 1 << 0;
-    /// Write Uncorrectable.
-    pub const WRITE_UNCORRECTABLE: u16 = 1 << 1;
-    /// Dataset Management.
-    pub const DATASET_MANAGEMENT: u16 = 1 << 2;
-    /// Write Zeroes.
-    pub const WRITE_ZEROES: u16 = 1 << 3;
-    /// The Save and Select fields of Set and Get Features.
-    pub const SAVE_AND_SELECT: u16 = 1 << 4;
-    /// Reservations.
-    pub const RESERVATIONS: u16 = 1 << 5;
-    /// Timestamp feature.
-    pub const TIMESTAMP: u16 = 1 << 6;
-    /// Verify.
-    pub const VERIFY: u16 = 1 << 7;
-    /// Copy.
-    pub const COPY: u16 = 1 << 8;
-    /// Copy is atomic as one write.
-    pub const COPY_SINGLE_ATOMICITY: u16 = 1 << 9;
-    /// All copies are fast copies.
-    pub const ALL_FAST_COPY: u16 = 1 << 10;
-    /// Write Zeroes with Deallocate has its own size limit.
-    pub const WRITE_ZEROES_DEALLOCATE: u16 = 1 << 11;
-    /// Write Zeroes may clear a whole namespace.
-    pub const NAMESPACE_ZEROES: u16 = 1 << 12;
-}
-
-/// Bits of LPA, log page attributes.
-pub mod lpa {
-    /// The SMART log exists per namespace.
-    pub const SMART_PER_NAMESPACE: u8 = 1 << 0;
-    /// Commands Supported and Effects log page.
-    pub const COMMAND_EFFECTS: u8 = 1 << 1;
-    /// 32-bit NUMD and log page offsets.
-    pub const EXTENDED_DATA: u8 = 1 << 2;
-    /// Telemetry log pages.
-    pub const TELEMETRY: u8 = 1 << 3;
-    /// Persistent event log.
-    pub const PERSISTENT_EVENT: u8 = 1 << 4;
-    /// Supported Log Pages, Feature Identifiers Effects and related pages.
-    pub const SUPPORTED_PAGES: u8 = 1 << 5;
-    /// Telemetry data area 4.
-    pub const TELEMETRY_AREA_4: u8 = 1 << 6;
-}
-
-/// Bits of ANACAP, asymmetric namespace access capabilities.
-pub mod anacap {
-    /// Reports the optimized state.
-    pub const OPTIMIZED: u8 = 1 << 0;
-    /// Reports the non-optimized state.
-    pub const NON_OPTIMIZED: u8 = 1 << 1;
-    /// Reports the inaccessible state.
-    pub const INACCESSIBLE: u8 = 1 << 2;
-    /// Reports the persistent loss state.
-    pub const PERSISTENT_LOSS: u8 = 1 << 3;
-    /// Reports the change state.
-    pub const CHANGE: u8 = 1 << 4;
-    /// A namespace's ANAGRPID does not change while it is attached.
-    pub const GROUP_ID_STATIC: u8 = 1 << 6;
-    /// Namespace Management takes a non-zero ANAGRPID.
-    pub const GROUP_ID_IN_MANAGEMENT: u8 = 1 << 7;
-}
 
 /// Power state descriptor (Base 2.1 §5.1.13.2.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -754,62 +605,5 @@ impl fmt::Debug for IdentifyController {
             .field("sgls", &format_args!("{:#010x}", self.sgls.get()))
             .field("ioccsz", &self.ioccsz.get())
             .finish_non_exhaustive()
-    }
-}
-
-/// Identify Controller data specific to the NVM command set (CNS 06h, CSI 00h; NVM Command Set 1.1 §4.1.5.4).
-///
-/// The sizes are log2 in units of CAP.MPSMIN pages; 0 is no limit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub struct IdentifyControllerNvm {
-    /// VSL: Verify size limit.
-    pub vsl: u8,
-    /// WZSL: Write Zeroes size limit.
-    pub wzsl: u8,
-    /// WUSL: Write Uncorrectable size limit.
-    pub wusl: u8,
-    /// DMRL: Dataset Management ranges limit; 0 is no limit.
-    pub dmrl: u8,
-    /// DMRSL: Dataset Management limit of one range, logical blocks; 0 is no limit.
-    pub dmrsl: U32,
-    /// DMSL: Dataset Management limit of all ranges together, logical blocks; 0 is no limit.
-    pub dmsl: U64,
-    /// KPIOCAP: key per I/O capabilities.
-    pub kpiocap: u8,
-    /// WZDSL: Write Zeroes with Deallocate size limit.
-    pub wzdsl: u8,
-    /// AOCS: admin optional command support.
-    pub aocs: U16,
-    /// VER: version of the NVM command set specification.
-    pub ver: U32,
-    /// LBAMQF: LBA migration queue format.
-    pub lbamqf: u8,
-    /// Reserved.
-    pub reserved_25: [u8; 4071],
-}
-
-offsets!(IdentifyControllerNvm: 4096 {
-    vsl @ 0, wzsl @ 1, wusl @ 2, dmrl @ 3, dmrsl @ 4, dmsl @ 8, kpiocap @ 16, wzdsl @ 17, aocs @ 18, ver @ 20,
-    lbamqf @ 24,
-});
-
-impl IdentifyControllerNvm {
-    /// The largest Write Zeroes in bytes, given the size of CAP.MPSMIN pages; `None` is no limit.
-    #[must_use]
-    pub const fn write_zeroes_limit(&self, min_page_size: u64) -> Option<u64> {
-        if self.wzsl == 0 || self.wzsl as u32 > min_page_size.leading_zeros() {
-            return None;
-        }
-        Some(min_page_size << self.wzsl)
-    }
-
-    /// The largest Verify in bytes, given the size of CAP.MPSMIN pages; `None` is no limit.
-    #[must_use]
-    pub const fn verify_limit(&self, min_page_size: u64) -> Option<u64> {
-        if self.vsl == 0 || self.vsl as u32 > min_page_size.leading_zeros() {
-            return None;
-        }
-        Some(min_page_size << self.vsl)
     }
 }

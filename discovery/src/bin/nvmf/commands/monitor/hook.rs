@@ -2,19 +2,23 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nvmf_discovery::{MonitorEvent, Path};
+use nvmf_discovery::{EventQueue, MonitorEvent, Path};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::failure::{Failure, complain};
 
+/// So many changes wait for their hooks before they are merged.
+const MAX_WAITING: usize = 256;
+/// How often it is looked whether there is something to do; a change is there at once.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A thread that runs hooks.
 pub(super) struct Hook {
-    changes: Sender<(&'static str, Path)>,
+    changes: Arc<EventQueue>,
     thread: JoinHandle<()>,
     /// When the last hook has to be done.
     end: Arc<OnceLock<Instant>>,
@@ -22,9 +26,10 @@ pub(super) struct Hook {
 
 impl Hook {
     pub(super) fn start(command: &str, timeout: Duration) -> Result<Self, Failure> {
-        let (changes, received) = channel();
+        let changes = Arc::new(EventQueue::new(MAX_WAITING));
         let end = Arc::new(OnceLock::new());
         let runner = Runner { command: command.to_owned(), timeout, end: Arc::clone(&end) };
+        let received = Arc::clone(&changes);
         let thread = thread::Builder::new()
             .name("hook".to_owned())
             .spawn(move || runner.run_all(&received))
@@ -33,21 +38,26 @@ impl Hook {
     }
 
     pub(super) fn tell(&self, event: &MonitorEvent) {
-        let change = match event {
-            MonitorEvent::Added(path) => ("added", path),
-            MonitorEvent::Removed(path) => ("removed", path),
-            MonitorEvent::Changed(path) => ("changed", path),
-            _ => return,
-        };
-        // The thread ends only when this end is dropped.
-        let _ = self.changes.send((change.0, change.1.clone()));
+        if change(event).is_some() {
+            self.changes.push(event.clone());
+        }
     }
 
     /// Runs what is left as long as there is time, and ends.
     pub(super) fn finish(self, limit: Duration) {
         let _ = self.end.set(Instant::now() + limit);
-        drop(self.changes);
+        self.changes.close();
         let _ = self.thread.join();
+    }
+}
+
+/// What hooks are run for, and what they are told.
+fn change(event: &MonitorEvent) -> Option<(&'static str, &Path)> {
+    match event {
+        MonitorEvent::Added(path) => Some(("added", path)),
+        MonitorEvent::Removed(path) => Some(("removed", path)),
+        MonitorEvent::Changed(path) => Some(("changed", path)),
+        _ => None,
     }
 }
 
@@ -58,14 +68,21 @@ struct Runner {
 }
 
 impl Runner {
-    fn run_all(&self, changes: &Receiver<(&'static str, Path)>) {
+    fn run_all(&self, changes: &EventQueue) {
         let mut left = 0;
-        for (event, path) in changes {
+        while !changes.is_over() {
+            let Some(event) = changes.next(LOOK) else { continue };
+            if let MonitorEvent::Merged { events } = event {
+                complain(format!(
+                    "hooks take longer than the changes: {events} changes were merged, the next hooks tell of the difference"
+                ));
+            }
+            let Some((event, path)) = change(&event) else { continue };
             if self.is_over() {
                 left += 1;
                 continue;
             }
-            if let Err(what) = self.run(event, &path) {
+            if let Err(what) = self.run(event, path) {
                 complain(format!("hook for {event} {}: {what}", path.trid.to_uri()));
             }
         }

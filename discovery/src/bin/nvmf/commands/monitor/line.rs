@@ -23,6 +23,9 @@ pub(super) struct Line {
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_in_ms: Option<u64>,
+    /// Events that are not told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events: Option<u64>,
 }
 
 impl Line {
@@ -53,6 +56,9 @@ impl Line {
             MonitorEvent::Unusable { trid, error } => {
                 Self { error: Some(error.to_string()), ..line("unusable", trid) }
             }
+            MonitorEvent::Merged { events } => {
+                Self { event: "merged", time_ms, events: Some(*events), ..Self::default() }
+            }
             // An event of a later version of the library.
             _ => Self { event: "other", time_ms, ..Self::default() },
         }
@@ -69,6 +75,11 @@ impl Line {
         }
         if let Some(ms) = self.retry_in_ms {
             text = and(text, format_args!("again in {:.1} s", ms as f64 / 1000.0));
+        }
+        if let Some(events) = self.events {
+            text.push_str(&format!(
+                "{events} events that were not fetched in time; the next tell of the difference"
+            ));
         }
         text.push('\n');
         text

@@ -39,6 +39,9 @@ Examples:
 The hook finds in its environment NVMF_EVENT (added, removed or changed), NVMF_TRID, NVMF_URI,
 NVMF_TRTYPE, NVMF_TRADDR, NVMF_TRSVCID and NVMF_SUBNQN. Hooks run one after the other, in the
 order of the changes. One that fails is told on standard error; at the end those left have 5 s.
+Where they are slower than the changes, those that wait are merged (more than 256): the next hooks
+then tell what differs in the end. So does the monitor itself, with the event merged, when nobody
+reads what it prints.
 
 -k, -c and the like are about the connections to discovery controllers, which are attempted for
 ever: -c is the longest pause between two attempts (by default 10), -k 0 is the default of 30.
