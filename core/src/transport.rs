@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 pub use group::{GroupShare, GroupShares};
 
-use crate::dma::SharedMemory;
+use crate::dma::{DmaRegion, SharedMemory};
 use crate::error::{Error, Result};
 use crate::host::HostIdentity;
 use crate::options::ControllerOptions;
@@ -461,6 +461,17 @@ pub trait TransportQpair: Send {
         let _ = shares;
     }
 
+    /// Makes memory of a dma-buf ready for commands, before the first one and again before every other. While the queue pair is still
+    /// being connected it may say nothing of it.
+    ///
+    /// # Errors
+    /// When it cannot be used, which is nothing against the queue pair. So it is by default: for transports that copy data, whose
+    /// `submit` is never given such memory.
+    fn take_device_memory(&mut self, region: &DmaRegion) -> Result<()> {
+        let _ = region;
+        Err(copies())
+    }
+
     /// File descriptor that becomes readable when [`TransportQpair::poll`] has something to do; `None` before there is one.
     fn event_fd(&self) -> Option<RawFd>;
 
@@ -541,6 +552,10 @@ impl<T: TransportQpair + ?Sized> TransportQpair for Box<T> {
         (**self).join_group(shares);
     }
 
+    fn take_device_memory(&mut self, region: &DmaRegion) -> Result<()> {
+        (**self).take_device_memory(region)
+    }
+
     fn event_fd(&self) -> Option<RawFd> {
         (**self).event_fd()
     }
@@ -560,6 +575,14 @@ impl<T: TransportQpair + ?Sized> TransportQpair for Box<T> {
     fn stats(&self) -> TransportStats {
         (**self).stats()
     }
+}
+
+/// Why a transport that copies takes no memory of a dma-buf.
+pub(crate) fn copies() -> Error {
+    Error::unsupported(
+        "memory of a dma-buf that is not open to the processor, over a transport that copies data",
+    )
+    .hint("open it first (DeviceBuf::begin_cpu_access), or use ordinary memory (DmaPool)")
 }
 
 impl fmt::Debug for dyn Transport {

@@ -2,6 +2,9 @@
 //! every block must hold.
 
 pub mod conformance;
+// UNSAFETY: system calls that make dma-bufs.
+#[expect(unsafe_code, reason = "ioctls that make dma-bufs")]
+pub mod dma_buf;
 pub mod fuzz;
 pub mod history;
 pub mod load;

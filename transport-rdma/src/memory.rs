@@ -108,8 +108,14 @@ impl<D: Domain> Memory<D> {
         let mut offset = 0;
         loop {
             let len = (region.len() - offset).min(self.window);
-            let window = self.domain.register(region, offset, len, self.access);
-            windows.push(window.map_err(|error| refused(&*self.domain, len, error))?);
+            let window = match region.dma_buf() {
+                None => self.domain.register(region, offset, len, self.access),
+                Some(_) => self.domain.register_dma_buf(region, offset, len, self.access),
+            };
+            windows.push(window.map_err(|error| match region.dma_buf() {
+                None => refused(&*self.domain, len, error),
+                Some(_) => dma_buf_refused(&*self.domain, len, &error),
+            })?);
             if offset + len == region.len() {
                 return Ok(Registered { region: region.clone(), windows });
             }
@@ -129,6 +135,29 @@ pub(crate) fn refused<D: Domain>(domain: &D, len: usize, error: io::Error) -> Er
             limit >> 10
         )),
         _ => error,
+    }
+}
+
+/// Why memory of a dma-buf could not be registered, and what to do about it.
+fn dma_buf_refused<D: Domain>(domain: &D, len: usize, error: &io::Error) -> Error {
+    let device = domain.device();
+    let tried = format!(
+        "registering {} KiB of a dma-buf with the RDMA device {device} (ibv_reg_dmabuf_mr)",
+        len >> 10
+    );
+    match error.raw_os_error() {
+        // What libibverbs, and what the kernel says for a driver without it.
+        Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::ENOSYS | libc::ENOTTY) => {
+            Error::unsupported(format!("{tried}: its driver takes no dma-bufs ({error})")).hint(
+                "use ordinary memory (DmaPool); mlx5 takes dma-bufs since Linux 5.12 and rdma-core 34, newer versions of efa, irdma and bnxt_re do, soft-RoCE does not",
+            )
+        }
+        None if error.kind() == io::ErrorKind::Unsupported => {
+            Error::unsupported(format!("{tried}: {error}")).hint("install rdma-core 34 or newer, or use ordinary memory (DmaPool)")
+        }
+        _ => Error::from(io::Error::new(error.kind(), error.to_string())).doing(tried).hint(
+            "the device must reach the exporter's memory (the same IOMMU domain, or peer-to-peer PCIe); ordinary memory (DmaPool) needs nothing of it",
+        ),
     }
 }
 

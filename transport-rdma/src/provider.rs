@@ -66,6 +66,19 @@ pub trait Domain: Send + Sync + 'static {
         access: Access,
     ) -> io::Result<Self::Registration>;
 
+    /// As [`Domain::register`], for a region that is part of a dma-buf: by that, not by its addresses, under which the peer and work
+    /// requests name it all the same.
+    ///
+    /// # Errors
+    /// `Unsupported` when the library cannot; else what the operating system says, as `EOPNOTSUPP` for a driver that cannot.
+    fn register_dma_buf(
+        self: &Arc<Self>,
+        region: &DmaRegion,
+        offset: usize,
+        len: usize,
+        access: Access,
+    ) -> io::Result<Self::Registration>;
+
     /// Makes a completion queue with room for so many, and a receive queue with room for so many, for several queue pairs.
     ///
     /// # Errors

@@ -245,6 +245,9 @@ impl<P: Provider> RdmaQpair<P> {
             let mut done = 0;
             while done < len {
                 let chunk = tracker.chunk(slot, done as u32);
+                if chunk.is_empty() {
+                    return Err(Error::unsupported("copying data that the processor cannot access"));
+                }
                 copy[done..done + chunk.len()].copy_from_slice(chunk);
                 done += chunk.len();
             }
@@ -258,6 +261,15 @@ impl<P: Provider> RdmaQpair<P> {
             *bounce = Some(copy);
         }
         Ok(())
+    }
+
+    /// Copies the data of `slot` where it is memory of a dma-buf that is open to the processor and that the device does not take, which
+    /// is what `error` says. Anything else fails with that.
+    #[cold]
+    fn copy_open_dma_buf(&mut self, slot: u16, tracker: &Tracker, error: Error) -> Result<()> {
+        let segment = tracker.segment(slot, 0);
+        let is_dma_buf = segment.is_some_and(|segment| segment.region.dma_buf().is_some());
+        if is_dma_buf && !tracker.chunk(slot, 0).is_empty() { self.gather(slot, tracker) } else { Err(error) }
     }
 
     /// A command is over: its data goes where it belongs, and its slot is free.
@@ -294,7 +306,9 @@ impl<P: Provider> RdmaQpair<P> {
 
     /// Puts a command into the batch.
     fn send(&mut self, slot: u16, mut sqe: Sqe, tracker: &Tracker) -> Result<()> {
-        self.locate(slot, tracker)?;
+        if let Err(error) = self.locate(slot, tracker) {
+            self.copy_open_dma_buf(slot, tracker, error)?;
+        }
         if !proto::capsule::fits(tracker.direction(slot), &self.pieces, &self.limits) {
             self.gather(slot, tracker)?;
         }
@@ -466,39 +480,45 @@ impl<P: Provider> RdmaQpair<P> {
             ))
         };
         let slot = tracker.lookup(cid).ok_or_else(unknown)?;
-        let link = self.link.as_ref().ok_or_else(closed)?;
-        let window = link.windows.get(usize::from(slot)).copied().filter(|_| self.ledger.is_keyed(slot));
-        if let Some(key) = completion.invalidated
-            && window != Some(key)
-        {
-            // No such key was offered for invalidation: what it belongs to, if anything, is gone with it.
-            return Err(Error::peer_misbehaved(format!(
-                "the response to command {cid:#06x} invalidated key {key:#010x}, which was not offered for that"
-            )));
+        let window = self.link.as_ref().filter(|link| !link.windows.is_empty());
+        let window = window.and_then(|link| link.windows.get(usize::from(slot)).copied());
+        let window = window.filter(|_| self.ledger.is_keyed(slot));
+        if let Some(key) = completion.invalidated {
+            if window != Some(key) {
+                // No such key was offered for invalidation: what it belongs to, if anything, is gone with it.
+                return Err(Error::peer_misbehaved(format!(
+                    "the response to command {cid:#06x} invalidated key {key:#010x}, which was not offered for that"
+                )));
+            }
+            self.keys.1 += 1;
         }
-        let ended = completion.invalidated.is_some();
-        self.keys.1 += u64::from(ended);
-        let answered = self.ledger.answered(slot, cqe, ended).map_err(|_| unknown())?;
+        let answered =
+            self.ledger.answered(slot, cqe, completion.invalidated.is_some()).map_err(|_| unknown())?;
         if self.connect_slot == Some(slot) {
             self.connect_slot = None;
             self.ledger.connected(cqe.sqhd.get());
         }
-        match (answered, window) {
-            (Answered::Over(cqe), _) => self.finish(slot, cqe, tracker),
-            (Answered::EndKey, Some(key)) => {
-                self.ledger.post_end_of_key();
-                self.batch.requests.push(SendRequest {
-                    work: Work::Invalidate,
-                    id: link.name(Kind::Invalidate.id(u32::from(slot))),
-                    first: key,
-                    count: 0,
-                    signalled: true,
-                    inline: false,
-                });
-            }
-            (Answered::Wait | Answered::EndKey, _) => {}
+        match answered {
+            Answered::Over(cqe) => self.finish(slot, cqe, tracker),
+            Answered::EndKey => self.end_key(slot, window),
+            Answered::Wait => {}
         }
         Ok(())
+    }
+
+    /// Puts into the batch what ends the key for the data of `slot`.
+    #[cold]
+    fn end_key(&mut self, slot: u16, key: Option<u32>) {
+        let (Some(link), Some(key)) = (&self.link, key) else { return };
+        self.ledger.post_end_of_key();
+        self.batch.requests.push(SendRequest {
+            work: Work::Invalidate,
+            id: link.name(Kind::Invalidate.id(u32::from(slot))),
+            first: key,
+            count: 0,
+            signalled: true,
+            inline: false,
+        });
     }
 
     /// Why a work request failed.
@@ -719,6 +739,14 @@ impl<P: Provider> TransportQpair for RdmaQpair<P> {
             && self.qid != 0
         {
             connector.join(shares.get_or_insert_with(Share::<P>::new));
+        }
+    }
+
+    fn take_device_memory(&mut self, region: &DmaRegion) -> Result<()> {
+        // Before there is a connection it is not known which device will have it.
+        match &self.link {
+            Some(link) => link.memory.keys(region, 0, 0).map(drop).map_err(|error| self.context(error)),
+            None => Ok(()),
         }
     }
 

@@ -41,6 +41,8 @@ pub(crate) type PostSend = unsafe extern "C" fn(*mut Qp, *mut SendWr, *mut *mut 
 pub(crate) type PostRecv = unsafe extern "C" fn(*mut Qp, *mut RecvWr, *mut *mut RecvWr) -> c_int;
 pub(crate) type PostSrqRecv = unsafe extern "C" fn(*mut Srq, *mut RecvWr, *mut *mut RecvWr) -> c_int;
 pub(crate) type AllocMw = unsafe extern "C" fn(*mut Pd, c_int) -> *mut Mw;
+/// Since version 1.12 of the interface.
+pub(crate) type RegDmaBufMr = unsafe extern "C" fn(*mut Pd, u64, usize, u64, c_int, c_int) -> *mut Mr;
 pub(crate) type DeallocMw = unsafe extern "C" fn(*mut Mw) -> c_int;
 
 /// `struct ibv_context_ops`: what verbs.h calls through in its inline functions.
@@ -430,6 +432,8 @@ macro_rules! api {
         /// The functions of both libraries.
         pub(crate) struct Api {
             $($(pub(crate) $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*)*
+            /// What not every version of the libraries has.
+            pub(crate) dma_buf: DmaBuf,
             /// Keeps the libraries in memory.
             #[cfg(not(feature = "rdma-sys"))]
             #[expect(dead_code, reason = "held to keep the functions where they are")]
@@ -445,7 +449,8 @@ macro_rules! api {
                         .map(|found: Symbol<unsafe extern "C" fn($($argument),*) $(-> $result)?>| *found)
                         .map_err(|error| LoadError::new(stringify!($library), &error))?;
                 )*)*
-                Ok(Self { $($($name,)*)* libraries })
+                let dma_buf = DmaBuf::of(&libraries);
+                Ok(Self { $($($name,)*)* dma_buf, libraries })
             }
 
             /// The functions the program is linked with.
@@ -461,6 +466,7 @@ macro_rules! api {
                             )
                         },
                     )*)*
+                    dma_buf: DmaBuf::linked(),
                 })
             }
         }
@@ -500,6 +506,27 @@ api! {
     rdma_get_cm_event(*mut EventChannel, *mut *mut CmEvent) -> c_int;
     rdma_ack_cm_event(*mut CmEvent) -> c_int;
     rdma_set_option(*mut CmId, c_int, c_int, *mut c_void, usize) -> c_int;
+    }
+}
+
+/// `ibv_reg_dmabuf_mr`, where the library has it.
+pub(crate) struct DmaBuf(pub(crate) Option<RegDmaBufMr>);
+
+impl DmaBuf {
+    #[cfg(not(feature = "rdma-sys"))]
+    fn of(libraries: &Libraries) -> Self {
+        // SAFETY: the type is that of rdma-core's header; the symbol lives as long as the library, which the table keeps.
+        let found: Result<Symbol<RegDmaBufMr>, _> = unsafe { libraries.verbs.get(b"ibv_reg_dmabuf_mr") };
+        Self(found.ok().map(|found| *found))
+    }
+
+    /// Of the library the program is linked with, which may be older or newer than the one it was built with.
+    #[cfg(feature = "rdma-sys")]
+    fn linked() -> Self {
+        // SAFETY: a name that ends in NUL, looked for in what the program is linked with.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"ibv_reg_dmabuf_mr".as_ptr()) };
+        // SAFETY: null, or a function of the type that rdma-core's header gives it.
+        Self(unsafe { std::mem::transmute::<*mut c_void, Option<RegDmaBufMr>>(found) })
     }
 }
 

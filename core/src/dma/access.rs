@@ -366,9 +366,16 @@ impl DeviceMemory {
     /// Maps a region at `iova`. The region stays mapped in this process until it is unmapped here.
     ///
     /// # Errors
-    /// `InvalidInput` when the range wraps, `AlreadyExists` when it overlaps another.
+    /// `InvalidInput` when the range wraps, `AlreadyExists` when it overlaps another, `Unsupported` for a dma-buf that the processor
+    /// cannot access.
     pub fn map_region(&mut self, iova: u64, grant: &DmaGrant) -> io::Result<()> {
         let region = grant.region();
+        if region.dma_buf_part().is_some_and(|part| part.refused.is_some()) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "an emulated device cannot access a dma-buf that its exporter maps for no program",
+            ));
+        }
         let window = Window { base: region.base(), len: region.len() };
         self.insert(iova, Mapped { window, writable: true, _backing: Backing::Region(region.clone()) })
     }

@@ -6,6 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::DMA_PAGE;
+use super::device_buf::{self, DeviceBuf};
 use super::region::{DmaRegion, Extent};
 
 /// Number of size classes: 4 KiB, 8 KiB, … 2 MiB.
@@ -191,6 +192,11 @@ impl DmaBuf {
         self.extent.as_ref()
     }
 
+    /// The piece of memory itself, which comes back to no pool then.
+    pub(super) fn into_extent(mut self) -> Result<Extent, Self> {
+        self.extent.take().ok_or(self)
+    }
+
     /// Gives the memory up for good: it stays mapped until the process ends. For buffers a device may still write.
     pub fn leak(mut self) {
         if let Some(extent) = self.extent.take() {
@@ -236,6 +242,7 @@ impl Drop for DmaBuf {
             state.free[class].push(extent);
         } else {
             drop(state);
+            device_buf::end_of_buffer(&extent);
             drop(extent);
         }
     }
@@ -263,6 +270,8 @@ pub enum IoBuf {
     One(DmaBuf),
     /// Several buffers, transferred in order as if they were one.
     Many(Vec<DmaBuf>),
+    /// Memory of a dma-buf, for transports whose device moves the data. Others refuse it.
+    Device(Box<DeviceBuf>),
     /// Data, and metadata in a buffer of its own. Made by [`IoBuf::with_metadata`].
     WithMetadata(Box<DataAndMetadata>),
 }
@@ -290,7 +299,9 @@ impl IoBuf {
         match self {
             Self::None => 0,
             Self::One(buf) => buf.len(),
-            Self::Many(_) | Self::WithMetadata(_) => self.bufs().iter().map(DmaBuf::len).sum(),
+            Self::Many(bufs) => bufs.iter().map(DmaBuf::len).sum(),
+            Self::Device(buf) => buf.len(),
+            Self::WithMetadata(both) => both.data.len(),
         }
     }
 
@@ -313,7 +324,7 @@ impl IoBuf {
     pub fn metadata(&self) -> Option<&DmaBuf> {
         match self {
             Self::WithMetadata(both) => Some(&both.metadata),
-            Self::None | Self::One(_) | Self::Many(_) => None,
+            Self::None | Self::One(_) | Self::Many(_) | Self::Device(_) => None,
         }
     }
 
@@ -322,7 +333,7 @@ impl IoBuf {
     pub fn metadata_mut(&mut self) -> Option<&mut DmaBuf> {
         match self {
             Self::WithMetadata(both) => Some(&mut both.metadata),
-            Self::None | Self::One(_) | Self::Many(_) => None,
+            Self::None | Self::One(_) | Self::Many(_) | Self::Device(_) => None,
         }
     }
 
@@ -344,22 +355,41 @@ impl IoBuf {
         }
     }
 
-    /// The buffers of data, in order. Metadata goes back to its pool.
+    /// The memory of a dma-buf, if it is that. Metadata goes back to its pool.
+    #[must_use]
+    pub fn into_device(self) -> Option<DeviceBuf> {
+        match self.into_parts().0 {
+            Self::Device(buf) => Some(*buf),
+            _ => None,
+        }
+    }
+
+    /// The memory of a dma-buf, if it is that.
+    #[must_use]
+    pub fn device(&self) -> Option<&DeviceBuf> {
+        match self {
+            Self::Device(buf) => Some(buf),
+            Self::WithMetadata(both) => both.data.device(),
+            Self::None | Self::One(_) | Self::Many(_) => None,
+        }
+    }
+
+    /// The buffers of data, in order; none for memory of a dma-buf. Metadata goes back to its pool.
     #[must_use]
     pub fn into_vec(self) -> Vec<DmaBuf> {
         match self.into_parts().0 {
             Self::One(buf) => vec![buf],
             Self::Many(bufs) => bufs,
-            Self::None | Self::WithMetadata(_) => Vec::new(),
+            Self::None | Self::Device(_) | Self::WithMetadata(_) => Vec::new(),
         }
     }
 
-    /// The buffers of data, in order.
+    /// The buffers of data, in order; none for memory of a dma-buf ([`IoBuf::device`]).
     #[inline]
     #[must_use]
     pub fn bufs(&self) -> &[DmaBuf] {
         match self {
-            Self::None => &[],
+            Self::None | Self::Device(_) => &[],
             Self::One(buf) => std::slice::from_ref(buf),
             Self::Many(bufs) => bufs,
             Self::WithMetadata(both) => both.data.bufs(),
@@ -368,7 +398,7 @@ impl IoBuf {
 
     fn bufs_mut(&mut self) -> &mut [DmaBuf] {
         match self {
-            Self::None => &mut [],
+            Self::None | Self::Device(_) => &mut [],
             Self::One(buf) => std::slice::from_mut(buf),
             Self::Many(bufs) => bufs,
             Self::WithMetadata(both) => both.data.bufs_mut(),
@@ -378,6 +408,9 @@ impl IoBuf {
     /// How many bytes from `offset` on lie within `segments` consecutive buffers.
     #[must_use]
     pub fn reach(&self, mut offset: usize, segments: u16) -> usize {
+        if let Some(device) = self.device() {
+            return if segments > 0 { device.len().saturating_sub(offset) } else { 0 };
+        }
         let mut reach = 0;
         let mut left = segments;
         for buf in self.bufs() {
@@ -406,6 +439,9 @@ impl IoBuf {
 
     #[inline(never)]
     fn segment_of_many(&self, mut offset: usize) -> Option<DmaSegment<'_>> {
+        if let Some(device) = self.device() {
+            return device.segment(offset);
+        }
         for buf in self.bufs() {
             if offset < buf.len() {
                 return buf.segment(offset);
@@ -415,7 +451,7 @@ impl IoBuf {
         None
     }
 
-    /// The bytes from `offset` to the end of the buffer that holds them; empty at or past the end.
+    /// The bytes from `offset` to the end of the buffer that holds them; empty at or past the end, and for memory of a dma-buf.
     #[inline]
     #[must_use]
     pub fn chunk(&self, offset: usize) -> &[u8] {
@@ -436,7 +472,8 @@ impl IoBuf {
         &[]
     }
 
-    /// The writable bytes from `offset` to the end of the buffer that holds them; empty at or past the end.
+    /// The writable bytes from `offset` to the end of the buffer that holds them; empty at or past the end, and for memory of a
+    /// dma-buf.
     #[inline]
     #[must_use]
     pub fn chunk_mut(&mut self, offset: usize) -> &mut [u8] {
@@ -460,6 +497,10 @@ impl IoBuf {
     /// Gives all memory up for good; see [`DmaBuf::leak`].
     pub fn leak(self) {
         let (data, metadata) = self.into_parts();
+        if let Self::Device(buf) = data {
+            metadata.into_iter().for_each(DmaBuf::leak);
+            return buf.leak();
+        }
         data.into_vec().into_iter().chain(metadata).for_each(DmaBuf::leak);
     }
 }
@@ -467,6 +508,12 @@ impl IoBuf {
 impl From<DmaBuf> for IoBuf {
     fn from(buf: DmaBuf) -> Self {
         Self::One(buf)
+    }
+}
+
+impl From<DeviceBuf> for IoBuf {
+    fn from(buf: DeviceBuf) -> Self {
+        Self::Device(Box::new(buf))
     }
 }
 

@@ -33,8 +33,19 @@ struct Mapping {
 enum Memory {
     /// Mapped by this module, shareable through the file.
     Memfd(File),
+    /// Part of a dma-buf.
+    DmaBuf(DmaBufPart),
     /// Caller's memory; the owner is dropped after the last user.
     Foreign(#[expect(dead_code, reason = "held for its Drop only")] Box<dyn std::any::Any + Send + Sync>),
+}
+
+/// The part of a dma-buf that a region is.
+pub(super) struct DmaBufPart {
+    pub(super) file: File,
+    /// Where in the dma-buf it starts, bytes.
+    pub(super) offset: u64,
+    /// Why it could not be mapped, an errno: there is nothing at its addresses then.
+    pub(super) refused: Option<i32>,
 }
 
 // SAFETY: a Mapping is an address range and a file; it has no thread affinity. Exclusive access to the
@@ -76,7 +87,7 @@ impl DmaRegion {
         if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let base = map_shared(&file, len, libc::MAP_POPULATE)?;
+        let base = map_shared(&file, len, 0, libc::MAP_POPULATE)?;
         Ok(Self::whole(base, len, Memory::Memfd(file)))
     }
 
@@ -125,8 +136,13 @@ impl DmaRegion {
                 "{bytes} bytes of shared memory, which are not whole pages of {DMA_PAGE}, or more than {most}"
             ));
         };
-        let base = map_shared(&file, len, 0)?;
+        let base = map_shared(&file, len, 0, 0)?;
         Ok(Self::whole(base, len, Memory::Memfd(file)))
+    }
+
+    /// A region of a dma-buf. `base` is what mmap returned for `len` bytes.
+    pub(super) fn of_dma_buf(base: NonNull<u8>, len: usize, part: DmaBufPart) -> Extent {
+        Self::whole(base, len, Memory::DmaBuf(part))
     }
 
     fn whole(base: NonNull<u8>, len: usize, memory: Memory) -> Extent {
@@ -160,11 +176,25 @@ impl DmaRegion {
         self.0.base.addr().get()
     }
 
-    /// The file behind the region; none for registered memory. Whoever has it can write to the region: see [`DmaGrant::file`].
+    /// The dma-buf the region is a part of, and where in it the region starts, bytes; `None` for other memory.
+    #[must_use]
+    pub fn dma_buf(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        self.dma_buf_part().map(|part| (part.file.as_fd(), part.offset))
+    }
+
+    pub(super) fn dma_buf_part(&self) -> Option<&DmaBufPart> {
+        match &self.0.memory {
+            Memory::DmaBuf(part) => Some(part),
+            Memory::Memfd(_) | Memory::Foreign(_) => None,
+        }
+    }
+
+    /// The file behind the region; none for registered memory and dma-bufs. Whoever has it can write to the region: see
+    /// [`DmaGrant::file`].
     pub(super) fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.0.memory {
             Memory::Memfd(file) => Some(file.as_fd()),
-            Memory::Foreign(_) => None,
+            Memory::DmaBuf(_) | Memory::Foreign(_) => None,
         }
     }
 
@@ -186,11 +216,12 @@ impl DmaRegion {
     }
 }
 
-/// Maps a file from its start on for reading and writing.
-fn map_shared(file: &File, len: usize, flags: i32) -> io::Result<NonNull<u8>> {
+/// Maps a file from `offset` on for reading and writing.
+pub(super) fn map_shared(file: &File, len: usize, offset: u64, flags: i32) -> io::Result<NonNull<u8>> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | flags);
     // SAFETY: a fresh shared mapping at an address the kernel chooses; nothing else is affected.
-    let ptr = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0) };
+    let ptr = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), offset) };
     if ptr == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -205,7 +236,7 @@ impl fmt::Debug for DmaRegion {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if matches!(self.memory, Memory::Memfd(_)) {
+        if matches!(self.memory, Memory::Memfd(_) | Memory::DmaBuf(_)) {
             // SAFETY: base and len are what mmap returned for this mapping; no Extent is left, each holds an Arc.
             unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
         }

@@ -449,9 +449,12 @@ impl<Q: TransportQpair> Engine<Q> {
         ))
     }
 
-    /// Whether the parts of data in several buffers, and metadata apart from it, can go with a command.
+    /// Whether the parts of data in several buffers, memory of a dma-buf, and metadata apart from the data can go with a command.
     #[cold]
-    fn check_parts(&self, span: Option<Span>, buf: &IoBuf) -> Result<()> {
+    fn check_parts(&mut self, span: Option<Span>, buf: &IoBuf) -> Result<()> {
+        if let Some(device) = buf.device() {
+            self.transport.take_device_memory(device.region())?;
+        }
         if buf.bufs().len() > usize::from(self.max_segments) {
             self.check_segments(span, buf)?;
         }

@@ -46,7 +46,7 @@ impl Mappings {
         };
         if let Err(error) = self.iommu.map(region, at) {
             self.space.release(at, len);
-            return Err(map_failed(&error, len));
+            return Err(map_failed(&error, region));
         }
         self.mapped.insert(region.id(), (region.clone(), at));
         Ok(at)
@@ -108,8 +108,14 @@ impl Mappings {
 }
 
 /// Why a region could not be mapped.
-fn map_failed(error: &io::Error, len: u64) -> Error {
-    let code = error.raw_os_error();
+fn map_failed(error: &io::Error, region: &DmaRegion) -> Error {
+    let (code, len) = (error.raw_os_error(), region.len());
+    if region.dma_buf().is_some() && matches!(code, Some(libc::EFAULT | libc::EINVAL | libc::EPERM)) {
+        return Error::unsupported(format!(
+            "{len} bytes of a dma-buf that has no pages in this process, which VFIO maps by ({error})"
+        ))
+        .hint("use ordinary memory (DmaPool); of dma-bufs only those are mapped whose pages can be pinned");
+    }
     let error = Error::from(code.map_or(error.kind().into(), io::Error::from_raw_os_error))
         .doing(format!("mapping {len} bytes for the device"));
     match code {

@@ -1,4 +1,5 @@
-use nvmf_core::dma::DmaPool;
+use nvmf_core::ErrorKind;
+use nvmf_core::dma::{DeviceBuf, DmaPool};
 
 use super::*;
 use crate::provider::{DeviceLimits, Endpoint, Provider};
@@ -83,4 +84,43 @@ fn why_memory_cannot_be_registered_is_said() {
     let error = memory.keys(&region, 0, 4096).err().unwrap().to_string();
     assert!(error.contains("registering 2048 KiB of memory with the RDMA device sim0"), "{error}");
     assert!(memory.keys(&region, 0, 4096).is_ok(), "the next attempt is a new one");
+}
+
+#[test]
+fn a_dma_buf_is_registered_as_one_and_once() {
+    let (sim, memory) = memory(64 * MIB);
+    let (buf, file) = DeviceBuf::simulated(MIB).unwrap();
+    for _ in 0..3 {
+        let Found::Whole(keys) = memory.keys(buf.region(), 4096, 4096).unwrap() else { panic!("in parts") };
+        let mut word = [0; 4];
+        std::os::unix::fs::FileExt::write_all_at(&file, b"here", 4096).unwrap();
+        let address = (buf.region().address() + 4096) as u64;
+        memory.domain().remote_read(0, address, keys.remote, &mut word).unwrap();
+        assert_eq!(&word, b"here");
+    }
+    assert_eq!((sim.stats().registrations, sim.stats().dma_bufs), (1, 1));
+    drop(buf);
+    let ordinary = DmaRegion::allocate(1).unwrap();
+    memory.keys(ordinary.region(), 0, 1).unwrap();
+    assert_eq!((memory.registered(), memory.domain().registrations()), (1, 1), "it is given back");
+    assert_eq!((sim.stats().registrations, sim.stats().dma_bufs), (2, 1));
+}
+
+#[test]
+fn why_a_dma_buf_cannot_be_registered_is_said() {
+    let (sim, memory) = memory(64 * MIB);
+    let (buf, _) = DeviceBuf::simulated(MIB).unwrap();
+    for (errno, expected) in [
+        (libc::EOPNOTSUPP, "its driver takes no dma-bufs"),
+        (libc::EPROTONOSUPPORT, "soft-RoCE does not"),
+        (libc::EFAULT, "the same IOMMU domain"),
+    ] {
+        sim.script(SimFault::Register(errno));
+        let error = memory.keys(buf.region(), 0, 4096).err().unwrap();
+        let text = error.to_string();
+        let tried = "registering 1024 KiB of a dma-buf with the RDMA device sim0 (ibv_reg_dmabuf_mr)";
+        assert!(text.contains(tried) && text.contains(expected), "{text}");
+        assert_eq!(matches!(error.kind(), ErrorKind::Unsupported(_)), errno != libc::EFAULT, "{text}");
+    }
+    assert!(memory.keys(buf.region(), 0, 4096).is_ok(), "the next attempt is a new one");
 }

@@ -63,8 +63,11 @@ struct Slot {
 impl Slot {
     /// The response, if there is nothing else to wait for. The slot is free then.
     fn take_if_over(&mut self) -> Option<Cqe> {
-        let over = self.state == State::Answered && !self.sending && !self.keyed;
-        over.then(|| std::mem::take(self).response).flatten()
+        if self.state != State::Answered || self.sending || self.keyed {
+            return None;
+        }
+        self.state = State::Free;
+        self.response.take()
     }
 }
 
@@ -180,7 +183,7 @@ impl Ledger {
     pub fn submit(&mut self, slot: u16) -> bool {
         let Some(entry) = self.slots.get_mut(usize::from(slot)) else { return false };
         debug_assert!(entry.state == State::Free, "slot {slot} taken twice");
-        *entry = Slot { state: State::Waiting, ..Slot::default() };
+        entry.state = State::Waiting;
         if self.waiting.is_empty() && self.has_credit() {
             return true;
         }
@@ -296,13 +299,14 @@ impl Ledger {
         let entry = self.slots.get_mut(usize::from(slot)).filter(|entry| entry.state == State::Sent);
         let entry = entry.ok_or(Violation::NotOutstanding)?;
         self.in_flight -= 1;
-        entry.state = State::Answered;
-        entry.response = Some(cqe);
         entry.keyed &= !ended;
-        let answered = match entry.take_if_over() {
-            Some(cqe) => Answered::Over(cqe),
-            None if entry.keyed => Answered::EndKey,
-            None => Answered::Wait,
+        let answered = if !entry.sending && !entry.keyed {
+            entry.state = State::Free;
+            Answered::Over(cqe)
+        } else {
+            entry.state = State::Answered;
+            entry.response = Some(cqe);
+            if entry.keyed { Answered::EndKey } else { Answered::Wait }
         };
         self.advance(cqe.sqhd.get());
         Ok(answered)

@@ -42,14 +42,16 @@ pub(super) enum Kind {
 impl Kind {
     /// Bits of the identifier above its number.
     pub(super) const BITS: u32 = 3;
+    /// In the order of their numbers.
     const ALL: [Self; 5] = [Self::Command, Self::Account, Self::Invalidate, Self::Receive, Self::Drain];
 
     pub(super) fn id(self, number: u32) -> u64 {
         (self as u64) << 32 | u64::from(number)
     }
 
+    #[inline]
     pub(super) fn of(id: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|&kind| kind as u64 == id >> 32)
+        Self::ALL.get((id >> 32) as usize).copied()
     }
 }
 

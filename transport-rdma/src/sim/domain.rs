@@ -165,6 +165,38 @@ impl SimDomain {
     pub(super) fn free_windows(&self, owner: u32) {
         self.table().windows.retain(|_, window| window.owner != owner);
     }
+
+    fn enter(
+        self: &Arc<Self>,
+        region: &DmaRegion,
+        offset: usize,
+        len: usize,
+        access: Access,
+    ) -> io::Result<SimRegistration> {
+        let errno = self.sim.0.fault(|fault| match fault {
+            SimFault::Register(errno) => Some(*errno),
+            _ => None,
+        });
+        if let Some(errno) = errno {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        let inside = offset.checked_add(len).is_some_and(|end| end <= region.len());
+        if !inside || len as u64 > self.sim.0.limits.max_registration {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut table = self.table();
+        let base = region.address() as u64;
+        if !table.regions.contains_key(&region.id()) {
+            table.memory.map_region(base, &to_device(region))?;
+        }
+        table.regions.entry(region.id()).or_insert((base, 0)).1 += 1;
+        table.next += 2;
+        let key = table.next;
+        let entry = Entry { address: base + offset as u64, len: len as u64, access, region: region.id() };
+        table.entries.insert(key, entry);
+        count(&self.sim.0.counters.registrations, 1);
+        Ok(SimRegistration { key, domain: Arc::clone(self) })
+    }
 }
 
 impl Table {
@@ -239,29 +271,25 @@ impl Domain for SimDomain {
         len: usize,
         access: Access,
     ) -> io::Result<SimRegistration> {
-        let errno = self.sim.0.fault(|fault| match fault {
-            SimFault::Register(errno) => Some(*errno),
-            _ => None,
-        });
-        if let Some(errno) = errno {
-            return Err(io::Error::from_raw_os_error(errno));
+        if region.dma_buf().is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
         }
-        let inside = offset.checked_add(len).is_some_and(|end| end <= region.len());
-        if !inside || len as u64 > self.sim.0.limits.max_registration {
+        self.enter(region, offset, len, access)
+    }
+
+    fn register_dma_buf(
+        self: &Arc<Self>,
+        region: &DmaRegion,
+        offset: usize,
+        len: usize,
+        access: Access,
+    ) -> io::Result<SimRegistration> {
+        if region.dma_buf().is_none() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut table = self.table();
-        let base = region.address() as u64;
-        if !table.regions.contains_key(&region.id()) {
-            table.memory.map_region(base, &to_device(region))?;
-        }
-        table.regions.entry(region.id()).or_insert((base, 0)).1 += 1;
-        table.next += 2;
-        let key = table.next;
-        let entry = Entry { address: base + offset as u64, len: len as u64, access, region: region.id() };
-        table.entries.insert(key, entry);
-        count(&self.sim.0.counters.registrations, 1);
-        Ok(SimRegistration { key, domain: Arc::clone(self) })
+        let registration = self.enter(region, offset, len, access)?;
+        count(&self.sim.0.counters.dma_bufs, 1);
+        Ok(registration)
     }
 
     fn share(self: &Arc<Self>, completions: u32, receives: u32) -> io::Result<SimShared> {

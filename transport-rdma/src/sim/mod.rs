@@ -72,6 +72,8 @@ pub struct SimStats {
     pub not_ready: u64,
     /// Registrations made.
     pub registrations: u64,
+    /// Those of them that were made of dma-bufs.
+    pub dma_bufs: u64,
     /// Completion queues for several queue pairs.
     pub shared: u64,
     /// Memory windows bound.
@@ -91,6 +93,7 @@ struct Counters {
     armed: AtomicU64,
     not_ready: AtomicU64,
     registrations: AtomicU64,
+    dma_bufs: AtomicU64,
     shared: AtomicU64,
     binds: AtomicU64,
     invalidations: AtomicU64,
@@ -203,6 +206,7 @@ impl Sim {
             armed: read(&c.armed),
             not_ready: read(&c.not_ready),
             registrations: read(&c.registrations),
+            dma_bufs: read(&c.dma_bufs),
             shared: read(&c.shared),
             binds: read(&c.binds),
             invalidations: read(&c.invalidations),

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -149,10 +150,37 @@ impl VerbsDomain {
         self.invalidation_flags
     }
 
+    /// What a call has registered; null is what the library says then.
+    fn registered(
+        self: &Arc<Self>,
+        mr: *mut sys::Mr,
+        region: &DmaRegion,
+        access: Access,
+    ) -> io::Result<VerbsRegistration> {
+        let mr = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
+        let registration = VerbsRegistration { mr, region: region.clone(), domain: Arc::clone(self) };
+        if access == Access::Windows {
+            self.bindable().insert(registration.local_key(), mr);
+        }
+        Ok(registration)
+    }
+
     /// Registrations that windows may be bound to, by local key. None of them ends while this is held.
     pub(super) fn bindable(&self) -> MutexGuard<'_, HashMap<u32, NonNull<sys::Mr>>> {
         self.bindable.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The flags of a registration, for a range that lies in the region.
+fn checked(region: &DmaRegion, offset: usize, len: usize, access: Access) -> io::Result<i32> {
+    if offset.checked_add(len).is_none_or(|end| end > region.len()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(match access {
+        Access::Local => sys::ACCESS_LOCAL_WRITE,
+        Access::Remote => sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_WRITE | sys::ACCESS_REMOTE_READ,
+        Access::Windows => sys::ACCESS_LOCAL_WRITE | sys::ACCESS_MW_BIND,
+    })
 }
 
 /// Name and limits of a device.
@@ -221,23 +249,34 @@ impl Domain for VerbsDomain {
         len: usize,
         access: Access,
     ) -> io::Result<VerbsRegistration> {
-        if offset.checked_add(len).is_none_or(|end| end > region.len()) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let flags = match access {
-            Access::Local => sys::ACCESS_LOCAL_WRITE,
-            Access::Remote => sys::ACCESS_LOCAL_WRITE | sys::ACCESS_REMOTE_WRITE | sys::ACCESS_REMOTE_READ,
-            Access::Windows => sys::ACCESS_LOCAL_WRITE | sys::ACCESS_MW_BIND,
-        };
+        let flags = checked(region, offset, len, access)?;
         let address = ptr::with_exposed_provenance_mut(region.address() + offset);
         // SAFETY: the range lies in the region, which the registration keeps mapped until it has ended.
         let mr = unsafe { (self.api().ibv_reg_mr)(self.pd.as_ptr(), address, len, flags) };
-        let mr = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
-        let registration = VerbsRegistration { mr, region: region.clone(), domain: Arc::clone(self) };
-        if access == Access::Windows {
-            self.bindable().insert(registration.local_key(), mr);
-        }
-        Ok(registration)
+        self.registered(mr, region, access)
+    }
+
+    fn register_dma_buf(
+        self: &Arc<Self>,
+        region: &DmaRegion,
+        offset: usize,
+        len: usize,
+        access: Access,
+    ) -> io::Result<VerbsRegistration> {
+        let flags = checked(region, offset, len, access)?;
+        let Some((file, start)) = region.dma_buf() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let Some(register) = self.api().dma_buf.0 else {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("{} has no such function", sys::VERBS_LIBRARY),
+            ));
+        };
+        // Named by the region's addresses, as all memory is; both are in whole pages.
+        let (within, address) = (start + offset as u64, (region.address() + offset) as u64);
+        // SAFETY: the file is open for the call, and the device keeps the dma-buf itself after that. The range lies in the region, whose
+        // addresses are not given to others before the registration has ended.
+        let mr = unsafe { register(self.pd.as_ptr(), within, len, address, file.as_raw_fd(), flags) };
+        self.registered(mr, region, access)
     }
 
     fn share(self: &Arc<Self>, completions: u32, receives: u32) -> io::Result<VerbsShared> {
@@ -272,7 +311,7 @@ impl Registration for VerbsRegistration {
 impl Drop for VerbsRegistration {
     fn drop(&mut self) {
         self.domain.bindable().remove(&self.local_key());
-        // SAFETY: made by ibv_reg_mr, ended only here.
+        // SAFETY: made by ibv_reg_mr or ibv_reg_dmabuf_mr, ended only here.
         let returned = unsafe { (self.domain.api().ibv_dereg_mr)(self.mr.as_ptr()) };
         if let Err(error) = by_value(returned) {
             tracing::error!(%error, region = ?self.region, "memory could not be deregistered; it is given up");

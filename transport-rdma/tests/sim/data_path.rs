@@ -1,14 +1,17 @@
 //! Commands, data and completions of a queue pair over the simulated fabric.
 
+use std::os::unix::fs::FileExt;
+
 use crate::bench::{Bench, IDENTITY, Identity, Target};
+use nvmf_core::dma::DeviceBuf;
 use nvmf_core::spec::data_ptr::{SglDescriptor, SglSubtype, SglType};
 use nvmf_core::spec::fabrics::CATTR_DISABLE_SQ_FLOW_CONTROL;
 use nvmf_core::spec::{Cqe, NvmOpcode, Sqe, Status};
 use nvmf_core::transport::{Quiesce, TransportQpair};
-use nvmf_core::{ControllerOptions, DmaRegion};
+use nvmf_core::{ControllerOptions, DmaRegion, ErrorKind};
 use nvmf_transport_rdma::RdmaOptions;
 use nvmf_transport_rdma::sim::DeviceLimits;
-use nvmf_transport_rdma::sim::Sim;
+use nvmf_transport_rdma::sim::{Sim, SimFault};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
@@ -123,6 +126,65 @@ fn memory_of_the_callers_own_is_used_as_it_is() {
     assert_eq!(command.sgl().address.get(), address as u64);
     bench.serve(&command, 1);
     assert_eq!(bench.drain().len(), 1);
+}
+
+#[test]
+fn memory_of_a_dma_buf_is_named_by_its_own_key_and_never_touched() {
+    for windows in [false, true] {
+        let sim = Sim::new();
+        let rdma = RdmaOptions::default().memory_windows(windows);
+        let mut bench =
+            Target::with(sim.clone(), rdma, &ControllerOptions::default(), IDENTITY).connect(1, 8);
+        let before = sim.stats();
+        let (buf, file) = DeviceBuf::simulated(64 << 10).unwrap();
+        let region = buf.region().clone();
+        bench.qpair.take_device_memory(&region).unwrap();
+        let (read, small) = buf.split_at(32 << 10).unwrap();
+        let (mut small, write) = small.split_at(4096).unwrap();
+        small.set_len(512);
+        file.write_all_at(&[0x77; 32 << 10], 32 << 10).unwrap();
+        bench.submit(Sqe::nvm(NvmOpcode::READ, 1), read).unwrap();
+        bench.submit(Sqe::nvm(NvmOpcode::WRITE, 1), small).unwrap();
+        bench.submit(Sqe::nvm(NvmOpcode::WRITE, 1), write).unwrap();
+        bench.flush().unwrap();
+        let command = bench.take().unwrap();
+        assert_eq!(command.sgl().address.get(), region.address() as u64);
+        bench.serve(&command, 0x21);
+        // The device gathers what goes along with the capsule.
+        let command = bench.take().unwrap();
+        assert_eq!(command.capsule[64..], [0x77; 512]);
+        bench.serve(&command, 0x77);
+        let command = bench.take().unwrap();
+        assert_eq!(command.sgl().address.get(), region.address() as u64 + (36 << 10));
+        bench.serve(&command, 0x77);
+        let mut done = 0;
+        while done < 3 {
+            done += bench.drain().len();
+        }
+        let mut found = vec![0; 32 << 10];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found.iter().all(|&byte| byte == 0x21));
+        let after = sim.stats();
+        assert_eq!((after.registrations - before.registrations, after.dma_bufs), (1, 1));
+        assert!(!region.in_use());
+        assert_eq!(bench.quiesce(), Quiesce::Done);
+    }
+}
+
+#[test]
+fn a_dma_buf_that_the_device_refuses_costs_no_connection() {
+    let sim = Sim::new();
+    let mut bench = Target::new(sim.clone()).connect(1, 8);
+    let (buf, _) = DeviceBuf::simulated(8192).unwrap();
+    sim.script(SimFault::Register(libc::EOPNOTSUPP));
+    let error = bench.qpair.take_device_memory(buf.region()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
+    assert!(error.to_string().contains("I/O queue 1") && error.to_string().contains("sim0"), "{error}");
+    let cid = bench.read(4096).unwrap();
+    bench.flush().unwrap();
+    let command = bench.take().unwrap();
+    bench.serve(&command, 3);
+    assert_eq!(bench.drain(), [(cid, vec![3; 4096])]);
 }
 
 #[test]

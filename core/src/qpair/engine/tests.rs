@@ -373,6 +373,32 @@ fn metadata_is_cut_with_its_data_and_comes_back() {
 }
 
 #[test]
+fn memory_of_a_dma_buf_is_refused_by_a_transport_that_copies_and_handed_back() {
+    let mut bench = Bench::new(4, 2);
+    let request = |bench: &Bench, max_blocks| {
+        let (buf, _) = crate::dma::DeviceBuf::simulated(4096).unwrap();
+        Request { buf: buf.into(), ..bench.request(NvmOpcode::WRITE, 0, 8, max_blocks, 0) }
+    };
+    let one = request(&bench, 8);
+    let (error, buf) = bench.engine.submit(one).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported(_)), "{error}");
+    assert!(error.to_string().contains("begin_cpu_access"), "{error}");
+    assert_eq!(buf.into_device().unwrap().len(), 4096);
+    // One whose device moves the data is given it, cut as any other.
+    bench.fake.wire().takes_device_memory = true;
+    let one = request(&bench, 3);
+    bench.submit(one);
+    let slots: Vec<u16> = bench.fake.wire().held.iter().map(|&(slot, _)| slot).collect();
+    let tracker = &bench.engine.tracker;
+    let pieces: Vec<_> =
+        slots.iter().map(|&slot| tracker.segment(slot, 0).map(|s| (s.offset, s.len)).unwrap()).collect();
+    assert_eq!(pieces, [(0, 1536), (1536, 1536), (3072, 1024)]);
+    assert!(slots.iter().all(|&slot| tracker.chunk(slot, 0).is_empty()), "out of the processor's reach");
+    bench.answer_all();
+    assert_eq!(bench.poll().pop().unwrap().buf.into_device().unwrap().len(), 4096);
+}
+
+#[test]
 fn metadata_that_has_no_place_is_refused_and_handed_back() {
     let mut bench = Bench::new(4, 2);
     let with_metadata = |bench: &Bench, per_block, len| {

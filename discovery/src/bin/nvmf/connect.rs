@@ -291,25 +291,18 @@ pub(crate) fn driver() -> Driver {
 }
 
 /// A driver that shares what it attaches.
-pub(crate) fn primary(
-    instance: &str,
-    #[cfg(feature = "pcie")] map_unsealed: bool,
-) -> Result<Driver, Failure> {
-    let builder = builder(&Transports {
-        #[cfg(feature = "pcie")]
-        vfio_user: nvmf_transport_pcie::VfioUserOptions { map_unsealed, ..Default::default() },
-        ..Transports::default()
-    });
-    builder.shared(instance).only(Role::Primary).build().map_err(|error| Failure::attach(&error))
+pub(crate) fn primary(instance: &str, transports: &Transports) -> Result<Driver, Failure> {
+    let shared = builder(transports).shared(instance).only(Role::Primary);
+    shared.build().map_err(|error| Failure::attach(&error))
 }
 
 /// Options of transports that are not those of a controller.
 #[derive(Default)]
-struct Transports {
+pub(crate) struct Transports {
     #[cfg(feature = "rdma")]
-    rdma: nvmf_transport_rdma::RdmaOptions,
+    pub(crate) rdma: nvmf_transport_rdma::RdmaOptions,
     #[cfg(feature = "pcie")]
-    vfio_user: nvmf_transport_pcie::VfioUserOptions,
+    pub(crate) vfio_user: nvmf_transport_pcie::VfioUserOptions,
 }
 
 #[cfg_attr(

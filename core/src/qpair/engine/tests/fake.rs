@@ -30,6 +30,7 @@ pub(super) struct Wire {
     pub(super) completions: VecDeque<Cqe>,
     /// Completions that named no command in flight.
     pub(super) strays: usize,
+    pub(super) takes_device_memory: bool,
     pub(super) fail_submit: bool,
     pub(super) fail_flush: bool,
     pub(super) fail_poll: bool,
@@ -106,6 +107,10 @@ impl TransportQpair for Fake {
         if wire.fail_poll { Err(broken()) } else { Ok(()) }
     }
 
+    fn take_device_memory(&mut self, _region: &crate::DmaRegion) -> Result<()> {
+        if self.wire().takes_device_memory { Ok(()) } else { Err(crate::transport::copies()) }
+    }
+
     fn disconnect(&mut self, _now: Instant) -> Quiesce {
         let mut wire = self.wire();
         if wire.disconnects == 0 {
@@ -165,6 +170,7 @@ impl Bench {
             unflushed: 0,
             completions: VecDeque::new(),
             strays: 0,
+            takes_device_memory: false,
             fail_submit: false,
             fail_flush: false,
             fail_poll: false,

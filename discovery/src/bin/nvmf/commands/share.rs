@@ -8,7 +8,7 @@ use nvmf_core::{Callbacks, Controller, ControllerOptions, TransportId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::print;
-use crate::connect::{detach, primary};
+use crate::connect::{Transports, detach, primary};
 use crate::failure::Failure;
 use crate::recovery::RecoveryArgs;
 use crate::size::parse_seconds;
@@ -42,6 +42,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
     queues: u16,
 
+    /// RDMA: give a controller access to just the data of each command, and take it away at its end (memory windows, type 2B), instead of
+    /// access to all memory for data. For this process's own queues: others say it for theirs
+    #[cfg(feature = "rdma")]
+    #[arg(long)]
+    memory_windows: bool,
+
     /// Map the doorbells of vfio-user servers that could cut their file short, SPDK's being one: without that other processes cannot use
     /// them, but a server that does it ends this process and them
     #[cfg(feature = "pcie")]
@@ -73,8 +79,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
     let driver = primary(
         &args.instance,
-        #[cfg(feature = "pcie")]
-        args.map_unsealed,
+        &Transports {
+            #[cfg(feature = "rdma")]
+            rdma: nvmf_transport_rdma::RdmaOptions::default().memory_windows(args.memory_windows),
+            #[cfg(feature = "pcie")]
+            vfio_user: nvmf_transport_pcie::VfioUserOptions {
+                map_unsealed: args.map_unsealed,
+                ..Default::default()
+            },
+        },
     )?;
     let mut attached: Vec<Controller> = Vec::new();
     let mut failure = None;
