@@ -140,10 +140,36 @@ impl<Q: TransportQpair> PollGroup<Q> {
     pub fn process_completions(
         &mut self,
         per_qpair: usize,
+        f: impl FnMut(GroupKey, Completion),
+        lost: impl FnMut(GroupKey, Error),
+    ) -> usize {
+        self.shares.poll();
+        // Where nothing goes on, a look is all there is to do.
+        let mut looked = false;
+        if self.due.is_empty()
+            && self.busy.is_empty()
+            && self.unwatched.is_empty()
+            && self.looks_since_clock + 1 < LOOKS_PER_CLOCK
+            && let Some(waiter) = &mut self.waiter
+        {
+            self.looks_since_clock += 1;
+            // An error shows to those who wait, and in the rounds everybody is polled.
+            if waiter.look().unwrap_or(0) == 0 {
+                return 0;
+            }
+            looked = true;
+        }
+        self.process(looked, per_qpair, f, lost)
+    }
+
+    /// The rest of [`PollGroup::process_completions`]; `looked` if the epoll set was looked at and something found.
+    fn process(
+        &mut self,
+        looked: bool,
+        per_qpair: usize,
         mut f: impl FnMut(GroupKey, Completion),
         mut lost: impl FnMut(GroupKey, Error),
     ) -> usize {
-        self.shares.poll();
         let mut polling = std::mem::take(&mut self.polling);
         std::mem::swap(&mut polling, &mut self.due);
         polling.retain(|&place| {
@@ -169,9 +195,15 @@ impl<Q: TransportQpair> PollGroup<Q> {
             }
         }
         self.calls_since_look += 1;
-        if !direct || self.busy.is_empty() || self.calls_since_look >= CALLS_PER_LOOK {
+        if looked {
+            self.see(&mut polling);
+        } else if !direct || self.busy.is_empty() || self.calls_since_look >= CALLS_PER_LOOK {
             self.calls_since_look = 0;
-            self.look(Duration::ZERO, &mut polling);
+            if let Some(waiter) = &mut self.waiter
+                && waiter.look().unwrap_or(0) > 0
+            {
+                self.see(&mut polling);
+            }
             self.looks_since_clock += 1;
             if self.looks_since_clock >= LOOKS_PER_CLOCK {
                 self.looks_since_clock = 0;
@@ -262,14 +294,10 @@ impl<Q: TransportQpair> PollGroup<Q> {
         }
     }
 
-    /// Adds the queue pairs whose descriptor is ready.
-    fn look(&mut self, timeout: Duration, ready: &mut Vec<usize>) {
-        let Some(waiter) = &mut self.waiter else { return };
-        // An error shows to those who wait, and in the rounds everybody is polled.
-        if !waiter.poll(timeout).unwrap_or(false) {
-            return;
-        }
-        for Token(place) in waiter.tokens() {
+    /// Adds the queue pairs whose descriptor was ready at the last look.
+    fn see(&self, ready: &mut Vec<usize>) {
+        let Some(waiter) = &self.waiter else { return };
+        for Token(place) in waiter.seen() {
             // The few that are polled directly are in the list.
             if place != TRANSIENT.0 && (ready.len() > 2 * DIRECT || !ready.contains(&place)) {
                 ready.push(place);

@@ -11,6 +11,7 @@ use nvmf_core::{CommandError, Driver, IoCommand, IoQpair, IoQpairOptions, Transp
 use nvmf_loopback::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
 use nvmf_tests::load::Load;
 use nvmf_tests::rig::{self, SOON, eventually, options};
+use nvmf_tests::rng::Rng;
 use nvmf_tests::tiny::{BLOCK, Tiny};
 use nvmf_tests::workload::Workload;
 use nvmf_transport_tcp::TcpTransport;
@@ -354,4 +355,60 @@ fn a_discovery_controller_is_kept_alive() -> Result<()> {
     controller.discovery_log()?;
     controller.detach()?;
     eventually("it is gone", || Ok(target.controllers(DISCOVERY) == 0))
+}
+
+/// Writes of all sizes to a namespace that stores nothing, whose data the target takes off its sockets unseen: no byte too few, none
+/// too many, or the next header would not be one.
+#[test]
+fn data_that_nobody_stores_is_taken_off_the_socket() -> Result<()> {
+    for digests in [false, true] {
+        let subsystem = SubsystemBuilder::new(NQN).namespace(Namespace::null(1 << 30).block_size(512));
+        let target = Loopback::builder().subsystem(subsystem).listen_tcp("127.0.0.1:0").build()?;
+        let driver = Driver::builder().transport(TcpTransport::new()).build();
+        let mut options = options();
+        (options.header_digest, options.data_digest) = (digests, digests);
+        let controller = driver.connect(&target.tcp_trid(NQN)?.context("no listener")?, &options)?;
+        let ns = controller.namespace(1).context("no namespace")?;
+        let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
+        let mut rng = Rng::new(7);
+        let (mut begun, mut ended, mut sent) = (0u64, 0u64, 0u64);
+        let deadline = Instant::now() + SOON;
+        while ended < 3000 {
+            while begun - ended < 16 {
+                let blocks = match rng.below(4) {
+                    0 => 256,
+                    1 => 1 + rng.below(16),
+                    2 => 1 + rng.below(256),
+                    _ => 1 + rng.below(4096),
+                };
+                let mut buf = qpair.alloc(blocks as usize * 512)?;
+                // What would be taken for a header if it were found where one is due.
+                buf.fill(0xff);
+                if rng.below(8) == 0 {
+                    qpair.read(&ns, 0, buf, 1)?;
+                } else {
+                    qpair.write(&ns, 0, buf, 0)?;
+                    sent += blocks * 512;
+                }
+                begun += 1;
+            }
+            let mut wrong = None;
+            qpair.process_completions(0, |completion| {
+                ended += 1;
+                let zeroes = |buf: &nvmf_core::DmaBuf| buf.iter().all(|&byte| byte == 0);
+                let fine = completion.user_data == 0 || completion.buf.bufs().iter().all(zeroes);
+                if completion.result.is_err() || !fine {
+                    wrong = Some(completion.result);
+                }
+            })?;
+            ensure!(wrong.is_none(), "{wrong:?}");
+            ensure!(Instant::now() < deadline, "{ended} I/Os within {SOON:?}");
+        }
+        while qpair.outstanding() > 0 {
+            qpair.process_completions(0, |_| {})?;
+            ensure!(Instant::now() < deadline, "the last ones are missing");
+        }
+        ensure!(target.stats().bytes_written == sent, "{} of {sent} bytes", target.stats().bytes_written);
+    }
+    Ok(())
 }

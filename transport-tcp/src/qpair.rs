@@ -167,6 +167,7 @@ impl TcpQpair {
             }
         }
         self.phase = Phase::Running;
+        self.connection.park();
         *self.pinned.lock().unwrap_or_else(PoisonError::into_inner) = self.peer;
         Ok(ConnectProgress::Established)
     }

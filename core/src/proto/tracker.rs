@@ -13,6 +13,8 @@ use crate::spec::command::DataDirection;
 
 /// Most slots a tracker can have: a command identifier has 16 bits and FFFFh is never used.
 pub const MAX_SLOTS: u16 = 32_768;
+/// Operations there is room for from the beginning.
+const FEW_OPS: u32 = 4;
 
 /// The life of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +45,11 @@ struct Slot {
 /// Table of the commands in flight on one queue pair.
 #[derive(Debug)]
 pub struct Tracker {
+    /// Those that were ever in use. They are made one by one: a queue pair that is never busy takes little memory.
     slots: Vec<Slot>,
+    /// How many there may be.
+    max_slots: u16,
+    /// Of `slots`, those not in use.
     free: Vec<u16>,
     bufs: Vec<IoBuf>,
     completed: Vec<(u16, Cqe)>,
@@ -58,9 +64,10 @@ impl Tracker {
     pub fn new(slots: u16, ops: u32, generations: bool) -> Self {
         let mut tracker = Self {
             slots: Vec::new(),
+            max_slots: 0,
             free: Vec::new(),
-            // Filled as operations are used for the first time.
-            bufs: Vec::with_capacity(ops as usize),
+            // Grows as operations are used for the first time.
+            bufs: Vec::with_capacity(ops.min(FEW_OPS) as usize),
             completed: Vec::new(),
             slot_mask: 0,
         };
@@ -73,32 +80,23 @@ impl Tracker {
         debug_assert_eq!(self.in_flight(), 0, "a command of the connection before may still access its data");
         let slots = slots.clamp(1, MAX_SLOTS);
         let bits = slots.next_power_of_two().trailing_zeros();
-        let slot = |cid| Slot {
-            state: SlotState::Free,
-            cid,
-            direction: DataDirection::None,
-            op: 0,
-            offset: 0,
-            len: 0,
-            metadata_offset: 0,
-            metadata_len: 0,
-        };
-        self.slots = (0..slots).map(slot).collect();
-        self.free = (0..slots).rev().collect();
-        self.completed = Vec::with_capacity(usize::from(slots));
+        self.slots.clear();
+        self.max_slots = slots;
+        self.free.clear();
+        self.completed.clear();
         self.slot_mask = if generations { ((1u32 << bits) - 1) as u16 } else { u16::MAX };
     }
 
     /// Number of slots.
     #[must_use]
     pub fn slots(&self) -> u16 {
-        self.slots.len() as u16
+        self.max_slots
     }
 
     /// Slots not in use.
     #[must_use]
     pub fn free_slots(&self) -> usize {
-        self.free.len()
+        usize::from(self.max_slots) - self.slots.len() + self.free.len()
     }
 
     /// Slots whose command has not completed.
@@ -161,12 +159,38 @@ impl Tracker {
         len: u32,
         direction: DataDirection,
     ) -> Option<(u16, u16)> {
-        let index = self.free.pop()?;
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => self.new_slot()?,
+        };
         self.reach(op);
         let slot = &mut self.slots[usize::from(index)];
         slot.state = SlotState::InFlight;
         (slot.op, slot.offset, slot.len, slot.direction) = (op, offset, len, direction);
         Some((index, slot.cid))
+    }
+
+    /// A slot that was never in use, if there is one left.
+    #[cold]
+    fn new_slot(&mut self) -> Option<u16> {
+        let index = self.slots.len() as u16;
+        (index < self.max_slots).then(|| {
+            self.slots.push(Slot {
+                state: SlotState::Free,
+                cid: index,
+                direction: DataDirection::None,
+                op: 0,
+                offset: 0,
+                len: 0,
+                metadata_offset: 0,
+                metadata_len: 0,
+            });
+            // Only a depth that was never reached before takes memory: the lists have room for all slots.
+            let room = self.slots.capacity();
+            self.free.reserve_exact(room - self.free.len());
+            self.completed.reserve_exact(room - self.completed.len());
+            index
+        })
     }
 
     /// Gives the command in `slot`, taken with [`Tracker::begin`], bytes `offset .. offset + len` of its operation's metadata

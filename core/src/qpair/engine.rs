@@ -135,7 +135,7 @@ pub(crate) enum Connecting {
 pub(crate) struct Engine<Q: TransportQpair> {
     transport: Q,
     tracker: Tracker,
-    /// Made as they are needed, within their capacity: a queue pair that is never busy takes little memory.
+    /// Made as they are needed: a queue pair that is never busy takes little memory.
     ops: Vec<Op>,
     free_ops: Vec<u32>,
     /// Operations of the caller there may be.
@@ -191,16 +191,14 @@ impl<Q: TransportQpair> Engine<Q> {
         connect_timeout: Duration,
         now: Instant,
     ) -> Self {
-        let mut all = Vec::with_capacity(ops as usize + 1);
-        all.push(Op::new());
         Self {
             transport,
             tracker: Tracker::new(slots, ops + 1, generations),
-            ops: all,
-            free_ops: Vec::with_capacity(ops as usize),
+            ops: vec![Op::new()],
+            free_ops: Vec::new(),
             max_ops: ops,
             connections: 0,
-            waiting: VecDeque::with_capacity(ops as usize),
+            waiting: VecDeque::new(),
             state: State::Connecting,
             failure: None,
             failed_as: CommandError::Disconnected,
@@ -288,6 +286,10 @@ impl<Q: TransportQpair> Engine<Q> {
         // CONNECT_OP is not one of the caller's.
         (index <= self.max_ops).then(|| {
             self.ops.push(Op::new());
+            // Only a depth that was never reached before takes memory: the lists have room for all operations.
+            let room = self.ops.capacity();
+            self.free_ops.reserve_exact(room - self.free_ops.len());
+            self.waiting.reserve_exact(room.saturating_sub(self.waiting.len()));
             index
         })
     }

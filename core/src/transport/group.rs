@@ -47,11 +47,17 @@ impl GroupShares {
     }
 
     /// Polls all of it: see [`GroupShare::poll`].
+    #[inline]
     pub fn poll(&self) {
         if self.0.used.load(Ordering::Acquire) {
-            let shares = self.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
-            shares.iter().for_each(|share| share.poll());
+            self.poll_all();
         }
+    }
+
+    #[cold]
+    fn poll_all(&self) {
+        let shares = self.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.iter().for_each(|share| share.poll());
     }
 }
 

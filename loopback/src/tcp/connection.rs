@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token, Waker};
+use rustix::net::{RecvFlags, recv};
 
-use super::session::Session;
+use super::session::{Session, Space};
 use crate::queue::Queue;
 use crate::target::{Front, Target};
 
@@ -129,12 +130,21 @@ impl Connection {
     fn serve(&mut self, now: Instant, eager: bool) -> io::Result<Turn> {
         let mut turn = Turn::Idle;
         if (self.readable || eager) && self.session.wants_input() {
-            let mut spaces = self.session.spaces();
-            let room: usize = spaces.iter().map(|space| space.len()).sum();
-            let received = match &mut spaces {
-                // A plain receive is cheaper.
-                [payload, rest] if payload.is_empty() => (&self.stream).read(rest),
-                both => (&self.stream).read_vectored(both),
+            let (room, received) = match self.session.space() {
+                // TCP takes so many bytes off its queue and copies none (tcp(7)).
+                Space::Drop(memory) => {
+                    let room = memory.len();
+                    let taken = recv(&self.stream, memory, RecvFlags::TRUNC);
+                    (room, taken.map(|(_, n)| n).map_err(io::Error::from))
+                }
+                Space::Fill([payload, mut rest]) if payload.is_empty() => {
+                    // A plain receive is cheaper.
+                    (rest.len(), (&self.stream).read(&mut rest))
+                }
+                Space::Fill(mut both) => {
+                    let room = both.iter().map(|space| space.len()).sum();
+                    (room, (&self.stream).read_vectored(&mut both))
+                }
             };
             match received {
                 Ok(0) => return Ok(Turn::Over),

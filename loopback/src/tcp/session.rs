@@ -1,10 +1,11 @@
 //! One NVMe/TCP connection in the controller role, without the socket: bytes go in, bytes come out.
 //!
 //! ```text
-//! socket ─▶ spaces / filled ─▶ process ─▶ Queue (commands) ─▶ output ─▶ output_slices / consume_output ─▶ socket
+//! socket ─▶ space / filled ─▶ process ─▶ Queue (commands) ─▶ output ─▶ output_slices / consume_output ─▶ socket
 //! ```
 //!
-//! Payload of H2CData goes from the socket into the command's buffer without a copy in between. Everything a host can
+//! Payload of H2CData goes from the socket into the command's buffer without a copy in between; what a namespace that stores
+//! nothing would discard does not leave the kernel, unless there is a digest to be checked. Everything a host can
 //! make us keep is bounded: commands by the queue's size, buffers by [`MAX_BUFFERED`], output by [`OUTPUT_HIGH`] and one answer.
 
 mod send;
@@ -46,6 +47,11 @@ const MAX_TRANSFERS: usize = 4096;
 const MAX_R2T: u32 = 15;
 /// Payload below this goes through the receive buffer.
 const DIRECT: usize = 16 * 1024;
+/// Behind the header of payload that is dropped, and behind such payload, so much is received into the receive buffer: the next
+/// header, and little of what would be copied for nothing.
+const WINDOW: usize = 4096;
+/// H2CData of at least this much payload makes it likely that more follows.
+const BULK: usize = 32 * 1024;
 /// Buffers kept for the next transfers.
 const SPARE: usize = 32;
 /// How long a host may take for ICReq and Connect.
@@ -60,6 +66,8 @@ struct Transfer {
     received: usize,
     r2ts: u32,
     digest_error: bool,
+    /// Nobody wants the data, and none of it is kept.
+    dropped: bool,
     fault: Option<Fault>,
 }
 
@@ -81,6 +89,21 @@ struct Sink {
     len: usize,
     filled: usize,
     digest: bool,
+    dropped: bool,
+}
+
+impl Sink {
+    fn left(&self) -> usize {
+        self.len - self.filled
+    }
+}
+
+/// Where bytes from the socket go.
+pub(super) enum Space<'a> {
+    /// Into the first, then into the second: payload, and the receive buffer.
+    Fill([IoSliceMut<'a>; 2]),
+    /// Nowhere: so many are to be taken off the socket as this has bytes, which are not written to.
+    Drop(&'a mut [u8]),
 }
 
 /// In-capsule data: in the receive buffer, or kept with a held command.
@@ -105,9 +128,11 @@ pub(super) struct Session {
     input: Box<[u8]>,
     start: usize,
     end: usize,
-    /// Length of the first of the two slices handed out last.
+    /// Bytes of payload, not of the receive buffer, that there was space for last.
     direct: usize,
     sink: Option<Sink>,
+    /// Large payload was dropped last.
+    bulk: bool,
     output: Output,
     transfers: Vec<Option<Transfer>>,
     /// Transfers going on.
@@ -147,6 +172,7 @@ impl Session {
             end: 0,
             direct: 0,
             sink: None,
+            bulk: false,
             output: Output::default(),
             transfers: Vec::new(),
             active: 0,
@@ -164,16 +190,26 @@ impl Session {
 
     // --- the socket's side -------------------------------------------------------------------------------------
 
-    /// Where the next bytes go: payload first, then the receive buffer. Call [`Session::filled`] with their number.
-    pub(super) fn spaces(&mut self) -> [IoSliceMut<'_>; 2] {
+    /// Where the next bytes go. Call [`Session::filled`] with their number.
+    pub(super) fn space(&mut self) -> Space<'_> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end > INPUT / 2 {
             self.input.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
+        let mut window = if self.bulk { WINDOW } else { INPUT };
         let payload: &mut [u8] = match &self.sink {
-            Some(sink) if self.start == self.end && sink.len - sink.filled >= DIRECT => {
+            Some(sink) if sink.dropped => {
+                if self.start == self.end && sink.left() > WINDOW {
+                    // Nothing is in the receive buffer, and nothing gets into it.
+                    self.direct = sink.left().min(INPUT);
+                    return Space::Drop(&mut self.input[..self.direct]);
+                }
+                window = window.saturating_add(sink.left());
+                &mut []
+            }
+            Some(sink) if self.start == self.end && sink.left() >= DIRECT => {
                 match self.transfers.get_mut(sink.transfer) {
                     Some(Some(transfer)) => {
                         &mut transfer.data[sink.start + sink.filled..sink.start + sink.len]
@@ -184,10 +220,12 @@ impl Session {
             _ => &mut [],
         };
         self.direct = payload.len();
-        [IoSliceMut::new(payload), IoSliceMut::new(&mut self.input[self.end..])]
+        let rest = &mut self.input[self.end..];
+        let len = rest.len().min(window);
+        Space::Fill([IoSliceMut::new(payload), IoSliceMut::new(&mut rest[..len])])
     }
 
-    /// `n` bytes were put into what [`Session::spaces`] returned.
+    /// `n` bytes went where [`Session::space`] said.
     pub(super) fn filled(&mut self, n: usize) {
         let direct = n.min(self.direct);
         if let Some(sink) = &mut self.sink {
@@ -459,13 +497,15 @@ impl Session {
                 return;
             }
             let Some((sqe, len, fault)) = self.waiting.pop_front() else { return };
+            // A digest is checked all the same.
+            let dropped = !self.agreed.data_digest && !self.queue.moves_data(&sqe);
             let mut data = self.spare.pop().unwrap_or_default();
             data.truncate(len);
             data.resize(len, 0);
             self.buffered += len;
             self.active += 1;
-            let transfer =
-                Transfer { sqe, data, requested: 0, received: 0, r2ts: 0, digest_error: false, fault };
+            let (requested, received, r2ts, digest_error) = (0, 0, 0, false);
+            let transfer = Transfer { sqe, data, requested, received, r2ts, digest_error, dropped, fault };
             let index = put(&mut self.transfers, transfer);
             self.send_r2ts(index);
         }
@@ -498,10 +538,10 @@ impl Session {
         let header: DataPdu = self.header()?;
         let ttag = usize::from(header.ttag.get());
         let Some(Some(r2t)) = self.r2ts.get(ttag) else { return Err(Fatal::field(at::DATA_TTAG)) };
-        match self.transfers.get(r2t.transfer) {
-            Some(Some(transfer)) if transfer.sqe.cid == header.cccid => {}
+        let dropped = match self.transfers.get(r2t.transfer) {
+            Some(Some(transfer)) if transfer.sqe.cid == header.cccid => transfer.dropped,
             _ => return Err(Fatal::field(at::DATA_CCCID)),
-        }
+        };
         let (offset, len) = (header.datao.get() as usize, header.datal.get() as usize);
         if len != pdu.data_len {
             return Err(Fatal::field(at::DATA_DATAL));
@@ -515,7 +555,9 @@ impl Session {
             return Err(Fatal::field(at::FLAGS));
         }
         let digest = pdu.has_data_digest;
-        self.sink = Some(Sink { ttag, transfer: r2t.transfer, start: offset, len, filled: 0, digest });
+        self.bulk = dropped && len >= BULK;
+        self.sink =
+            Some(Sink { ttag, transfer: r2t.transfer, start: offset, len, filled: 0, digest, dropped });
         Ok(())
     }
 
@@ -523,9 +565,11 @@ impl Session {
     fn fill_sink(&mut self) -> bool {
         let Some(sink) = &mut self.sink else { return true };
         let Some(Some(transfer)) = self.transfers.get_mut(sink.transfer) else { return true };
-        let n = (sink.len - sink.filled).min(self.end - self.start);
+        let n = sink.left().min(self.end - self.start);
         let to = sink.start + sink.filled;
-        transfer.data[to..to + n].copy_from_slice(&self.input[self.start..self.start + n]);
+        if !sink.dropped {
+            transfer.data[to..to + n].copy_from_slice(&self.input[self.start..self.start + n]);
+        }
         sink.filled += n;
         self.start += n;
         if sink.filled < sink.len {
@@ -562,9 +606,12 @@ impl Session {
     /// All data of a command is there.
     fn received(&mut self, index: usize) {
         let Some(transfer) = self.transfers.get_mut(index).and_then(Option::take) else { return };
-        let Transfer { sqe, data, digest_error, fault, .. } = transfer;
+        let Transfer { sqe, data, digest_error, dropped, fault, .. } = transfer;
         let outcome = if digest_error {
             Outcome::Answer(self.queue.fail(&sqe, Status::TRANSIENT_TRANSPORT_ERROR))
+        } else if dropped && self.queue.moves_data(&sqe) {
+            // Another namespace took the place of the one that wanted no data.
+            Outcome::Answer(self.queue.fail(&sqe, Status::DATA_TRANSFER_ERROR))
         } else {
             self.queue.execute(&sqe, Data::Out(&data))
         };

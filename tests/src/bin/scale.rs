@@ -16,7 +16,8 @@ scale [--seconds N] [--rounds N] [PART...]
 
 Measures connections of one thread, pinned by whoever starts it, to a target with a null namespace on core 0:
 
-  connections  1, 16, 256 and 1,024 of them: memory and a poll of each number while idle, IOPS while all are busy
+  connections  1, 16, 256 and 1,024 of them: memory and a poll of each number while idle, beside one epoll_wait for as many sockets
+               and nothing around it; IOPS while all are busy
   share        32 busy ones alone, and among 1,024
   attach       64 controllers attached at the same time
   idle         processor time of an attached controller that is waited for, over TCP and vfio-user
@@ -150,7 +151,7 @@ fn options() -> ControllerOptions {
 }
 
 fn connections(trid: &TransportId, args: &Args) -> Result<()> {
-    println!("connections  memory each  idle poll   asleep        IOPS  CPU busy");
+    println!("connections  memory each  idle poll  bare wait   asleep        IOPS  CPU busy");
     for count in [1, 16, 256, 1024] {
         // A driver of its own, whose memory is new.
         let driver = program::driver();
@@ -159,9 +160,10 @@ fn connections(trid: &TransportId, args: &Args) -> Result<()> {
         let depth = (OUTSTANDING / count).max(1);
         let busy = host.busy(Share { connections: count, depth }, args.time)?;
         println!(
-            "{count:11}  {:7.1} KiB  {:6} ns  {:5.2} %  {:10.0}  {:6.1} %",
+            "{count:11}  {:7.1} KiB  {:6} ns  {:6} ns  {:5.2} %  {:10.0}  {:6.1} %",
             idle.memory as f64 / 1024.0,
             idle.poll.as_nanos(),
+            idle.bare.as_nanos(),
             idle.asleep * 100.0,
             busy.iops,
             busy.cpu * 100.0

@@ -1,6 +1,8 @@
 //! Connections of one thread to one target.
 
 use std::cell::RefCell;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,6 +11,9 @@ use nvmf_core::{
     Controller, ControllerOptions, Driver, GroupKey, HostIdentity, IoBuf, IoQpairOptions, Namespace,
     PollGroup, TransportId,
 };
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, EventFlags};
+use rustix::time::Timespec;
 
 use super::usage::{cpu_time, resident};
 use crate::rng::Rng;
@@ -17,6 +22,8 @@ use crate::rng::Rng;
 const QPAIRS: usize = 64;
 /// Bytes of an I/O.
 const IO: usize = 4096;
+/// Polls between two looks at the clock.
+const POLLS: u32 = 256;
 /// Longest wait for anything.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -36,6 +43,8 @@ pub struct Idle {
     pub memory: u64,
     /// One poll of all of them.
     pub poll: Duration,
+    /// One epoll_wait, with nothing around it, for as many sockets at which nothing happens: what this machine's kernel takes.
+    pub bare: Duration,
     /// Processor time while asleep, as a share of one core.
     pub asleep: f64,
 }
@@ -110,23 +119,30 @@ impl Host {
     /// # Errors
     /// When a connection is lost, or `/proc` does not tell.
     pub fn idle(&mut self, time: Duration, memory: u64) -> Result<Idle> {
-        let (mut polls, began) = (0u32, Instant::now());
-        let poll = loop {
-            for _ in 0..16 {
+        let mut bare = BareSet::new(self.keys.len())?;
+        let (mut turns, mut ours, mut theirs) = (0u32, Duration::ZERO, Duration::ZERO);
+        // In turn, so that whatever else this machine does slows both down.
+        while ours < time / 4 {
+            let began = Instant::now();
+            for _ in 0..POLLS {
                 self.poll(&mut |_, _| {})?;
             }
-            polls += 16;
-            if began.elapsed() > time / 4 {
-                break began.elapsed() / polls;
+            let between = Instant::now();
+            for _ in 0..POLLS {
+                bare.poll()?;
             }
-        };
+            ours += between - began;
+            theirs += between.elapsed();
+            turns += 1;
+        }
+        let (poll, bare) = (ours / turns / POLLS, theirs / turns / POLLS);
         let (began, before) = (Instant::now(), cpu_time()?);
         while began.elapsed() < time {
             self.poll(&mut |_, _| {})?;
             self.group.wait(time.saturating_sub(began.elapsed()))?;
         }
         let asleep = share(before, began)?;
-        Ok(Idle { memory, poll, asleep })
+        Ok(Idle { memory, poll, bare, asleep })
     }
 
     /// Random reads for as long as asked, polled for.
@@ -223,6 +239,36 @@ impl Host {
             controller.detach()?;
         }
         Ok(())
+    }
+}
+
+/// Connected sockets at which nothing happens, in an epoll set.
+struct BareSet {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+    _sockets: Vec<(TcpStream, TcpStream)>,
+}
+
+impl BareSet {
+    fn new(count: usize) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let mut sockets = Vec::with_capacity(count);
+        for number in 0..count {
+            let socket = TcpStream::connect(listener.local_addr()?).context("a socket for comparison")?;
+            let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+            epoll::add(&epoll, &socket, epoll::EventData::new_u64(number as u64), flags)?;
+            sockets.push((socket, listener.accept()?.0));
+        }
+        let mut set = Self { epoll, events: Vec::with_capacity(256), _sockets: sockets };
+        // That they can be written to is told once.
+        while set.poll()? > 0 {}
+        Ok(set)
+    }
+
+    fn poll(&mut self) -> Result<usize> {
+        self.events.clear();
+        Ok(epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&Timespec::default()))?)
     }
 }
 

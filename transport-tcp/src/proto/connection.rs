@@ -151,6 +151,7 @@ pub struct Connection {
     grants: VecDeque<Grant>,
     /// How many of `grants` have all their PDUs queued.
     granted: usize,
+    /// Of the slots used so far.
     progress: Vec<Progress>,
     held: Vec<(u16, Cqe)>,
 }
@@ -179,7 +180,7 @@ impl Connection {
             tx: TxQueue::default(),
             grants: VecDeque::new(),
             granted: 0,
-            progress: vec![Progress::default(); usize::from(params.slots)],
+            progress: Vec::new(),
             held: Vec::new(),
             params,
         };

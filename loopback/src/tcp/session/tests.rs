@@ -14,8 +14,12 @@ use crate::tcp::wire::{Pdu, Wire};
 const NQN: &str = "nqn.2024-01.org.example:one";
 
 fn target(tcp: TcpOptions) -> Arc<Target> {
+    target_of(tcp, Namespace::memory(4 << 20))
+}
+
+fn target_of(tcp: TcpOptions, namespace: Namespace) -> Arc<Target> {
     let target = Arc::new(Target::new("test".to_owned(), Config { tcp, ..Config::default() }));
-    target.add_subsystem(SubsystemBuilder::new(NQN).namespace(Namespace::memory(4 << 20))).unwrap();
+    target.add_subsystem(SubsystemBuilder::new(NQN).namespace(namespace)).unwrap();
     target
 }
 
@@ -26,6 +30,8 @@ struct Host {
     received: Vec<u8>,
     /// Bytes handed over at a time.
     step: usize,
+    /// Bytes that the session did not want to see.
+    dropped: usize,
 }
 
 impl Host {
@@ -33,7 +39,7 @@ impl Host {
         let front = Front::Tcp("127.0.0.1:4420".parse().unwrap());
         let queue = Queue::new(Arc::clone(target), front, Arc::new(|| {}));
         let session = Session::new(Arc::clone(target), queue, Instant::now());
-        Self { session, wire: Wire::default(), received: Vec::new(), step: usize::MAX }
+        Self { session, wire: Wire::default(), received: Vec::new(), step: usize::MAX, dropped: 0 }
     }
 
     fn initialized(target: &Arc<Target>, digest: u8, hpda: u8, maxr2t_z: u32) -> Self {
@@ -65,10 +71,18 @@ impl Host {
         let now = Instant::now();
         while !bytes.is_empty() && !self.session.is_closing() {
             let mut sent = 0;
-            for space in &mut self.session.spaces() {
-                let n = space.len().min(bytes.len() - sent).min(self.step - sent);
-                space[..n].copy_from_slice(&bytes[sent..sent + n]);
-                sent += n;
+            match self.session.space() {
+                Space::Drop(room) => {
+                    sent = room.len().min(bytes.len()).min(self.step);
+                    self.dropped += sent;
+                }
+                Space::Fill(mut spaces) => {
+                    for space in &mut spaces {
+                        let n = space.len().min(bytes.len() - sent).min(self.step - sent);
+                        space[..n].copy_from_slice(&bytes[sent..sent + n]);
+                        sent += n;
+                    }
+                }
             }
             assert!(sent > 0, "a session that does not read");
             bytes = &bytes[sent..];
@@ -205,6 +219,81 @@ fn data_arrives_whole_with_every_combination_of_parameters() {
             assert_eq!(io.read(8, 0, 4096).0, small);
         }
     }
+}
+
+#[test]
+fn data_that_nobody_stores_is_dropped_unless_there_is_a_digest() {
+    const LEN: usize = 300_000 / 512 * 512;
+    for digest in 0..4 {
+        let target = target_of(TcpOptions::new().max_r2t_length(200_000), Namespace::null(4 << 20));
+        let (_admin, mut io) = Host::pair(&target, digest, 0, 3);
+        let data = pattern(LEN, u32::from(digest));
+        for (step, piece) in [(usize::MAX, 131_072), (777, 131_072), (5000, 40_000), (usize::MAX, 100)] {
+            (io.step, io.dropped) = (step, 0);
+            io.write(5, 8, &data, piece);
+            // A host that does not wait for the answer in between.
+            io.send(&io.wire.command(6, rw(NvmOpcode::WRITE, 0, LEN), &[], LEN as u32));
+            let mut bytes = Vec::new();
+            for _ in 0..2 {
+                let (ttag, at, len) = io.r2t(6);
+                let (at, len) = (at as usize, len as usize);
+                bytes.extend(io.wire.h2c_data(
+                    6,
+                    ttag,
+                    at as u32,
+                    &data[at..][..len.min(130_000)],
+                    len <= 130_000,
+                ));
+                if len > 130_000 {
+                    let rest = &data[at + 130_000..at + len];
+                    bytes.extend(io.wire.h2c_data(6, ttag, at as u32 + 130_000, rest, true));
+                }
+            }
+            let small = pattern(4096, 99);
+            bytes.extend(io.wire.command(7, rw(NvmOpcode::WRITE, 0, 4096), &small, 0));
+            bytes.extend(io.wire.command(8, rw(NvmOpcode::FLUSH, 0, 512), &[], 0));
+            io.send(&bytes);
+            for cid in 6..=8 {
+                io.response(cid);
+            }
+            assert_eq!(io.read(9, 0, 8192).0, [0; 8192]);
+            let (least, most) = match (digest & DIGEST_DATA != 0, piece < WINDOW) {
+                (true, _) => (0, 0),
+                (_, true) => (1, 2 * LEN),
+                (_, false) => (LEN / 2, 2 * LEN),
+            };
+            assert!((least..=most).contains(&io.dropped), "{digest} {step} {piece}: {}", io.dropped);
+        }
+        if digest & DIGEST_DATA != 0 {
+            io.send(&io.wire.command(5, rw(NvmOpcode::WRITE, 0, 65_536), &[], 65_536));
+            let (ttag, ..) = io.r2t(5);
+            let mut pdu = io.wire.h2c_data(5, ttag, 0, &data[..65_536], true);
+            pdu[1000] ^= 1;
+            io.send(&pdu);
+            assert_eq!(io.cqe(5).status(), Status::TRANSIENT_TRANSPORT_ERROR);
+        }
+    }
+}
+
+#[test]
+fn dropped_data_is_not_written_to_the_namespace_that_took_the_place() {
+    let target = target_of(TcpOptions::new(), Namespace::null(4 << 20));
+    let (_admin, mut io) = Host::pair(&target, 0, 0, 0);
+    let data = pattern(65_536, 1);
+    for cid in [1, 2] {
+        io.send(&io.wire.command(cid, rw(NvmOpcode::WRITE, 0, data.len()), &[], 65_536));
+    }
+    let ((first, ..), (second, ..)) = (io.r2t(1), io.r2t(2));
+    target.subsystem(NQN).unwrap().remove_namespace(1).unwrap();
+    io.send(&io.wire.h2c_data(1, first, 0, &data, true));
+    assert_eq!(io.cqe(1).status(), Status::DATA_TRANSFER_ERROR);
+    target.add_namespace(NQN, Namespace::memory(4 << 20).nsid(1)).unwrap();
+    io.send(&io.wire.h2c_data(2, second, 0, &data, true));
+    assert_eq!(io.cqe(2).status(), Status::DATA_TRANSFER_ERROR);
+    assert_eq!(io.read(3, 0, data.len()).0, vec![0; data.len()]);
+    // What comes now is stored.
+    io.write(4, 0, &data, 16_384);
+    assert_eq!(io.read(5, 0, data.len()).0, data);
 }
 
 #[test]

@@ -35,9 +35,11 @@ impl Connection {
             return Err(Error::api_misuse("a command was submitted before the connection was established"));
         }
         let limit = self.in_capsule_limit(sqe);
-        let Some(progress) = self.progress.get_mut(usize::from(slot)) else {
-            return Err(Error::api_misuse(format!("slot {slot} is outside of what was set up")));
-        };
+        let index = usize::from(slot);
+        if index >= self.progress.len() {
+            self.reach(slot)?;
+        }
+        let progress = &mut self.progress[index];
         let len = tracker.data_len(slot);
         let mut in_capsule = false;
         let descriptor = match tracker.direction(slot) {
@@ -67,6 +69,16 @@ impl Connection {
         };
         self.queue_pdu(0, data, tracker, make)?;
         self.progress[usize::from(slot)].tx_end = self.tx.queued();
+        Ok(())
+    }
+
+    /// Makes room for what `slot` does, which is used for the first time.
+    #[cold]
+    fn reach(&mut self, slot: u16) -> Result<()> {
+        if slot >= self.params.slots {
+            return Err(Error::api_misuse(format!("slot {slot} is outside of what was set up")));
+        }
+        self.progress.resize(usize::from(slot) + 1, Progress::default());
         Ok(())
     }
 
