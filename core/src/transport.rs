@@ -5,6 +5,7 @@
 //! safe; a third party can register its own with [`crate::DriverBuilder::transport`].
 
 mod group;
+pub mod ip;
 
 use std::any::Any;
 use std::fmt;

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use nvmf_core::dma::DmaPool;
 use nvmf_core::spec::identify::IdentifyController;
+use nvmf_core::transport::ip::Destination;
 use nvmf_core::transport::{Capabilities, QpairSetup, TransportController, TransportQpair};
 use nvmf_core::{ControllerOptions, Error, Result, TransportId};
 
-use crate::address::{self, Destination};
+use crate::address;
 use crate::memory::MAX_TRANSFER;
 use crate::options::RdmaOptions;
 use crate::proto::Limits;

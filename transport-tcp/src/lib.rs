@@ -13,12 +13,13 @@ use std::any::Any;
 use std::sync::Arc;
 
 use nvmf_core::spec::identify::IdentifyController;
+use nvmf_core::transport::ip::Destination;
 use nvmf_core::transport::{Capabilities, QpairSetup, Transport, TransportController, TransportQpair};
 use nvmf_core::{ControllerOptions, Error, Result, TransportId, TransportType};
 
 use crate::proto::ConnectionParams;
 use crate::qpair::Pinned;
-use crate::socket::{Destination, SocketOptions};
+use crate::socket::SocketOptions;
 
 pub mod proto;
 mod qpair;

@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use nvmf_core::proto::Tracker;
 use nvmf_core::spec::Sqe;
+use nvmf_core::transport::ip::Destination;
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
 use nvmf_core::{Error, ErrorKind, Result};
 use socket2::Socket;
 
 use crate::proto::{Connection, ConnectionParams};
-use crate::socket::{Connector, Destination, SocketOptions};
+use crate::socket::{Connector, SocketOptions};
 
 /// Slices per send.
 const SLICES: usize = 64;

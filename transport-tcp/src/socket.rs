@@ -1,12 +1,12 @@
 //! Opening a connection without blocking: name resolution on a thread of its own, then the addresses in turn.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use nvmf_core::transport_id::AddressFamily;
+use nvmf_core::transport::ip::{self, Destination};
 use nvmf_core::{ControllerOptions, Error, Result, TransportId};
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
@@ -38,18 +38,11 @@ impl SocketOptions {
         let (local, local_scope) = match trid.host_traddr().or(options.src_addr.as_deref()) {
             None => (None, 0),
             Some(text) => {
-                let (ip, scope) = parse_ip(text)?;
+                let (ip, scope) = ip::parse(text)?;
                 (Some(ip), scope)
             }
         };
-        let local_port = match trid.host_trsvcid().or(options.src_svcid.as_deref()) {
-            None => 0,
-            Some(text) => text.parse().map_err(|_| {
-                Error::api_misuse(format!(
-                    "the local port {text:?} to connect from is not a number up to 65535"
-                ))
-            })?,
-        };
+        let local_port = ip::local_port(trid, options)?;
         let priority = match trid.priority() {
             None => None,
             Some(value) => Some(
@@ -121,7 +114,7 @@ impl SocketOptions {
                 SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
                 SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
             };
-            let local = socket_addr(self.local.unwrap_or(any), self.local_port, self.local_scope);
+            let local = ip::socket_addr(self.local.unwrap_or(any), self.local_port, self.local_scope);
             if local.is_ipv4() != peer.is_ipv4() {
                 return Err(Error::api_misuse(format!(
                     "{local} can not connect to {peer}: different address families"
@@ -138,61 +131,6 @@ impl SocketOptions {
             })?;
         }
         Ok(socket)
-    }
-}
-
-fn socket_addr(ip: IpAddr, port: u16, scope: u32) -> SocketAddr {
-    match ip {
-        IpAddr::V4(_) => SocketAddr::new(ip, port),
-        IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, scope).into(),
-    }
-}
-
-/// A numeric address with an optional `%scope`.
-fn parse_ip(text: &str) -> Result<(IpAddr, u32)> {
-    let (ip, scope) = match text.split_once('%') {
-        Some((ip, scope)) => (ip, Some(scope)),
-        None => (text, None),
-    };
-    let ip = ip.parse().map_err(|_| Error::api_misuse(format!("{text:?} is not an IP address")))?;
-    Ok((ip, scope.map_or(Ok(0), scope_id)?))
-}
-
-/// The number of the interface that `scope` names.
-fn scope_id(scope: &str) -> Result<u32> {
-    if let Ok(number) = scope.parse() {
-        return Ok(number);
-    }
-    // if_nametoindex without the call, which is not safe.
-    let index = std::fs::read_to_string(format!("/sys/class/net/{scope}/ifindex")).ok();
-    index.and_then(|text| text.trim().parse().ok()).ok_or_else(|| {
-        Error::api_misuse(format!(
-            "this machine has no interface {scope:?}, which the address names as its scope"
-        ))
-    })
-}
-
-/// Where to connect to.
-#[derive(Clone, Debug)]
-pub(crate) enum Destination {
-    /// A numeric address, or one that a name was resolved to before.
-    Address(SocketAddr),
-    /// A host name.
-    Name { host: String, port: u16, family: Option<AddressFamily> },
-}
-
-impl Destination {
-    pub(crate) fn new(trid: &TransportId) -> Result<Self> {
-        let Some(port) = trid.port() else {
-            return Err(Error::api_misuse(format!("{:?} is not a TCP port", trid.trsvcid())).peer(trid));
-        };
-        match trid.ip_addr() {
-            Some(ip) => {
-                let scope = trid.scope().map_or(Ok(0), scope_id).map_err(|error| error.peer(trid))?;
-                Ok(Self::Address(socket_addr(ip, port, scope)))
-            }
-            None => Ok(Self::Name { host: trid.traddr().to_owned(), port, family: trid.adrfam() }),
-        }
     }
 }
 
@@ -236,7 +174,7 @@ impl Connector {
             Destination::Address(address) => (address.to_string(), Stage::Next, vec![*address]),
             Destination::Name { host, port, family } => (
                 format!("{host}:{port}"),
-                Stage::Resolving(resolve(host.clone(), *port, *family)?),
+                Stage::Resolving(ip::resolve(host.clone(), *port, *family)?),
                 Vec::new(),
             ),
         };
@@ -378,27 +316,4 @@ fn explain(error: io::Error, peer: SocketAddr) -> Error {
         _ => return Error::from(error).doing(format!("connecting to {peer}")),
     };
     Error::from(error).doing(format!("connecting to {peer}")).hint(hint)
-}
-
-/// Resolves on a thread of its own, because getaddrinfo blocks. A thread nobody waits for any more ends by itself.
-fn resolve(
-    host: String,
-    port: u16,
-    family: Option<AddressFamily>,
-) -> Result<Receiver<io::Result<Vec<SocketAddr>>>> {
-    let (sender, receiver) = channel();
-    std::thread::Builder::new()
-        .name("nvmf-resolve".to_owned())
-        .spawn(move || {
-            let wanted = |address: &SocketAddr| match family {
-                Some(AddressFamily::Ipv4) => address.is_ipv4(),
-                Some(AddressFamily::Ipv6) => address.is_ipv6(),
-                _ => true,
-            };
-            let found = (host.as_str(), port).to_socket_addrs().map(|all| all.filter(wanted).collect());
-            // Nobody listens when connecting was given up meanwhile.
-            let _ = sender.send(found);
-        })
-        .map_err(|error| Error::from(error).doing("starting a thread for name resolution"))?;
-    Ok(receiver)
 }

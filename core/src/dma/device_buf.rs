@@ -301,6 +301,7 @@ fn wait_for_devices(file: &File) -> Result<(), DmaBufError> {
 }
 
 /// A buffer is dropped: it is not open to the processor any more.
+#[inline(never)]
 pub(super) fn end_of_buffer(extent: &Extent) {
     if let Some(part) = extent.region().dma_buf_part()
         && let Err(error) = sync(&part.file, SYNC_RW | SYNC_END)

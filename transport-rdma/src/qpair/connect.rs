@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use nvmf_core::dma::DmaPool;
 use nvmf_core::spec::rdma::{CmAccept, CmRequest, RECFMT_0};
 use nvmf_core::transport::QpairSetup;
+use nvmf_core::transport::ip::{Destination, resolve};
 use nvmf_core::{Error, Result};
 use zerocopy::FromBytes;
 
 use super::link::Link;
 use super::reject::Rejection;
 use super::share::{Member, Share};
-use crate::address::{Destination, resolve};
 use crate::memory::Memory;
 use crate::options::RdmaOptions;
 use crate::proto::Limits;
