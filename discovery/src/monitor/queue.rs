@@ -13,7 +13,7 @@ use super::MonitorEvent;
 /// Up to a limit every event is kept. Then those that wait are merged, and so is what comes until they are fetched: what remains is
 /// the difference between what was fetched before and what is true now, in the order of the last events, behind
 /// a [`MonitorEvent::Merged`] that says how many are missing. A path that came and went meanwhile is not told of at all; one that went
-/// and came again is only if its entry has changed. So whoever follows the events to their end has the truth.
+/// and came again has changed. So whoever follows the events to their end has the truth.
 #[derive(Debug)]
 pub struct EventQueue {
     limit: usize,
@@ -30,7 +30,8 @@ struct Waiting {
 }
 
 impl EventQueue {
-    /// Holds `limit` events more than the difference needs: one for each path and two for each discovery controller that changed.
+    /// Holds `limit` events, or half as many as the difference needs if that is more, beyond the difference itself: one event for each path
+    /// and up to three for each discovery controller that changed.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         let waiting = Waiting { events: VecDeque::new(), merge_at: limit, closed: false };
@@ -50,7 +51,9 @@ impl EventQueue {
         waiting.events.push_back(event);
         if waiting.events.len() > waiting.merge_at {
             waiting.events = merged(std::mem::take(&mut waiting.events));
-            waiting.merge_at = waiting.events.len() + self.limit;
+            // Merging looks at all of them: not more often than there is something new in proportion.
+            let left = waiting.events.len();
+            waiting.merge_at = left + self.limit.max(left / 2);
         }
         drop(waiting);
         self.changed.notify_one();
@@ -157,10 +160,7 @@ fn path_fate(first: &MonitorEvent, last: &MonitorEvent) -> Fate {
         (MonitorEvent::Added(_), MonitorEvent::Removed(_)) => Fate::Dropped,
         (MonitorEvent::Added(_), _) => Fate::Added,
         (_, MonitorEvent::Removed(_)) => Fate::Kept,
-        // As it was.
-        (MonitorEvent::Removed(was), MonitorEvent::Added(is) | MonitorEvent::Changed(is)) if was == is => {
-            Fate::Dropped
-        }
+        // That it is now as it was when it went does not mean that the program knows it so: it may have changed before.
         _ => Fate::Changed,
     }
 }
@@ -244,7 +244,7 @@ mod tests {
         use MonitorEvent::{Added, Changed, Removed};
         for (events, left) in [
             (vec![Added(path(1, 0)), Removed(path(1, 0))], "merged2"),
-            (vec![Removed(path(1, 0)), Added(path(1, 0))], "merged2"),
+            (vec![Removed(path(1, 0)), Added(path(1, 0))], "merged1 ~1.0"),
             (vec![Removed(path(1, 0)), Added(path(1, 1))], "merged1 ~1.1"),
             (vec![Removed(path(1, 0)), Added(path(1, 1)), Removed(path(1, 1))], "merged2 -1.1"),
             (vec![Added(path(1, 0)), Changed(path(1, 1))], "merged1 +1.1"),
@@ -323,8 +323,8 @@ mod tests {
                     }
                     _ => {}
                 }
-                // One for each path, how many are missing, and the limit.
-                prop_assert!(queue.lock().events.len() <= 12 + 1 + limit);
+                // One for each path, how many are missing, and what came since.
+                prop_assert!(queue.lock().events.len() <= 13 + limit.max(13 / 2));
             }
             drain(&queue).into_iter().for_each(&mut follow);
             prop_assert_eq!(followed, truth);
