@@ -556,7 +556,8 @@ impl Session {
         }
         let digest = pdu.has_data_digest;
         self.bulk = dropped && len >= BULK;
-        self.sink = Some(Sink { ttag, transfer: r2t.transfer, start: offset, len, filled: 0, digest, dropped });
+        self.sink =
+            Some(Sink { ttag, transfer: r2t.transfer, start: offset, len, filled: 0, digest, dropped });
         Ok(())
     }
 

@@ -237,7 +237,13 @@ fn data_that_nobody_stores_is_dropped_unless_there_is_a_digest() {
             for _ in 0..2 {
                 let (ttag, at, len) = io.r2t(6);
                 let (at, len) = (at as usize, len as usize);
-                bytes.extend(io.wire.h2c_data(6, ttag, at as u32, &data[at..][..len.min(130_000)], len <= 130_000));
+                bytes.extend(io.wire.h2c_data(
+                    6,
+                    ttag,
+                    at as u32,
+                    &data[at..][..len.min(130_000)],
+                    len <= 130_000,
+                ));
                 if len > 130_000 {
                     let rest = &data[at + 130_000..at + len];
                     bytes.extend(io.wire.h2c_data(6, ttag, at as u32 + 130_000, rest, true));
