@@ -154,6 +154,7 @@ impl Rules {
     }
 
     /// Checks the header digest of a PDU that [`Rules::check`] accepted, of which at least the header is in `pdu`.
+    #[inline(always)]
     pub(super) fn check_digest(&self, pdu: &[u8]) -> Result<()> {
         if !self.header_digest {
             return Ok(());
@@ -170,6 +171,7 @@ impl Rules {
     }
 
     /// Checks PLEN of C2HData against its DATAL.
+    #[inline(always)]
     pub(super) fn check_data_plen(&self, ch: &CommonHeader, datal: u32) -> Result<()> {
         let expected = u64::from(ch.pdo) + u64::from(datal) + u64::from(self.data_digest_len());
         if u64::from(ch.plen.get()) != expected {
