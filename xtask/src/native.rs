@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(900);
 struct Job {
     name: String,
     command: Command,
+    /// How many test programs it is.
+    programs: usize,
 }
 
 /// What libtest counts.
@@ -55,13 +57,15 @@ pub(crate) fn main() -> Result<()> {
 fn run(mut job: Job) -> Result<(Counts, Option<String>)> {
     let log = lanes::log_dir()?.join(format!("{}.log", job.name.replace([' ', '/'], "-")));
     let Captured { text, took, outcome } = lanes::capture(&mut job.command, &log, LIMIT)?;
-    let counts = counts(&text);
+    let counts = counts(&text, job.programs);
     let mut told = format!("  {:<34} {:>4} passed, {:.1} s", job.name, counts.passed, took.as_secs_f64());
     for line in text.lines().filter(|line| line.starts_with("skipped: ")) {
         told.push_str("\n      ");
         told.push_str(line);
     }
     let failed = outcome.err().map(|error| {
+        // What passed and had something to say stands before that.
+        let text = text.find("\nfailures:\n").map_or(text.as_str(), |at| &text[at..]);
         told = format!("{text}\n  {:<34} FAILED, {:.1} s: {error:#}", job.name, took.as_secs_f64());
         job.name
     });
@@ -69,10 +73,11 @@ fn run(mut job: Job) -> Result<(Counts, Option<String>)> {
     Ok((counts, failed))
 }
 
-/// The sum of all lines `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
-fn counts(text: &str) -> Counts {
+/// The sum of the last so many lines `test result: ok. 3 passed; 0 failed; 1 ignored; ...`: one that is not among them is of a program
+/// that a test has started.
+fn counts(text: &str, programs: usize) -> Counts {
     let mut sum = Counts::default();
-    for line in text.lines().filter(|line| line.starts_with("test result: ")) {
+    for line in text.lines().rev().filter(|line| line.starts_with("test result: ")).take(programs) {
         let words: Vec<&str> = line.split([' ', ';']).filter(|word| !word.is_empty()).collect();
         for pair in words.windows(2) {
             let Ok(number) = pair[0].parse::<u64>() else { continue };
@@ -101,7 +106,7 @@ fn build() -> Result<Vec<Job>> {
     }
     let mut jobs = messages.iter().filter_map(program).collect::<Vec<Job>>();
     let command = shell::cargo(["test", "--workspace", "--doc", "--quiet"])?;
-    jobs.push(Job { name: "documentation".to_owned(), command });
+    jobs.push(Job { name: "documentation".to_owned(), command, programs: usize::MAX });
     Ok(jobs)
 }
 
@@ -126,7 +131,7 @@ fn program(message: &Value) -> Option<Job> {
     command.current_dir(&folder).env("CARGO_MANIFEST_DIR", &folder);
     // What a test that passes has to say is looked through for what it left out.
     command.args(["--quiet", "--show-output"]);
-    Some(Job { name, command })
+    Some(Job { name, command, programs: 1 })
 }
 
 #[cfg(test)]
@@ -137,8 +142,9 @@ mod tests {
     fn results_are_added() {
         let text = "\nrunning 3 tests\n...\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 1.50s\n\
                     test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
-        assert_eq!(counts(text), Counts { passed: 4, failed: 2, ignored: 1 });
-        assert_eq!(counts("nothing\n"), Counts::default());
+        assert_eq!(counts(text, 2), Counts { passed: 4, failed: 2, ignored: 1 });
+        assert_eq!(counts(text, 1), Counts { passed: 1, failed: 2, ignored: 0 });
+        assert_eq!(counts("nothing\n", 1), Counts::default());
     }
 
     #[test]

@@ -109,7 +109,8 @@ fn silent_server() {
         let run = nvmf(&[&command, &trid, &"--timeout", &"0.5"]);
         assert!((Duration::from_millis(400)..Duration::from_secs(5)).contains(&run.took), "{run:?}");
         let line = run.failed(3);
-        assert!(line.contains("no answer within 500ms"), "{line}");
+        // To the millisecond at which it was given up, on a busy machine.
+        assert!(line.contains("no answer within 5") && line.contains("ms while waiting"), "{line}");
     }
 }
 

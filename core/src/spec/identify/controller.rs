@@ -99,7 +99,7 @@ pub struct IdentifyController {
     pub rab: u8,
     /// IEEE: OUI of the vendor, little endian.
     pub ieee: [u8; 3],
-    /// CMIC: see [`cmic`].
+    /// CMIC: see [`cmic`](super::cmic).
     pub cmic: u8,
     /// MDTS: maximum data transfer size, log2 in units of CAP.MPSMIN pages; 0 is no limit.
     pub mdts: u8,
@@ -113,7 +113,7 @@ pub struct IdentifyController {
     pub rtd3e: U32,
     /// OAES: optional asynchronous events supported.
     pub oaes: U32,
-    /// CTRATT: see [`ctratt`].
+    /// CTRATT: see [`ctratt`](super::ctratt).
     pub ctratt: U32,
     /// RRLS: read recovery levels supported.
     pub rrls: U16,
@@ -143,7 +143,7 @@ pub struct IdentifyController {
     pub vwci: u8,
     /// MEC: management endpoint capabilities.
     pub mec: u8,
-    /// OACS: see [`oacs`].
+    /// OACS: see [`oacs`](super::oacs).
     pub oacs: U16,
     /// ACL: Abort commands that may be outstanding, 0's based.
     pub acl_z: u8,
@@ -151,7 +151,7 @@ pub struct IdentifyController {
     pub aerl_z: u8,
     /// FRMW: firmware updates.
     pub frmw: u8,
-    /// LPA: see [`lpa`].
+    /// LPA: see [`lpa`](super::lpa).
     pub lpa: u8,
     /// ELPE: entries of the Error Information log, 0's based.
     pub elpe_z: u8,
@@ -203,7 +203,7 @@ pub struct IdentifyController {
     pub endgidmax: U16,
     /// ANATT: ANA transition time, seconds.
     pub anatt: u8,
-    /// ANACAP: see [`anacap`].
+    /// ANACAP: see [`anacap`](super::anacap).
     pub anacap: u8,
     /// ANAGRPMAX: largest ANA group identifier.
     pub anagrpmax: U32,
@@ -240,7 +240,7 @@ pub struct IdentifyController {
     pub maxcmd: U16,
     /// NN: largest valid NSID.
     pub nn: U32,
-    /// ONCS: see [`oncs`].
+    /// ONCS: see [`oncs`](super::oncs).
     pub oncs: U16,
     /// FUSES: fused operations.
     pub fuses: U16,
@@ -442,19 +442,19 @@ impl IdentifyController {
         self.acl_z as u16 + 1
     }
 
-    /// Whether the optional admin command of this bit of [`oacs`] is supported.
+    /// Whether the optional admin command of this bit of [`oacs`](super::oacs) is supported.
     #[must_use]
     pub const fn supports_admin(&self, bit: u16) -> bool {
         self.oacs.get() & bit != 0
     }
 
-    /// Whether the optional I/O command of this bit of [`oncs`] is supported.
+    /// Whether the optional I/O command of this bit of [`oncs`](super::oncs) is supported.
     #[must_use]
     pub const fn supports_io(&self, bit: u16) -> bool {
         self.oncs.get() & bit != 0
     }
 
-    /// Whether the controller has the attribute of this bit of [`ctratt`].
+    /// Whether the controller has the attribute of this bit of [`ctratt`](super::ctratt).
     #[must_use]
     pub const fn has_attribute(&self, bit: u32) -> bool {
         self.ctratt.get() & bit != 0
