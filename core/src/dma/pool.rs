@@ -24,6 +24,8 @@ pub struct DmaPool(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
+    /// Held while memory is mapped, by one at a time: what it maps is for the others as well. `state` is not held meanwhile.
+    growing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -45,7 +47,7 @@ impl DmaPool {
     /// An empty pool; memory is mapped at the first allocation.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(Shared { state: Mutex::default() }))
+        Self(Arc::new(Shared { state: Mutex::default(), growing: Mutex::default() }))
     }
 
     /// A zeroed buffer of `len` bytes, page aligned. A length of zero gives an empty buffer.
@@ -92,6 +94,10 @@ impl DmaPool {
             return Ok(extent);
         }
         // Nobody who gives a buffer back waits for the kernel meanwhile.
+        let _growing = self.0.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(extent) = self.lock().free[class].pop() {
+            return Ok(extent);
+        }
         let mut rest = DmaRegion::allocate(CHUNK)?;
         // Cut into pieces of this class; all but one go to the free list.
         let mut state = self.lock();
@@ -534,6 +540,25 @@ impl From<Vec<DmaBuf>> for IoBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_that_need_memory_at_the_same_time_share_what_is_mapped() {
+        for _ in 0..20 {
+            let pool = DmaPool::new();
+            let start = std::sync::Barrier::new(8);
+            let bufs: Vec<DmaBuf> = std::thread::scope(|scope| {
+                let one = || {
+                    start.wait();
+                    pool.alloc(DMA_PAGE).unwrap()
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(pool.stats(), PoolStats { mapped_bytes: CHUNK, outstanding: 8 });
+            drop(bufs);
+            assert_eq!(pool.stats().outstanding, 0);
+        }
+    }
 
     #[test]
     fn buffers_come_back_to_their_class_and_are_zeroed_again() {

@@ -97,6 +97,28 @@ fn damage_in_a_payload_received_directly_is_seen() {
 }
 
 #[test]
+fn a_payload_received_directly_as_a_whole_is_whole() {
+    let terms = Terms::digests();
+    let mut rig = Rig::running(terms);
+    for (op, damage) in [false, true].into_iter().enumerate() {
+        for len in [16 * 1024, 100_000] {
+            let direct = rig.direct;
+            let cid = rig.read(op as u32, len);
+            let mut pdu = terms.c2h(cid, 0, &patterned(0, len), FLAG_LAST | FLAG_SUCCESS);
+            pdu[5000] ^= u8::from(damage);
+            // What is received ends where header and payload do.
+            let (header, rest) = pdu.split_at(28);
+            for part in [header, &rest[..len], &rest[len..]] {
+                rig.feed_in(part, part.len()).unwrap();
+            }
+            assert_eq!(rig.direct - direct, len);
+            let status = if damage { Status::TRANSIENT_TRANSPORT_ERROR } else { Status::SUCCESS };
+            assert_eq!(rig.completions()[0].1, status, "{len} bytes");
+        }
+    }
+}
+
+#[test]
 fn parsing_stops_at_the_budget_and_goes_on() {
     let terms = Terms::default();
     let mut rig = Rig::running(terms);
