@@ -270,24 +270,12 @@ impl PcieQpair {
 
     /// Fills the data pointer for a copy of the data of `slot`.
     fn describe_copy(&mut self, slot: u16, sqe: &mut Sqe, tracker: &Tracker) -> Result<()> {
-        let len = tracker.data_len(slot);
-        let mut copy = self.shared.bounce.alloc(len as usize)?;
-        if tracker.direction(slot) == DataDirection::HostToController {
-            let mut done = 0;
-            while done < len as usize {
-                let chunk = tracker.chunk(slot, done as u32);
-                if chunk.is_empty() {
-                    return Err(Error::unsupported("copying data that the processor cannot access"));
-                }
-                copy[done..done + chunk.len()].copy_from_slice(chunk);
-                done += chunk.len();
-            }
-        }
+        let copy = tracker.copy(slot, &self.shared.bounce)?;
         let piece = self.place(&copy)?;
         self.pieces.clear();
         self.pieces.push(piece);
         if !self.describe_pieces(slot, sqe, SglSupport::No)? {
-            return Err(Error::api_misuse(format!("{len} bytes do not fit into one command")));
+            return Err(Error::api_misuse(format!("{} bytes do not fit into one command", copy.len())));
         }
         self.bounce[usize::from(slot)].get_or_insert_default().data = Some(copy);
         Ok(())
@@ -343,7 +331,7 @@ impl PcieQpair {
     ) -> Result<Option<Sqe>> {
         let mut sqe = *sqe;
         let mut described = piece.and_then(|piece| self.describe(slot, &mut sqe, tracker, piece));
-        if described.is_err() && is_open_dma_buf(slot, tracker) {
+        if described.is_err() && tracker.is_open_dma_buf(slot) {
             described = self.describe_copy(slot, &mut sqe, tracker);
         }
         if described.is_ok() && tracker.metadata_len(slot) > 0 {
@@ -492,13 +480,6 @@ impl PcieQpair {
         tracker.complete(slot, *cqe);
         Ok(())
     }
-}
-
-/// Whether the data of `slot` is memory of a dma-buf that is open to the processor: what the function cannot reach can be copied.
-#[cold]
-fn is_open_dma_buf(slot: u16, tracker: &Tracker) -> bool {
-    let segment = tracker.segment(slot, 0);
-    segment.is_some_and(|segment| segment.region.dma_buf().is_some()) && !tracker.chunk(slot, 0).is_empty()
 }
 
 impl TransportQpair for PcieQpair {

@@ -108,14 +108,14 @@ impl<D: Domain> Memory<D> {
         let mut offset = 0;
         loop {
             let len = (region.len() - offset).min(self.window);
-            let window = match region.dma_buf() {
-                None => self.domain.register(region, offset, len, self.access),
-                Some(_) => self.domain.register_dma_buf(region, offset, len, self.access),
+            let window = if region.dma_buf().is_none() {
+                let window = self.domain.register(region, offset, len, self.access);
+                window.map_err(|error| refused(&*self.domain, len, error))
+            } else {
+                let window = self.domain.register_dma_buf(region, offset, len, self.access);
+                window.map_err(|error| dma_buf_refused(&*self.domain, len, error))
             };
-            windows.push(window.map_err(|error| match region.dma_buf() {
-                None => refused(&*self.domain, len, error),
-                Some(_) => dma_buf_refused(&*self.domain, len, &error),
-            })?);
+            windows.push(window?);
             if offset + len == region.len() {
                 return Ok(Registered { region: region.clone(), windows });
             }
@@ -139,7 +139,7 @@ pub(crate) fn refused<D: Domain>(domain: &D, len: usize, error: io::Error) -> Er
 }
 
 /// Why memory of a dma-buf could not be registered, and what to do about it.
-fn dma_buf_refused<D: Domain>(domain: &D, len: usize, error: &io::Error) -> Error {
+fn dma_buf_refused<D: Domain>(domain: &D, len: usize, error: io::Error) -> Error {
     let device = domain.device();
     let tried = format!(
         "registering {} KiB of a dma-buf with the RDMA device {device} (ibv_reg_dmabuf_mr)",
@@ -155,7 +155,7 @@ fn dma_buf_refused<D: Domain>(domain: &D, len: usize, error: &io::Error) -> Erro
         None if error.kind() == io::ErrorKind::Unsupported => {
             Error::unsupported(format!("{tried}: {error}")).hint("install rdma-core 34 or newer, or use ordinary memory (DmaPool)")
         }
-        _ => Error::from(io::Error::new(error.kind(), error.to_string())).doing(tried).hint(
+        _ => Error::from(error).doing(tried).hint(
             "the device must reach the exporter's memory (the same IOMMU domain, or peer-to-peer PCIe); ordinary memory (DmaPool) needs nothing of it",
         ),
     }

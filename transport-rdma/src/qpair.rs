@@ -239,37 +239,16 @@ impl<P: Provider> RdmaQpair<P> {
 
     /// Copies the data of `slot` into one piece.
     fn gather(&mut self, slot: u16, tracker: &Tracker) -> Result<()> {
-        let len = tracker.data_len(slot) as usize;
-        let mut copy = self.pool.alloc(len)?;
-        if tracker.direction(slot) == DataDirection::HostToController {
-            let mut done = 0;
-            while done < len {
-                let chunk = tracker.chunk(slot, done as u32);
-                if chunk.is_empty() {
-                    return Err(Error::unsupported("copying data that the processor cannot access"));
-                }
-                copy[done..done + chunk.len()].copy_from_slice(chunk);
-                done += chunk.len();
-            }
-        }
+        let copy = tracker.copy(slot, &self.pool)?;
         let extent = copy.extent().ok_or_else(|| Error::exhausted("a buffer without memory"))?;
         let (region, offset) = (extent.region().clone(), extent.offset());
-        let keys = self.keys(&region, offset, len)?;
+        let keys = self.keys(&region, offset, copy.len())?;
         self.pieces.clear();
-        self.pieces.push(Piece::new(&region, offset, len, keys));
+        self.pieces.push(Piece::new(&region, offset, copy.len(), keys));
         if let Some(bounce) = self.bounce.get_mut(usize::from(slot)) {
             *bounce = Some(copy);
         }
         Ok(())
-    }
-
-    /// Copies the data of `slot` where it is memory of a dma-buf that is open to the processor and that the device does not take, which
-    /// is what `error` says. Anything else fails with that.
-    #[cold]
-    fn copy_open_dma_buf(&mut self, slot: u16, tracker: &Tracker, error: Error) -> Result<()> {
-        let segment = tracker.segment(slot, 0);
-        let is_dma_buf = segment.is_some_and(|segment| segment.region.dma_buf().is_some());
-        if is_dma_buf && !tracker.chunk(slot, 0).is_empty() { self.gather(slot, tracker) } else { Err(error) }
     }
 
     /// A command is over: its data goes where it belongs, and its slot is free.
@@ -307,7 +286,10 @@ impl<P: Provider> RdmaQpair<P> {
     /// Puts a command into the batch.
     fn send(&mut self, slot: u16, mut sqe: Sqe, tracker: &Tracker) -> Result<()> {
         if let Err(error) = self.locate(slot, tracker) {
-            self.copy_open_dma_buf(slot, tracker, error)?;
+            if !tracker.is_open_dma_buf(slot) {
+                return Err(error);
+            }
+            self.gather(slot, tracker)?;
         }
         if !proto::capsule::fits(tracker.direction(slot), &self.pieces, &self.limits) {
             self.gather(slot, tracker)?;

@@ -91,7 +91,7 @@ impl AdminCommand {
     /// Sends it, unless another thread is at the admin queue: `None`, unless `wait`. For commands without data.
     pub(crate) fn try_submit(&self, wait: bool) -> Option<Result<AdminPending>> {
         let controller = &self.controller;
-        let mut admin = if wait { controller.lock() } else { controller.try_lock()? };
+        let mut admin = controller.lock_if_free_or(wait)?;
         let id = admin.submit(self.sqe, IoBuf::None, self.timeout, self.connecting);
         drop(admin);
         Some(self.sent(id).map(|sent| AdminPending { controller: controller.clone(), sent, finished: false }))
@@ -192,36 +192,26 @@ pub struct AdminPending {
 impl AdminPending {
     /// The result, if it has arrived. Does not block; processes the admin queue unless the background thread does.
     pub fn poll_result(&mut self) -> Option<Result<AdminResult>> {
-        self.poll_with(None)
+        self.poll_with(None, true)
     }
 
-    /// The same, and does not wait for another thread that is at the admin queue, either.
-    pub(crate) fn poll_unless_busy(&mut self) -> Option<Result<AdminResult>> {
-        if !self.controller.in_background()
-            && let Some(admin) = self.controller.try_lock()
-        {
-            // A failure of the queue completes this command as well.
-            let _ = self.controller.process_admin(admin);
-        }
-        let result = self.sent.take_from(self.controller.try_lock()?, &self.controller, None)?;
-        self.finished = true;
-        Some(result)
-    }
-
-    fn poll_with(&mut self, waker: Option<&Waker>) -> Option<Result<AdminResult>> {
-        if let Some(result) = self.take(waker) {
+    /// The same; unless `wait`, `None` as well while another thread is at the admin queue.
+    pub(crate) fn poll_with(&mut self, waker: Option<&Waker>, wait: bool) -> Option<Result<AdminResult>> {
+        if let Some(result) = self.take(waker, wait) {
             return Some(result);
         }
         if !self.controller.in_background() {
+            let admin = self.controller.lock_if_free_or(wait)?;
             // A failure of the queue completes this command as well.
-            let _ = self.controller.process_admin_completions();
-            return self.take(waker);
+            let _ = self.controller.process_admin(admin);
+            return self.take(waker, wait);
         }
         None
     }
 
-    fn take(&mut self, waker: Option<&Waker>) -> Option<Result<AdminResult>> {
-        let result = self.sent.take(&self.controller, waker)?;
+    fn take(&mut self, waker: Option<&Waker>, wait: bool) -> Option<Result<AdminResult>> {
+        let admin = self.controller.lock_if_free_or(wait)?;
+        let result = self.sent.take_from(admin, &self.controller, waker)?;
         self.finished = true;
         Some(result)
     }
@@ -246,7 +236,7 @@ impl Future for AdminPending {
     type Output = Result<AdminResult>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.poll_with(Some(cx.waker())) {
+        match self.poll_with(Some(cx.waker()), true) {
             Some(result) => Poll::Ready(result),
             None => {
                 if !self.controller.in_background() {

@@ -74,7 +74,7 @@ pub(crate) struct Inner {
     /// What is done about the controller in small steps. Taken before `admin`, and never waited for.
     work: Mutex<Work>,
     admin: Mutex<Admin>,
-    /// Commands to abort, of I/O threads that found `admin` taken: association, queue, command. Held for a copy.
+    /// Commands to abort: association, queue, command. Held for a copy.
     aborts: Mutex<Vec<(u64, u16, u16)>>,
     /// What of `admin` queue pairs look at.
     link: Arc<LinkCell>,
@@ -341,6 +341,11 @@ impl Controller {
         self.0.admin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// [`Self::lock`] if `wait`, else [`Self::try_lock`].
+    fn lock_if_free_or(&self, wait: bool) -> Option<MutexGuard<'_, Admin>> {
+        if wait { Some(self.lock()) } else { self.try_lock() }
+    }
+
     /// For I/O threads: `None` while another thread is at it, which the operating system may have stopped just then.
     fn try_lock(&self) -> Option<MutexGuard<'_, Admin>> {
         match self.0.admin.try_lock() {
@@ -385,7 +390,9 @@ impl Controller {
 
     fn process_admin(&self, mut admin: MutexGuard<'_, Admin>) -> Result<usize> {
         let mut notices = Notices::default();
-        self.abort_late(&mut admin);
+        if let Err(error) = self.send_aborts(&mut admin) {
+            tracing::debug!(%error, "commands cannot be aborted");
+        }
         let result = admin.process(Instant::now(), &mut notices);
         drop(admin);
         self.deliver(notices);
@@ -458,36 +465,29 @@ impl Controller {
         self.lock().abort_stats
     }
 
-    /// Does not wait for a lock: where another thread is at the admin queue, that thread sends it.
+    /// Does not wait for a lock: when another thread is at the admin queue, it is sent with the next look at that.
     pub(crate) fn abort(&self, association: u64, sqid: u16, cid: u16) -> Result<()> {
-        let result = match self.try_lock() {
-            Some(mut admin) => {
-                self.abort_late(&mut admin);
-                // In another association the identifiers are another command's.
-                if association == admin.association() { admin.abort(sqid, cid) } else { Ok(()) }
-            }
-            None => {
-                let mut aborts = self.0.aborts.lock().unwrap_or_else(PoisonError::into_inner);
-                if aborts.len() < MAX_ABORTS_WAITING {
-                    aborts.push((association, sqid, cid));
-                }
-                Ok(())
-            }
-        };
+        let mut aborts = self.0.aborts.lock().unwrap_or_else(PoisonError::into_inner);
+        if aborts.len() < MAX_ABORTS_WAITING {
+            aborts.push((association, sqid, cid));
+        }
+        drop(aborts);
+        let result = self.try_lock().map_or(Ok(()), |mut admin| self.send_aborts(&mut admin));
         self.0.thread.wake();
         result
     }
 
-    /// Sends the aborts that were asked for meanwhile.
-    fn abort_late(&self, admin: &mut Admin) {
+    /// Sends the aborts that were asked for.
+    fn send_aborts(&self, admin: &mut Admin) -> Result<()> {
         let aborts = std::mem::take(&mut *self.0.aborts.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut result = Ok(());
         for (association, sqid, cid) in aborts {
-            if association == admin.association()
-                && let Err(error) = admin.abort(sqid, cid)
-            {
-                tracing::debug!(%error, sqid, cid, "a command cannot be aborted");
+            // In another association the identifiers are another command's.
+            if association == admin.association() {
+                result = result.and(admin.abort(sqid, cid));
             }
         }
+        result
     }
 
     // --- I/O queue pairs -----------------------------------------------------------------------------------------------------
@@ -669,9 +669,7 @@ impl Controller {
         now: Instant,
         wait: bool,
     ) -> Result<Option<(Renewal<Q>, Link)>> {
-        let Some(mut admin) = (if wait { Some(self.lock()) } else { self.try_lock() }) else {
-            return Ok(None);
-        };
+        let Some(mut admin) = self.lock_if_free_or(wait) else { return Ok(None) };
         let context = |error: Error| error.doing(format!("making I/O queue {qid} again")).peer(self.trid());
         if !admin.recovery.is_connected() {
             let failure = admin.reason().unwrap_or_else(|| Error::disconnected("it is not connected"));

@@ -7,7 +7,8 @@
 //! The transport is lent the tracker whenever it runs: it looks up the command identifiers a peer names, reads and
 //! writes the data in place, and reports completions. It can reach a buffer only through a slot that is in flight.
 
-use crate::dma::{DmaSegment, IoBuf};
+use crate::dma::{DmaBuf, DmaPool, DmaSegment, IoBuf};
+use crate::error::{Error, Result};
 use crate::spec::Cqe;
 use crate::spec::command::DataDirection;
 
@@ -370,6 +371,40 @@ impl Tracker {
             offset += n as u32;
         }
         true
+    }
+
+    /// A copy for a device that cannot use the data of `slot` where it is: with what is to be written, or room for what is read, which
+    /// goes back with [`Tracker::write`].
+    ///
+    /// # Errors
+    /// When there is no memory, or the processor cannot access the data: that of a dma-buf.
+    #[cold]
+    pub fn copy(&self, slot: u16, pool: &DmaPool) -> Result<DmaBuf> {
+        if self.chunk(slot, 0).is_empty() {
+            return Err(Error::unsupported("copying data that the processor cannot access"));
+        }
+        let mut copy = pool.alloc(self.data_len(slot) as usize)?;
+        if self.direction(slot) == DataDirection::HostToController {
+            let mut done = 0;
+            while done < copy.len() {
+                let chunk = self.chunk(slot, done as u32);
+                if chunk.is_empty() {
+                    return Err(Error::api_misuse("the command's buffers are shorter than its data"));
+                }
+                copy[done..done + chunk.len()].copy_from_slice(chunk);
+                done += chunk.len();
+            }
+        }
+        Ok(copy)
+    }
+
+    /// Whether the data of `slot` is memory of a dma-buf that is open to the processor: where the device does not take it, it can be
+    /// copied.
+    #[cold]
+    #[must_use]
+    pub fn is_open_dma_buf(&self, slot: u16) -> bool {
+        let segment = self.segment(slot, 0);
+        segment.is_some_and(|segment| segment.region.dma_buf().is_some()) && !self.chunk(slot, 0).is_empty()
     }
 
     /// Reports the completion of the command in `slot`, which must come from [`Tracker::lookup`]: from now on the

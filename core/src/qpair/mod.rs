@@ -736,8 +736,7 @@ impl Assist {
                     Err(error) => return Some(AssistEnd::NotSent(error)),
                 },
                 Self::Sent(pending) => {
-                    let result = if wait { pending.poll_result() } else { pending.poll_unless_busy() };
-                    return Some(match raw(result?) {
+                    return Some(match raw(pending.poll_with(None, wait)?) {
                         Ok(cqe) => AssistEnd::Completed(cqe),
                         Err(error) => AssistEnd::Lost(error),
                     });
