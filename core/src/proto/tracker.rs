@@ -431,7 +431,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dma::DmaPool;
+
+    #[test]
+    fn a_copy_has_what_is_written_and_there_is_none_of_what_the_processor_cannot_access() {
+        let (pool, mut tracker) = (DmaPool::new(), Tracker::new(4, 4, true));
+        let pieces = [&[1u8; 700][..], &[2; 324]].map(|bytes| pool.copy_from(bytes).unwrap());
+        tracker.put_buf(0, Vec::from(pieces).into());
+        let (slot, _) = tracker.begin(0, 200, 600, DataDirection::HostToController).unwrap();
+        let copy = tracker.copy(slot, &pool).unwrap();
+        assert_eq!(*copy, [&[1; 500][..], &[2; 100]].concat());
+        for (op, direction) in [(1, DataDirection::HostToController), (2, DataDirection::ControllerToHost)] {
+            tracker.put_buf(op, crate::dma::DeviceBuf::simulated(4096).unwrap().0.into());
+            let (slot, _) = tracker.begin(op, 0, 4096, direction).unwrap();
+            assert!(!tracker.is_open_dma_buf(slot));
+            // Where it is read into there is nothing to copy now, but there would be later.
+            let error = tracker.copy(slot, &pool).unwrap_err();
+            assert!(matches!(error.kind(), crate::ErrorKind::Unsupported(_)), "{error}");
+        }
+    }
 
     fn finish(tracker: &mut Tracker) -> Vec<u32> {
         let ops = (0..tracker.completed()).map(|i| tracker.take_completed(i).unwrap().0).collect();
