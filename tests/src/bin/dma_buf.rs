@@ -29,22 +29,10 @@ const START: usize = 64 << 10;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let outcome = match words.as_slice() {
-        [help] if help == "--help" || help == "-h" => {
-            print!("{HELP}");
-            Ok(())
-        }
-        [trid, nsid] => run(trid, nsid),
-        _ => Err(anyhow::anyhow!("what to do is not clear\n\n{HELP}")),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("dma_buf: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::by_words("dma_buf", HELP, |words| match words {
+        [trid, nsid] => Some(run(trid, nsid)),
+        _ => None,
+    })
 }
 
 fn run(trid: &str, nsid: &str) -> Result<()> {
