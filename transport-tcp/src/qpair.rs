@@ -1,6 +1,6 @@
 //! One queue pair: a socket and a [`Connection`].
 
-use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +11,8 @@ use nvmf_core::spec::Sqe;
 use nvmf_core::transport::ip::Destination;
 use nvmf_core::transport::{ConnectProgress, QpairSetup, Quiesce, TransportQpair, TransportStats};
 use nvmf_core::{Error, ErrorKind, Result};
+use rustix::io::{Errno, readv, retry_on_intr};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use socket2::Socket;
 
 use crate::proto::{Connection, ConnectionParams};
@@ -146,14 +148,14 @@ impl TcpQpair {
         while !self.connection.process_connect()? {
             let Some(socket) = &self.socket else { return Err(closed()) };
             let room = self.connection.connect_target();
-            match retry(|| (&mut &*socket).read(room)) {
+            match receive(socket, room) {
                 Ok(0) => return Err(self.end_of_stream(0)),
                 Ok(n) => {
                     self.stats.receives += 1;
                     self.stats.bytes_received += n as u64;
                     self.connection.connect_received(n);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(Errno::AGAIN) => {
                     self.stats.empty_receives += 1;
                     // Many may connect at the same time: they share the receive buffer as well.
                     self.connection.park();
@@ -181,13 +183,13 @@ impl TcpQpair {
             if bytes.is_empty() {
                 return Ok(());
             }
-            match retry(|| socket.send_with_flags(bytes, libc::MSG_NOSIGNAL)) {
+            match retry_on_intr(|| send(socket, bytes, SendFlags::NOSIGNAL)) {
                 Ok(n) => {
                     self.stats.sends += 1;
                     self.stats.bytes_sent += n as u64;
                     self.connection.sent(n);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(Errno::AGAIN) => return Ok(()),
                 Err(error) => return Err(send_error(error)),
             }
         }
@@ -203,12 +205,12 @@ impl TcpQpair {
             return Ok(Received::Nothing);
         }
         let result = if target.direct.is_empty() {
-            retry(|| (&mut &*socket).read(target.staging))
+            receive(socket, target.staging)
         } else if target.staging.is_empty() {
-            retry(|| (&mut &*socket).read(target.direct))
+            receive(socket, target.direct)
         } else {
             let mut slices = [IoSliceMut::new(target.direct), IoSliceMut::new(target.staging)];
-            retry(|| (&mut &*socket).read_vectored(&mut slices))
+            retry_on_intr(|| readv(socket, &mut slices))
         };
         match result {
             Ok(0) => Err(self.end_of_stream(tracker.in_flight())),
@@ -218,7 +220,7 @@ impl TcpQpair {
                 self.connection.received(n, tracker);
                 Ok(if n < room { Received::Some } else { Received::Full })
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(Errno::AGAIN) => {
                 self.stats.empty_receives += 1;
                 Ok(Received::Nothing)
             }
@@ -251,7 +253,7 @@ impl TcpQpair {
         while self.connection.wants_transmit() {
             self.connection.fill(tracker)?;
             let (result, offered) = match self.connection.transmit_one() {
-                Some(one) => (retry(|| socket.send_with_flags(one, libc::MSG_NOSIGNAL)), one.len()),
+                Some(one) => (retry_on_intr(|| send(socket, one, SendFlags::NOSIGNAL)), one.len()),
                 None => {
                     let mut slices = [IoSlice::new(&[]); SLICES];
                     let count = self.connection.transmit_slices(tracker, &mut slices);
@@ -259,7 +261,9 @@ impl TcpQpair {
                     if slices.is_empty() {
                         return Err(Error::api_misuse("the buffer of a command is shorter than its data"));
                     }
-                    let sent = retry(|| socket.send_vectored_with_flags(slices, libc::MSG_NOSIGNAL));
+                    let sent = retry_on_intr(|| {
+                        sendmsg(socket, slices, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+                    });
                     (sent, slices.iter().map(|slice| slice.len()).sum::<usize>())
                 }
             };
@@ -272,7 +276,7 @@ impl TcpQpair {
                         break;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(Errno::AGAIN) => break,
                 Err(error) => {
                     self.send_error = Some(send_error(error));
                     break;
@@ -349,7 +353,7 @@ impl TransportQpair for TcpQpair {
                 let mut sink = [0; 4096];
                 let mut left = DRAIN_MAX;
                 while left > 0
-                    && let Ok(n @ 1..) = retry(|| (&mut &socket).read(&mut sink))
+                    && let Ok(n @ 1..) = receive(&socket, &mut sink)
                 {
                     left = left.saturating_sub(n);
                 }
@@ -391,20 +395,16 @@ fn closed() -> Error {
     Error::disconnected("the queue pair is closed")
 }
 
-fn receive_error(error: io::Error) -> Error {
+fn receive_error(error: Errno) -> Error {
     Error::disconnected(format!("receiving failed: {error}"))
 }
 
-fn send_error(error: io::Error) -> Error {
+fn send_error(error: Errno) -> Error {
     Error::disconnected(format!("sending failed: {error}"))
 }
 
-/// Repeats a system call that a signal interrupted.
-fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
+/// Receives what is there. As the sends of this module a plain system call: the C library's are points where a thread may be
+/// cancelled, which costs some 20 ns each in a program of several threads.
+fn receive(socket: &Socket, room: &mut [u8]) -> Result<usize, Errno> {
+    retry_on_intr(|| recv(socket, &mut *room, RecvFlags::empty()).map(|(_, received)| received))
 }

@@ -1,6 +1,6 @@
 //! The socket of one connection. [`Connection::turn`] does what can be done without blocking; a [`super::reactor`] calls it.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token, Waker};
-use rustix::net::{RecvFlags, recv};
+use rustix::io::{Errno, readv};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 
 use super::session::{Session, Space};
 use crate::queue::Queue;
@@ -55,6 +56,8 @@ pub(super) struct Connection {
     readable: bool,
     writable: bool,
     rung: Arc<AtomicBool>,
+    /// When its timers were last looked at.
+    ticked: Instant,
 }
 
 impl Connection {
@@ -80,9 +83,10 @@ impl Connection {
             }
         });
         let queue = Queue::new(Arc::clone(&target), Front::Tcp(local), notify);
-        let session = Session::new(Arc::clone(&target), queue, Instant::now());
+        let ticked = Instant::now();
+        let session = Session::new(Arc::clone(&target), queue, ticked);
         let (stage, readable, writable) = (Stage::Serving, true, true);
-        Ok(Self { session, stream, peer, target, stage, readable, writable, rung })
+        Ok(Self { session, stream, peer, target, stage, readable, writable, rung, ticked })
     }
 
     /// Whether something happened to its controller since the last call.
@@ -134,16 +138,16 @@ impl Connection {
                 // TCP takes so many bytes off its queue and copies none (tcp(7)).
                 Space::Drop(memory) => {
                     let room = memory.len();
-                    let taken = recv(&self.stream, memory, RecvFlags::TRUNC);
-                    (room, taken.map(|(_, n)| n).map_err(io::Error::from))
+                    (room, recv(&self.stream, memory, RecvFlags::TRUNC).map(|(_, n)| n))
                 }
                 Space::Fill([payload, mut rest]) if payload.is_empty() => {
                     // A plain receive is cheaper.
-                    (rest.len(), (&self.stream).read(&mut rest))
+                    let room = rest.len();
+                    (room, recv(&self.stream, &mut *rest, RecvFlags::empty()).map(|(_, n)| n))
                 }
                 Space::Fill(mut both) => {
                     let room = both.iter().map(|space| space.len()).sum();
-                    (room, (&self.stream).read_vectored(&mut both))
+                    (room, readv(&self.stream, &mut both))
                 }
             };
             match received {
@@ -154,12 +158,18 @@ impl Connection {
                     self.readable = n == room;
                     turn = if self.readable { Turn::More } else { Turn::Busy };
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => turn = Turn::More,
-                Err(error) => return Err(error),
+                Err(Errno::AGAIN) => {
+                    self.readable = false;
+                    if eager && self.has_nothing_else(now) {
+                        return Ok(Turn::Idle);
+                    }
+                }
+                Err(Errno::INTR) => turn = Turn::More,
+                Err(error) => return Err(error.into()),
             }
         }
         self.session.tick(now);
+        self.ticked = now;
         loop {
             let stalled = self.session.process(now);
             if self.send()? && turn == Turn::Idle {
@@ -181,15 +191,24 @@ impl Connection {
         Ok(turn)
     }
 
+    /// When the socket has nothing either, there is nothing to do: its timers were looked at, and no output waits that would be
+    /// taken. What happens elsewhere rings.
+    fn has_nothing_else(&self, now: Instant) -> bool {
+        self.ticked == now && !(self.writable && self.session.has_output()) && !self.session.is_closing()
+    }
+
     /// Sends what is pending, as far as the socket takes it. Returns whether that was anything.
     fn send(&mut self) -> io::Result<bool> {
         let mut any = false;
         while self.writable && self.session.has_output() {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.session.output_slices(&mut slices);
-            let sent = match &slices[..count] {
-                [one] => (&self.stream).write(one),
-                many => (&self.stream).write_vectored(many),
+            let sent = match self.session.output_one() {
+                Some(one) => send(&self.stream, one, SendFlags::NOSIGNAL),
+                None => {
+                    let mut slices = [IoSlice::new(&[]); SLICES];
+                    let count = self.session.output_slices(&mut slices);
+                    let mut control = SendAncillaryBuffer::default();
+                    sendmsg(&self.stream, &slices[..count], &mut control, SendFlags::NOSIGNAL)
+                }
             };
             match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -197,9 +216,9 @@ impl Connection {
                     self.session.consume_output(n);
                     any = true;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(any)
@@ -228,11 +247,11 @@ impl Connection {
         if now >= until || self.target.is_stopped() {
             return Ok(Turn::Over);
         }
-        match (&self.stream).read(&mut discarded) {
-            Ok(0) => Ok(Turn::Over),
+        match recv(&self.stream, &mut discarded, RecvFlags::empty()) {
+            Ok((_, 0)) => Ok(Turn::Over),
             Ok(_) => Ok(Turn::More),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Turn::Idle),
-            Err(error) => Err(error),
+            Err(Errno::AGAIN) => Ok(Turn::Idle),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -6,6 +6,9 @@ use std::ops::Range;
 
 /// What zeroes are sent from.
 static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+/// A run of zeroes up to this length is sent as one piece with up to so many bytes before and behind it.
+const FLAT_ZEROES: usize = 8 * 1024;
+const FLAT_AROUND: usize = 256;
 
 /// A buffer filled at its end and emptied from its start. Room that was used once is not cleared again. Runs of zeroes in between
 /// take no room.
@@ -18,12 +21,39 @@ pub(super) struct Output {
     zeroes: VecDeque<(usize, usize)>,
     /// Length of all of them.
     zeroed: usize,
+    /// Zeroes with room around them; made when it is used first.
+    flat: Box<[u8]>,
+    /// What is not zero behind them.
+    behind: Range<usize>,
 }
 
 impl Output {
     /// Bytes to be sent.
     pub(super) fn len(&self) -> usize {
         self.end - self.start + self.zeroed
+    }
+
+    /// All that is to be sent, if that is one piece, or one short run of zeroes with little around it, as one answer is: a plain
+    /// send is cheaper than one of several pieces.
+    pub(super) fn one(&mut self) -> Option<&[u8]> {
+        let (at, len) = match self.zeroes.len() {
+            0 => return Some(&self.buf[self.start..self.end]),
+            1 => self.zeroes[0],
+            _ => return None,
+        };
+        let (before, behind) = (at - self.start, self.end - at);
+        if len > FLAT_ZEROES || before > FLAT_AROUND || behind > FLAT_AROUND {
+            return None;
+        }
+        if self.flat.is_empty() {
+            self.flat = vec![0; FLAT_AROUND + FLAT_ZEROES + FLAT_AROUND].into();
+        }
+        self.flat[self.behind.clone()].fill(0);
+        let (start, end) = (FLAT_AROUND - before, FLAT_AROUND + len);
+        self.behind = end..end + behind;
+        self.flat[start..FLAT_AROUND].copy_from_slice(&self.buf[self.start..at]);
+        self.flat[self.behind.clone()].copy_from_slice(&self.buf[at..self.end]);
+        Some(&self.flat[start..self.behind.end])
     }
 
     /// Fills `out` with what is to be sent next. Returns how many slices that took.
@@ -128,11 +158,14 @@ impl Layout {
 mod tests {
     use super::*;
 
-    fn pending(output: &Output) -> Vec<u8> {
+    fn pending(output: &mut Output) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); 64];
         let count = output.slices(&mut slices);
         let bytes = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>();
         assert_eq!(bytes.len(), output.len());
+        if let Some(one) = output.one() {
+            assert_eq!(one, bytes);
+        }
         bytes
     }
 
@@ -142,12 +175,12 @@ mod tests {
         output.put(&[1; 100]);
         output.put(&[2; 100]);
         output.consume(150);
-        assert_eq!(pending(&output), [2; 50]);
+        assert_eq!(pending(&mut output), [2; 50]);
         output.reserve(1000).fill(3);
         output.commit(10);
-        assert_eq!(pending(&output), [[2; 50].as_slice(), &[3; 10]].concat());
+        assert_eq!(pending(&mut output), [[2; 50].as_slice(), &[3; 10]].concat());
         output.consume(60);
-        assert!(pending(&output).is_empty());
+        assert!(pending(&mut output).is_empty());
         assert_eq!(output.reserve(1)[0], 2, "the start is used again, and not cleared");
     }
 
@@ -166,7 +199,7 @@ mod tests {
             expected.extend([6; 10]);
             let mut done = 0;
             while done < expected.len() {
-                assert_eq!(pending(&output), expected[done..], "{step} {done}");
+                assert_eq!(pending(&mut output), expected[done..], "{step} {done}");
                 let n = step.min(expected.len() - done);
                 output.consume(n);
                 done += n;
@@ -180,6 +213,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn one_answer_is_one_piece() {
+        let mut output = Output::default();
+        // Longer and shorter ones, with something behind and without: nothing of the one before is left.
+        for (byte, zeroes, behind) in [(1, 4096, 4), (2, 8192, 0), (3, 512, 256), (4, 4096, 0), (5, 513, 1)] {
+            output.put(&[byte; 24]);
+            output.put_zeroes(zeroes);
+            output.put(&vec![byte; behind]);
+            let expected = [vec![byte; 24], vec![0; zeroes], vec![byte; behind]].concat();
+            assert_eq!(output.one(), Some(&*expected));
+            output.consume(7);
+            assert_eq!(output.one(), Some(&expected[7..]));
+            output.consume(expected.len() - 7);
+            assert_eq!(output.one(), Some(&[][..]));
+        }
+        output.put(&[1; 24]);
+        output.put_zeroes(8193);
+        assert_eq!(output.one(), None, "too long");
+        output.consume(24 + 1);
+        assert_eq!(output.one(), Some(&[0; 8192][..]));
+        output.put(&[2; 24]);
+        output.put_zeroes(512);
+        assert_eq!(output.one(), None, "two runs");
     }
 
     #[test]

@@ -239,6 +239,11 @@ impl Session {
         self.output.len() > 0
     }
 
+    /// All of the output, if it is to be had as one piece.
+    pub(super) fn output_one(&mut self) -> Option<&[u8]> {
+        self.output.one()
+    }
+
     /// Fills `out` with what is to be sent next. Returns how many slices that took.
     pub(super) fn output_slices<'a>(&'a self, out: &mut [IoSlice<'a>]) -> usize {
         self.output.slices(out)

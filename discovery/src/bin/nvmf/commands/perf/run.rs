@@ -269,6 +269,7 @@ impl<'a> Worker<'a> {
         let begin = self.settings.warmup.as_nanos() as u64;
         let end = begin + self.settings.time.as_nanos() as u64;
         let mut done: Vec<u64> = Vec::with_capacity(self.parked.len());
+        let mut latencies = Vec::with_capacity(self.parked.len());
         let mut failed: Vec<(u64, CommandError)> = Vec::new();
         while self.outstanding > 0 {
             let parked = &mut self.parked;
@@ -306,7 +307,7 @@ impl<'a> Worker<'a> {
                 match failed.iter().find(|(of, _)| *of == slot) {
                     None if measuring => {
                         self.state[lane].ios += 1;
-                        self.latency.saturating_record(now - self.submitted[slot as usize]);
+                        latencies.push(now - self.submitted[slot as usize]);
                     }
                     None => {}
                     Some(&(_, error)) => self.failed(lane, error)?,
@@ -317,6 +318,10 @@ impl<'a> Worker<'a> {
             }
             failed.clear();
             self.lanes.flush(flush);
+            // While the next are on their way.
+            for latency in latencies.drain(..) {
+                self.latency.saturating_record(latency);
+            }
             if let Some(count) = self.count {
                 count.store(self.completed, Ordering::Relaxed);
             }
