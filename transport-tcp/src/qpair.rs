@@ -20,6 +20,9 @@ use crate::socket::{Connector, SocketOptions};
 
 /// Slices per send.
 const SLICES: usize = 64;
+/// Bytes per send. While a send lasts the kernel does not look at acknowledgements: what was sent stays in memory that the next
+/// part could use again, while it is still in the processor's cache.
+const SEND_MAX: usize = 512 * 1024;
 /// Bytes read and dropped when a connection is given up, so that closing does not reset it before the peer has read why.
 const DRAIN_MAX: usize = 1024 * 1024;
 
@@ -256,7 +259,7 @@ impl TcpQpair {
                 Some(one) => (retry_on_intr(|| send(socket, one, SendFlags::NOSIGNAL)), one.len()),
                 None => {
                     let mut slices = [IoSlice::new(&[]); SLICES];
-                    let count = self.connection.transmit_slices(tracker, &mut slices);
+                    let count = self.connection.transmit_slices(tracker, SEND_MAX, &mut slices);
                     let slices = &slices[..count];
                     if slices.is_empty() {
                         return Err(Error::api_misuse("the buffer of a command is shorter than its data"));

@@ -90,40 +90,44 @@ impl TxQueue {
         if self.segments.is_empty() && self.last > 0 { self.staged.get(self.head..) } else { None }
     }
 
-    /// Fills `out` with what is to be sent next and returns how many slices that took.
-    pub(super) fn slices<'a>(&'a self, tracker: &'a Tracker, out: &mut [IoSlice<'a>]) -> usize {
-        let mut count = 0;
+    /// Fills `out` with what is to be sent next, at most `most` bytes, and returns how many slices that took.
+    pub(super) fn slices<'a>(&'a self, tracker: &'a Tracker, most: usize, out: &mut [IoSlice<'a>]) -> usize {
+        let (mut count, mut left) = (0, most);
+        // Whether there is room for more behind these bytes.
+        let mut put = |bytes: &'a [u8]| {
+            let Some(slice) = out.get_mut(count) else { return false };
+            let bytes = &bytes[..bytes.len().min(left)];
+            if bytes.is_empty() {
+                return false;
+            }
+            *slice = IoSlice::new(bytes);
+            count += 1;
+            left -= bytes.len();
+            true
+        };
         let mut at = self.head;
         for segment in &self.segments {
             match *segment {
                 Segment::Staged { len } => {
-                    let Some(slice) = out.get_mut(count) else { return count };
-                    *slice = IoSlice::new(&self.staged[at..at + len]);
+                    if !put(&self.staged[at..at + len]) {
+                        return count;
+                    }
                     at += len;
-                    count += 1;
                 }
                 Segment::Payload { slot, mut offset, mut len } => {
                     while len > 0 {
-                        let Some(slice) = out.get_mut(count) else { return count };
                         let chunk = tracker.chunk(slot, offset);
                         let chunk = &chunk[..chunk.len().min(len as usize)];
-                        if chunk.is_empty() {
+                        if !put(chunk) {
                             return count;
                         }
-                        *slice = IoSlice::new(chunk);
                         offset += chunk.len() as u32;
                         len -= chunk.len() as u32;
-                        count += 1;
                     }
                 }
             }
         }
-        if self.last > 0
-            && let Some(slice) = out.get_mut(count)
-        {
-            *slice = IoSlice::new(&self.staged[at..at + self.last]);
-            count += 1;
-        }
+        put(&self.staged[at..at + self.last]);
         count
     }
 

@@ -203,10 +203,15 @@ impl Connection {
         self.tx.only_staged()
     }
 
-    /// Fills `out` with what is to be sent next; returns how many slices. Report what was sent with
+    /// Fills `out` with what is to be sent next, at most `most` bytes; returns how many slices. Report what was sent with
     /// [`Connection::sent`]. Call [`Connection::fill`] before.
-    pub fn transmit_slices<'a>(&'a self, tracker: &'a Tracker, out: &mut [IoSlice<'a>]) -> usize {
-        self.tx.slices(tracker, out)
+    pub fn transmit_slices<'a>(
+        &'a self,
+        tracker: &'a Tracker,
+        most: usize,
+        out: &mut [IoSlice<'a>],
+    ) -> usize {
+        self.tx.slices(tracker, most, out)
     }
 
     /// `n` bytes were sent.

@@ -79,9 +79,14 @@ fn large_data_in_a_capsule_is_not_copied() {
     let slot = rig.tracker.lookup(cid).unwrap();
     let own = rig.tracker.chunk(slot, 0).as_ptr();
     let mut slices = [IoSlice::new(&[]); 16];
-    let count = rig.connection.transmit_slices(&rig.tracker, &mut slices);
+    let count = rig.connection.transmit_slices(&rig.tracker, usize::MAX, &mut slices);
     assert_eq!(count, 8, "header, six buffers, digest");
     assert_eq!(slices[1].as_ptr(), own);
+    let whole: Vec<usize> = slices[..count].iter().map(|slice| slice.len()).collect();
+    for most in [1, whole[0], whole[0] + 1, whole[0] + 9000, whole[0] + 9001] {
+        let count = rig.connection.transmit_slices(&rig.tracker, most, &mut slices);
+        assert_eq!(slices[..count].iter().map(|slice| slice.len()).sum::<usize>(), most);
+    }
     assert_eq!(rig.transmit()[0].data, patterned(0, 50_000));
 }
 
@@ -134,7 +139,7 @@ fn what_is_queued_for_r2ts_stays_bounded() {
         }
         rig.connection.fill(&rig.tracker).unwrap();
         let mut slices = vec![IoSlice::new(&[]); 10_000];
-        let count = rig.connection.transmit_slices(&rig.tracker, &mut slices);
+        let count = rig.connection.transmit_slices(&rig.tracker, usize::MAX, &mut slices);
         let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
         assert!(count <= most_slices && bytes <= most_bytes, "{count} slices, {bytes} bytes are queued");
         let total: usize = rig.transmit().iter().map(|pdu| pdu.data.len()).sum();
