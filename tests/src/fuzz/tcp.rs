@@ -73,7 +73,7 @@ impl Rig {
                 return;
             }
             let mut slices = [IoSlice::new(&[]); 3];
-            let count = self.connection.transmit_slices(&self.tracker, &mut slices);
+            let count = self.connection.transmit_slices(&self.tracker, usize::MAX, &mut slices);
             let n: usize = slices[..count].iter().map(|slice| slice.len()).sum();
             assert!(n > 0, "it wants to send, but has nothing");
             self.connection.sent(n);
