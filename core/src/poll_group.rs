@@ -21,6 +21,8 @@ const DIRECT: usize = 4;
 const CALLS_PER_LOOK: u32 = 16;
 /// Looks at the epoll set that found nothing between two looks at the clock.
 const LOOKS_PER_CLOCK: u32 = 64;
+/// Between two looks at the epoll set while nothing is outstanding. No completion can come then, only the end of a connection.
+const IDLE_LOOK: Duration = Duration::from_micros(5);
 /// Every queue pair is polled at least so often: for deadlines, and for what shows at no descriptor.
 const ROUND: Duration = Duration::from_millis(100);
 /// In so many parts, so that nobody waits for all of them.
@@ -61,6 +63,8 @@ pub struct PollGroup<Q: TransportQpair = Box<dyn TransportQpair>> {
     sources: Vec<(RawFd, bool)>,
     calls_since_look: u32,
     looks_since_clock: u32,
+    /// When it was looked at the epoll set with nothing outstanding.
+    last_look: Instant,
     last_part: Option<Instant>,
     next_member: usize,
 }
@@ -80,6 +84,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
             sources: Vec::new(),
             calls_since_look: 0,
             looks_since_clock: 0,
+            last_look: Instant::now(),
             last_part: None,
             next_member: 0,
         }
@@ -144,7 +149,7 @@ impl<Q: TransportQpair> PollGroup<Q> {
         lost: impl FnMut(GroupKey, Error),
     ) -> usize {
         self.shares.poll();
-        // Where nothing goes on, a look is all there is to do.
+        // Where nothing goes on, a look now and then is all there is to do.
         let mut looked = false;
         if self.due.is_empty()
             && self.busy.is_empty()
@@ -152,6 +157,11 @@ impl<Q: TransportQpair> PollGroup<Q> {
             && self.looks_since_clock + 1 < LOOKS_PER_CLOCK
             && let Some(waiter) = &mut self.waiter
         {
+            let now = Instant::now();
+            if now.saturating_duration_since(self.last_look) < IDLE_LOOK {
+                return 0;
+            }
+            self.last_look = now;
             self.looks_since_clock += 1;
             // An error shows to those who wait, and in the rounds everybody is polled.
             if waiter.look().unwrap_or(0) == 0 {

@@ -114,6 +114,28 @@ fn a_sleeping_group_sleeps_and_misses_nothing() {
 }
 
 #[test]
+fn an_idle_group_that_is_only_polled_sees_losses() {
+    for pause in [Duration::ZERO, Duration::from_millis(2)] {
+        let (target, controller, mut group, keys) = fixture();
+        load(&controller, &mut group, &keys, 1, 1, 0);
+        for _ in 0..100 {
+            group.process_completions(
+                0,
+                |_, _| panic!("nothing is outstanding"),
+                |_, error| panic!("{error}"),
+            );
+        }
+        target.disconnect_all();
+        let (mut lost, start) = (BTreeSet::new(), Instant::now());
+        while lost.len() < QPAIRS {
+            group.process_completions(0, |_, _| {}, |key, _| lost.extend([key]));
+            std::thread::sleep(pause);
+            assert!(start.elapsed() < DEADLINE, "{} of {QPAIRS} losses were told", lost.len());
+        }
+    }
+}
+
+#[test]
 fn losses_are_told_until_the_queue_pair_is_removed() {
     let (target, controller, mut group, keys) = fixture();
     load(&controller, &mut group, &keys, 1, 1, 0);
