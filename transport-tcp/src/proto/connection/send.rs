@@ -20,9 +20,10 @@ use super::{Connection, Grant, Progress, common};
 const COPY_MAX: u32 = 8192;
 /// Bytes of a command capsule without data.
 const CAPSULE_LEN: usize = size_of::<CapsuleCmd>();
-/// H2CData PDUs are made as they can be sent: no more are made while this many segments or bytes are queued.
+/// H2CData PDUs are made as they can be sent: no more are made while this many segments or bytes are queued, as one send takes. What
+/// was read for a digest is then still in the processor's cache when it is sent.
 const H2C_SEGMENTS: usize = 64;
-const H2C_BYTES: u64 = 1024 * 1024;
+const H2C_BYTES: u64 = 512 * 1024;
 
 impl Connection {
     /// Queues the command in `slot`.

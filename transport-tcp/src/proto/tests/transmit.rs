@@ -129,7 +129,7 @@ fn r2ts_are_answered_in_chunks_of_maxh2cdata() {
 fn what_is_queued_for_r2ts_stays_bounded() {
     let terms = Terms::default();
     // Small PDUs are copied into one slice, large ones make two each.
-    for (maxh2cdata, most_slices, most_bytes) in [(4096, 1, 1 << 21), (16_384, 70, 1 << 20)] {
+    for (maxh2cdata, most_slices, most_bytes) in [(4096, 1, 600 << 10), (16_384, 70, 600 << 10)] {
         let mut rig = Rig::new(terms, terms.params());
         rig.connect(IcResp { maxh2cdata: U32::new(maxh2cdata), ..terms.ic_resp() }.as_bytes()).unwrap();
         let len = 4 << 20;
