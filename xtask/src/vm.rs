@@ -112,7 +112,7 @@ impl Lab {
 
     /// Runs a suite's tests. They share one guest; when a test takes it down, the rest get a new one. When it was QEMU itself that
     /// crashed, the test gets a second chance there: no guest may do that to an emulator, whatever its programs do, and
-    /// QEMU's NVMe device is known to when it is unplugged while it fetches commands.
+    /// QEMU's NVMe device is known to when it is unplugged while it fetches commands. So does a guest that never said a word.
     fn run(&self, suite: &Suite, args: &Args) -> Result<Vec<Report>> {
         println!("suite {} ({} tests, Linux {})", suite.name, suite.tests.len(), self.kernel.version);
         let began = Instant::now();
@@ -131,7 +131,10 @@ impl Lab {
                 && boot.reports.last().is_some_and(|victim| second_chances.insert(victim.name.clone()))
                 && let Some(victim) = boot.take_last_report(suite)
             {
-                println!("  {:<24} is run once more: it was QEMU that crashed", victim.name);
+                println!(
+                    "  {:<24} is run once more: QEMU crashed, or did not get the guest started",
+                    victim.name
+                );
             }
             remaining = &remaining[boot.finished.min(remaining.len())..];
             reports.extend(boot.reports);

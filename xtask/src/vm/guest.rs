@@ -99,7 +99,7 @@ pub(super) struct Boot {
     /// How many of the planned tests (the set-up not counted) have a report now.
     pub(super) finished: usize,
     pub(super) setup_failed: bool,
-    /// The guest was lost because QEMU died of a signal.
+    /// The guest was lost because QEMU died of a signal, or never came so far as to start the first program in it.
     pub(super) qemu_crashed: bool,
 }
 
@@ -209,6 +209,8 @@ impl Guest {
                 break Some(self.how_qemu_ended(status));
             }
             if Instant::now() > watch.deadline {
+                // Nothing of ours has run in a guest that has not said a word.
+                watch.boot.qemu_crashed = self.read("out").is_empty();
                 break Some("no sign of life".to_owned());
             }
             std::thread::sleep(Duration::from_millis(50));
