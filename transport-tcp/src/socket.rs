@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nvmf_core::transport::ip::{self, Destination};
 use nvmf_core::{ControllerOptions, Error, Result, TransportId};
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 /// A dead peer of an idle I/O queue is noticed after a minute and a half: only the admin queue has keep alives.
@@ -288,13 +289,13 @@ fn connected(socket: &Socket, peer: SocketAddr) -> io::Result<bool> {
     }
     // A connect to a local ephemeral port nobody listens on can meet itself (simultaneous open).
     if socket.local_addr()?.as_socket() == Some(peer) {
-        return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
+        return Err(Errno::CONNREFUSED.into());
     }
     Ok(true)
 }
 
 fn in_progress(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EINPROGRESS)
+    Errno::from_io_error(error) == Some(Errno::INPROGRESS)
         || matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 

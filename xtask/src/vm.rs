@@ -127,7 +127,7 @@ impl Lab {
             let overlay = initramfs::overlay(suite, remaining, &built, &self.tests_vm.join("guest"))?;
             let guest = Guest::start(suite, &self.kernel, &base, &overlay, &self.cache, args.icount)?;
             let mut boot = guest.run(suite, remaining, args.verbose, args.keep_log.as_deref())?;
-            if boot.qemu_crashed
+            if boot.qemu_failed
                 && boot.reports.last().is_some_and(|victim| second_chances.insert(victim.name.clone()))
                 && let Some(victim) = boot.take_last_report(suite)
             {

@@ -26,6 +26,7 @@ mod receive;
 mod send;
 
 pub use receive::RecvTarget;
+pub use send::SEND_MAX;
 
 /// Bytes of the PDU at fault that a H2CTermReq repeats.
 const TERM_DATA_MAX: usize = 128;

@@ -4,7 +4,7 @@
 //! large piece goes to the next connection that the thread polls: idle connections take little memory, and busy ones share
 //! memory that is in the processor's cache.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
 /// Bytes that a connection keeps for itself between polls.
 const KEPT: usize = 8192;
@@ -12,55 +12,34 @@ const KEPT: usize = 8192;
 const SPARE: usize = 4;
 
 thread_local! {
-    /// The piece that was given back last: mostly it is what is asked for next, by the same connection.
-    static LAST: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
     static SPARES: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A large piece of this size.
-#[inline]
 fn take_spare(capacity: usize) -> Box<[u8]> {
-    match LAST.try_with(Cell::take).ok().flatten() {
-        Some(last) if last.len() == capacity => last,
-        last => take_other(capacity, last),
-    }
-}
-
-/// As [`take_spare`], when the piece given back last is of another size.
-#[cold]
-fn take_other(capacity: usize, last: Option<Box<[u8]>>) -> Box<[u8]> {
     let spare = SPARES.try_with(|spares| {
         let mut spares = spares.borrow_mut();
-        let place = spares.iter().rposition(|spare| spare.len() == capacity);
-        let spare = place.map(|place| spares.swap_remove(place));
-        if let Some(last) = last {
-            keep(&mut spares, last);
-        }
-        spare
+        let place = spares.iter().rposition(|spare| spare.len() == capacity)?;
+        Some(spares.swap_remove(place))
     });
     spare.ok().flatten().unwrap_or_else(|| vec![0; capacity].into_boxed_slice())
 }
 
-#[inline]
 fn put_spare(memory: Box<[u8]>) {
     if memory.is_empty() {
         return;
     }
     // A thread that is ending keeps nothing.
-    if let Ok(Some(before)) = LAST.try_with(|last| last.replace(Some(memory))) {
-        let _ = SPARES.try_with(|spares| keep(&mut spares.borrow_mut(), before));
-    }
-}
-
-#[cold]
-fn keep(spares: &mut Vec<Box<[u8]>>, memory: Box<[u8]>) {
-    if spares.len() == SPARE {
-        spares.remove(0);
-    }
-    if spares.capacity() == 0 {
-        spares.reserve_exact(SPARE);
-    }
-    spares.push(memory);
+    let _ = SPARES.try_with(|spares| {
+        let mut spares = spares.borrow_mut();
+        if spares.len() == SPARE {
+            spares.remove(0);
+        }
+        if spares.capacity() == 0 {
+            spares.reserve_exact(SPARE);
+        }
+        spares.push(memory);
+    });
 }
 
 /// Received bytes that have not been consumed yet, contiguous, in a buffer that never grows.

@@ -100,7 +100,7 @@ pub(super) struct Boot {
     pub(super) finished: usize,
     pub(super) setup_failed: bool,
     /// The guest was lost because QEMU died of a signal, or never came so far as to start the first program in it.
-    pub(super) qemu_crashed: bool,
+    pub(super) qemu_failed: bool,
 }
 
 impl Boot {
@@ -205,12 +205,12 @@ impl Guest {
                 break None;
             }
             if let Some(status) = exit {
-                watch.boot.qemu_crashed = status.signal().is_some();
+                watch.boot.qemu_failed = status.signal().is_some();
                 break Some(self.how_qemu_ended(status));
             }
             if Instant::now() > watch.deadline {
                 // Nothing of ours has run in a guest that has not said a word.
-                watch.boot.qemu_crashed = self.read("out").is_empty();
+                watch.boot.qemu_failed = self.read("out").is_empty();
                 break Some("no sign of life".to_owned());
             }
             std::thread::sleep(Duration::from_millis(50));

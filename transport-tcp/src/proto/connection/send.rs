@@ -20,10 +20,12 @@ use super::{Connection, Grant, Progress, common};
 const COPY_MAX: u32 = 8192;
 /// Bytes of a command capsule without data.
 const CAPSULE_LEN: usize = size_of::<CapsuleCmd>();
-/// H2CData PDUs are made as they can be sent: no more are made while this many segments or bytes are queued, as one send takes. What
-/// was read for a digest is then still in the processor's cache when it is sent.
+/// Bytes for one send. While a send lasts the kernel does not look at acknowledgements: what was sent stays in memory that the next
+/// part could use again, while it is still in the processor's cache.
+pub const SEND_MAX: usize = 512 * 1024;
+/// H2CData PDUs are made as they can be sent: no more are made while this many segments, or the bytes of a send, are queued. What was
+/// read for a digest is then still in the processor's cache when it is sent.
 const H2C_SEGMENTS: usize = 64;
-const H2C_BYTES: u64 = 512 * 1024;
 
 impl Connection {
     /// Queues the command in `slot`.
@@ -163,7 +165,7 @@ impl Connection {
     /// When the connection failed, or a buffer is shorter than its command says.
     pub fn fill(&mut self, tracker: &Tracker) -> Result<()> {
         while let Some(grant) = self.grants.get_mut(self.granted) {
-            if self.tx.segments() >= H2C_SEGMENTS || self.tx.queued() - self.tx.sent() >= H2C_BYTES {
+            if self.tx.segments() >= H2C_SEGMENTS || self.tx.queued() - self.tx.sent() >= SEND_MAX as u64 {
                 break;
             }
             let (slot, ttag, offset) = (grant.slot, grant.ttag, grant.offset);
