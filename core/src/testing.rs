@@ -15,7 +15,7 @@ use crate::options::ControllerOptions;
 use crate::proto::Tracker;
 use crate::spec::command::{AdminOpcode, NvmOpcode};
 use crate::spec::discovery::{DiscoveryLogEntry, DiscoveryLogHeader, SubsystemType, TransportTypeCode};
-use crate::spec::fabrics::{ConnectData, ConnectFields, FabricsType, property_set_value};
+use crate::spec::fabrics::{ConnectData, ConnectFields, FabricsType, InvalidParameter, property_set_value};
 use crate::spec::features::FeatureId;
 use crate::spec::identify::{Cns, IdentifyController};
 use crate::spec::log_page::{GetLogPage, LogPageId};
@@ -37,6 +37,8 @@ pub(crate) struct Knobs {
     pub(crate) connect_polls: usize,
     /// Answer to every Fabrics Connect.
     pub(crate) connect_status: Status,
+    /// I/O queues are told that there is no such controller.
+    pub(crate) forget_controllers: bool,
     /// I/O queues are refused.
     pub(crate) refuse_io_queues: bool,
     /// Connections break at their next poll.
@@ -86,6 +88,7 @@ impl Target {
         Self(Arc::new(Mutex::new(Knobs {
             connect_polls: 0,
             connect_status: Status::SUCCESS,
+            forget_controllers: false,
             refuse_io_queues: false,
             cut: false,
             hold: false,
@@ -277,6 +280,10 @@ impl Qpair {
                     registers.kato_ms = fields.kato_ms;
                     knobs.next_cntlid += 1;
                 }
+                if self.qid != 0 && knobs.forget_controllers {
+                    let at_fault = InvalidParameter::CNTLID.to_dw0();
+                    return Some((Status::CONNECT_INVALID_PARAMETERS, at_fault.into()));
+                }
                 if self.qid != 0 && knobs.refuse_io_queues {
                     return Some((Status::CONNECT_CONTROLLER_BUSY, 0));
                 }
@@ -428,7 +435,7 @@ impl TransportQpair for Qpair {
         let target = self.target.clone();
         let mut knobs = target.knobs();
         if knobs.cut {
-            return Err(Error::disconnected("the target cut the connection"));
+            return Err(Error::disconnected(format!("the target cut queue {}", self.qid)));
         }
         for _ in 0..self.commands.len() {
             let Some((slot, sqe)) = self.commands.pop_front() else { break };

@@ -523,9 +523,19 @@ impl Controller {
                     tracing::debug!(%error, "trying again");
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                result => return result,
+                result => return result.map_err(|error| self.loss_behind(error)),
             }
         }
+    }
+
+    /// Why a queue pair could not be connected: when the connection broke and the controller is lost as well, because of that.
+    fn loss_behind(&self, error: Error) -> Error {
+        if !matches!(error.kind(), ErrorKind::Disconnected(_)) {
+            return error;
+        }
+        // Its reason is kept and told below.
+        let _ = self.process_admin_completions();
+        self.failure().map_or(error, |reason| reason.doing("allocating an I/O queue pair").peer(self.trid()))
     }
 
     fn connect_io_qpair(&self, options: &IoQpairOptions, shares: Option<&GroupShares>) -> Result<IoQpair> {
@@ -689,8 +699,18 @@ impl Controller {
         self.lock().return_qid(qid);
     }
 
-    /// Judges the completion of a Fabrics Connect command.
-    pub(crate) fn check_connect(&self, cqe: &Cqe) -> Result<ConnectResponse> {
+    /// Judges the completion of an I/O queue's Fabrics Connect command.
+    pub(crate) fn check_io_connect(&self, cqe: &Cqe) -> Result<ConnectResponse> {
+        let status = cqe.status();
+        if status.is(Status::CONNECT_INVALID_PARAMETERS)
+            && InvalidParameter::from_dw0(cqe.dw0.get()) == InvalidParameter::CNTLID
+        {
+            // It gave us that identifier: the association has ended at its side, and the admin queue will hear of it.
+            return Err(Error::disconnected(format!(
+                "the target does not know controller {} any more",
+                self.cntlid()
+            )));
+        }
         check_connect(cqe, &self.0.host)
     }
 }

@@ -413,6 +413,25 @@ fn a_refused_queue_says_why_and_frees_its_identifier() {
 }
 
 #[test]
+fn a_target_that_has_forgotten_the_controller_has_lost_it() {
+    let target = Target::new();
+    let ctrlr = attach(&target);
+    target.knobs().forget_controllers = true;
+    let error = ctrlr.alloc_io_qpair(&IoQpairOptions::default()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Disconnected(_)), "{error}");
+    let text = format!("the target does not know controller {} any more", ctrlr.cntlid());
+    assert!(error.to_string().contains("connecting I/O queue 1"), "{error}");
+    assert!(error.to_string().contains(&text), "{error}");
+    target.knobs().forget_controllers = false;
+    ctrlr.alloc_io_qpair(&IoQpairOptions::default()).unwrap();
+    // When the admin queue turns out to be lost too, that is the reason.
+    target.knobs().cut = true;
+    let error = ctrlr.alloc_io_qpair(&IoQpairOptions::default()).unwrap_err();
+    assert!(ctrlr.is_failed());
+    assert!(error.to_string().ends_with("the target cut queue 0"), "{error}");
+}
+
+#[test]
 fn a_queue_that_cannot_even_be_made_frees_its_identifier() {
     let target = Target::new();
     target.knobs().io_queues = 1;

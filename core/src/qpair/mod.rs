@@ -271,7 +271,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
                     return Ok(true);
                 }
                 Connecting::Ready(Some(cqe)) => {
-                    if let Err(error) = self.controller.check_connect(&cqe) {
+                    if let Err(error) = self.controller.check_io_connect(&cqe) {
                         let error = self.explain_connect(error);
                         self.engine.fail(error.clone(), CommandError::Disconnected, now);
                         return Err(error);

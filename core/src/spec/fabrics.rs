@@ -135,6 +135,9 @@ pub struct InvalidParameter {
 }
 
 impl InvalidParameter {
+    /// The controller identifier (CNTLID) in the Connect data.
+    pub const CNTLID: Self = Self { offset: 16, in_data: true };
+
     /// Reads DW0 of a Connect Invalid Parameters response.
     #[must_use]
     pub const fn from_dw0(dw0: u32) -> Self {

@@ -142,7 +142,7 @@ all_verified() {
     for _pid in "$@"; do wait "$_pid" || { cat /tmp/secondary.*; fail "$_what: exit status of process $_pid"; }; done
 }
 # sharing TRID NSID: a primary and four secondaries that do verified I/O at once; then one of these is killed, and the others go on; then
-# the primary is, and a secondary says so and ends; then there is another primary at once.
+# the primary is, twice, and a secondary says so and ends; then there is another primary at once.
 sharing() {
     share "$1"
     secondaries "$1" --nsid "$2"
@@ -162,16 +162,21 @@ sharing() {
     _now=$(ls /proc/$PRIMARY/fd | wc -l)
     [ "$_now" -le "$_open" ] || { ls -l /proc/$PRIMARY/fd; fail "$_now descriptors, $_open before"; }
 
-    rm -f /run/secondary
-    (code=0; nvmf perf "$1" --instance vm --nsid "$2" -q 1 -o 4096 -w randread -t 100 >/tmp/perf 2>/tmp/error || code=$?
-        echo $code >/run/secondary) &
-    wait_for 60 share_has_queues || { cat /tmp/perf /tmp/error; fail "perf has no queue"; }
-    kill -9 $PRIMARY
-    wait $PRIMARY || true
-    wait_for 60 test -s /run/secondary || fail "a secondary outlives its primary"
-    note "the primary is killed: exit status $(cat /run/secondary): $(cat /tmp/error)"
-    [ "$(cat /run/secondary)" -eq 3 ] || fail "exit status $(cat /run/secondary)"
-    [ "$(wc -l </tmp/error)" -eq 1 ] || fail "not one line of error"
+    # While a queue connects, and while it is used.
+    for _pause in 0 2; do
+        [ $_pause -eq 0 ] || share "$1"
+        rm -f /run/secondary
+        (code=0; nvmf perf "$1" --instance vm --nsid "$2" -q 1 -o 4096 -w randread -t 100 >/tmp/perf 2>/tmp/error || code=$?
+            echo $code >/run/secondary) &
+        wait_for 60 share_has_queues || { cat /tmp/perf /tmp/error; fail "perf has no queue"; }
+        sleep $_pause
+        kill -9 $PRIMARY
+        wait $PRIMARY || true
+        wait_for 60 test -s /run/secondary || fail "a secondary outlives its primary"
+        note "the primary is killed: exit status $(cat /run/secondary): $(cat /tmp/error)"
+        [ "$(cat /run/secondary)" -eq 3 ] || fail "exit status $(cat /run/secondary)"
+        [ "$(wc -l </tmp/error)" -eq 1 ] || fail "not one line of error"
+    done
     share "$1"
     secondaries "$1" --nsid "$2"
     all_verified "after the primary was killed" $SECONDARIES
