@@ -14,6 +14,10 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 /// A dead peer of an idle I/O queue is noticed after a minute and a half: only the admin queue has keep alives.
 const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
 
+/// Bytes of the send buffer of a connection within this machine, which the kernel doubles. There is no path to be filled: what the kernel
+/// holds beyond what the other side reads next only pushes what it copies to and from out of the processor's caches.
+const LOCAL_SEND_BUFFER: usize = 256 * 1024;
+
 /// What a connection's socket is to be like.
 #[derive(Clone, Debug)]
 pub(crate) struct SocketOptions {
@@ -133,6 +137,20 @@ impl SocketOptions {
         }
         Ok(socket)
     }
+
+    /// Sets what depends on where the peer turned out to be.
+    fn suit(&self, socket: &Socket, peer: SocketAddr) {
+        let ours = socket.local_addr().ok().and_then(|address| address.as_socket());
+        if self.send_buffer.is_none() && ours.is_some_and(|ours| is_same_machine(ours.ip(), peer.ip())) {
+            // The kernel cuts it to its limit and refuses nothing; as it is the connection works too.
+            let _ = socket.set_send_buffer_size(LOCAL_SEND_BUFFER);
+        }
+    }
+}
+
+/// Whether a connection between these addresses stays in this machine.
+fn is_same_machine(ours: IpAddr, peer: IpAddr) -> bool {
+    ours == peer || peer.to_canonical().is_loopback()
 }
 
 #[derive(Debug)]
@@ -226,7 +244,10 @@ impl Connector {
                     };
                 }
                 Stage::Connecting { socket, peer, until } => match connected(&socket, peer) {
-                    Ok(true) => return Ok(Some((socket, peer))),
+                    Ok(true) => {
+                        self.options.suit(&socket, peer);
+                        return Ok(Some((socket, peer)));
+                    }
                     Ok(false) if now < until => {
                         self.stage = Stage::Connecting { socket, peer, until };
                         return Ok(None);
@@ -317,4 +338,53 @@ fn explain(error: io::Error, peer: SocketAddr) -> Error {
         _ => return Error::from(error).doing(format!("connecting to {peer}")),
     };
     Error::from(error).doing(format!("connecting to {peer}")).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    /// What the kernel says of the send buffer of a connection to this machine.
+    fn send_buffer_with(options: &ControllerOptions) -> usize {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let peer = listener.local_addr().unwrap();
+        let trid = format!("trtype:TCP traddr:127.0.0.1 trsvcid:{}", peer.port()).parse().unwrap();
+        let options = SocketOptions::new(&trid, options).unwrap();
+        let now = Instant::now();
+        let deadline = now + Duration::from_secs(5);
+        let mut connector = Connector::new(&Destination::Address(peer), options, now, deadline).unwrap();
+        loop {
+            if let Some((socket, _)) = connector.poll(Instant::now()).unwrap() {
+                return socket.send_buffer_size().unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn connections_within_this_machine_have_a_small_send_buffer_unless_told_otherwise() {
+        let limit: usize = std::fs::read_to_string("/proc/sys/net/core/wmem_max")
+            .map_or(usize::MAX, |text| text.trim().parse().unwrap());
+        let mut options = ControllerOptions::default();
+        assert_eq!(send_buffer_with(&options), 2 * LOCAL_SEND_BUFFER.min(limit));
+        options.tcp_send_buffer = Some(100_000);
+        assert_eq!(send_buffer_with(&options), 2 * 100_000.min(limit));
+    }
+
+    #[test]
+    fn a_machine_knows_its_own_addresses() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for (ours, peer, same) in [
+            ("127.0.0.1", "127.0.0.2", true),
+            ("::1", "::1", true),
+            ("::ffff:10.0.0.1", "::ffff:127.0.0.1", true),
+            ("10.0.0.1", "10.0.0.1", true),
+            ("10.0.0.1", "10.0.0.2", false),
+            ("fd00::1", "fd00::2", false),
+        ] {
+            assert_eq!(is_same_machine(ip(ours), ip(peer)), same, "{ours} to {peer}");
+        }
+    }
 }

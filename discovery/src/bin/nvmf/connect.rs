@@ -71,7 +71,7 @@ pub(crate) struct ConnectArgs {
     #[arg(long, help_heading = CONNECTION)]
     quickack: bool,
 
-    /// Bytes of the TCP send buffer (SO_SNDBUF); by default the kernel's choice
+    /// Bytes of the TCP send buffer (SO_SNDBUF); by default the kernel's choice, within this machine 256 KiB
     #[arg(long, value_name = "SIZE", value_parser = parse_length32, help_heading = CONNECTION)]
     send_buf_size: Option<u32>,
 
