@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -114,35 +115,64 @@ impl Drop for Running {
     }
 }
 
+/// A program that runs to its end, and whose output is kept.
+pub(super) struct Captured {
+    running: Running,
+    out: JoinHandle<String>,
+    err: JoinHandle<String>,
+}
+
+impl Captured {
+    pub(super) fn start(command: &mut Command, name: &str) -> Result<Self> {
+        let mut running = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()), name)?;
+        let stdout = running.child.stdout.take().context("no standard output")?;
+        let stderr = running.child.stderr.take().context("no standard error")?;
+        let read = |stream: Box<dyn Read + Send>| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                // What cannot be read is missed by whoever looks for it.
+                let _ = stream.take(MAX_OUTPUT).read_to_end(&mut bytes);
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let (out, err) = (read(Box::new(stdout)), read(Box::new(stderr)));
+        Ok(Self { running, out, err })
+    }
+
+    pub(super) fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.running.child.try_wait()?.is_some())
+    }
+
+    /// [`Running::pause`]; one that has ended cannot be paused.
+    pub(super) fn pause(&mut self, pause: bool) -> Result<()> {
+        if self.has_ended()? { Ok(()) } else { self.running.pause(pause) }
+    }
+
+    /// What it printed on standard output. It has to end within `limit`.
+    pub(super) fn finish(mut self, limit: Duration) -> Result<String> {
+        let began = Instant::now();
+        let status = loop {
+            let name = &self.running.name;
+            match self.running.child.try_wait()? {
+                Some(status) => break status,
+                None if began.elapsed() > limit => bail!("{name} did not end within {} s", limit.as_secs()),
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let (out, err) = (self.out.join().unwrap_or_default(), self.err.join().unwrap_or_default());
+        ensure!(
+            status.success(),
+            "{} failed ({status}): {}",
+            self.running.name,
+            shell::tail(&format!("{out}\n{err}"), 6).trim()
+        );
+        Ok(out)
+    }
+}
+
 /// Runs a program to its end and returns what it printed on standard output.
 pub(super) fn capture(command: &mut Command, name: &str, limit: Duration) -> Result<String> {
-    let mut running = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()), name)?;
-    let stdout = running.child.stdout.take().context("no standard output")?;
-    let stderr = running.child.stderr.take().context("no standard error")?;
-    let read = |stream: Box<dyn Read + Send>| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            // What cannot be read is missed by whoever looks for it.
-            let _ = stream.take(MAX_OUTPUT).read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        })
-    };
-    let (out, err) = (read(Box::new(stdout)), read(Box::new(stderr)));
-    let began = Instant::now();
-    let status = loop {
-        match running.child.try_wait()? {
-            Some(status) => break status,
-            None if began.elapsed() > limit => bail!("{name} did not end within {} s", limit.as_secs()),
-            None => std::thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
-    ensure!(
-        status.success(),
-        "{name} failed ({status}): {}",
-        shell::tail(&format!("{out}\n{err}"), 6).trim()
-    );
-    Ok(out)
+    Captured::start(command, name)?.finish(limit)
 }
 
 #[cfg(test)]

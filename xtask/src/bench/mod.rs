@@ -9,6 +9,7 @@ mod others;
 mod results;
 mod spdk;
 mod table;
+mod turns;
 
 use std::path::PathBuf;
 

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-/// Most of the two cores' time that others may have for a run to count.
+/// Most of the two cores' time that others may have without being told of.
 pub(super) const TOLERATED: f64 = 0.03;
 /// Kernel's ticks per second in /proc, on every architecture Linux has (USER_HZ).
 const TICKS: f64 = 100.0;
@@ -13,18 +13,18 @@ pub(super) struct Before {
     when: Instant,
     busy: u64,
     own: u64,
-    target: Option<u32>,
+    targets: Vec<u32>,
 }
 
 impl Before {
-    /// Now, before a run with this process as its target (others that take part are waited for before the run ends).
-    pub(super) fn now(target: Option<u32>) -> Self {
-        Self { when: Instant::now(), busy: busy(), own: own(target), target }
+    /// Now, before a round with these processes as targets (others that take part are waited for before the round ends).
+    pub(super) fn now(targets: Vec<u32>) -> Self {
+        Self { when: Instant::now(), busy: busy(), own: own(&targets), targets }
     }
 
     /// What others had of two cores since, 0 to 1.
     pub(super) fn others(&self) -> f64 {
-        let (busy, own) = (busy().saturating_sub(self.busy), own(self.target).saturating_sub(self.own));
+        let (busy, own) = (busy().saturating_sub(self.busy), own(&self.targets).saturating_sub(self.own));
         let all = self.when.elapsed().as_secs_f64() * TICKS * 2.0;
         (busy.saturating_sub(own) as f64 / all.max(1.0)).min(1.0)
     }
@@ -48,13 +48,13 @@ fn busy_of(stat: &str) -> u64 {
         .sum()
 }
 
-/// Time this process, its children that have ended, and the target have used.
-fn own(target: Option<u32>) -> u64 {
+/// Time this process, its children that have ended, and the targets have used.
+fn own(targets: &[u32]) -> u64 {
     let of = |pid: &str, with_children| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         used(&stat, with_children)
     };
-    of("self", true) + target.map_or(0, |pid| of(&pid.to_string(), false))
+    of("self", true) + targets.iter().map(|pid| of(&pid.to_string(), false)).sum::<u64>()
 }
 
 fn used(stat: &str, with_children: bool) -> u64 {
@@ -73,7 +73,7 @@ mod tests {
         let stat = "77 (a) b) S 1 77 77 0 -1 4194560 1 2 3 4 500 60 7 8 20 0 1";
         assert_eq!((used(stat, false), used(stat, true)), (560, 575));
         assert_eq!(used("", true), 0);
-        let before = Before::now(None);
+        let before = Before::now(vec![std::process::id()]);
         assert!((0.0..=1.0).contains(&before.others()));
     }
 }

@@ -7,11 +7,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use super::cell::{Initiator, Pair, Side};
-use super::nvmf::Figures;
+use super::cell::{Cell, Initiator, Pair, Side};
 
-/// The runs of one cell.
-pub(super) type Runs = BTreeMap<Pair, Vec<Figures>>;
+/// I/Os per second in each round of one cell.
+pub(super) type Runs = BTreeMap<Pair, Vec<f64>>;
 
 /// The middle one; the mean of the middle two.
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -57,29 +56,33 @@ impl Results {
     }
 
     /// Puts what was measured of a cell in. What was measured of other pairs before stays.
-    pub(super) fn put(&mut self, cell: &str, runs: &Runs, seconds: f64) {
-        let before = self.root.get("cells").and_then(|cells| cells.get(cell)?["pairs"].as_object());
+    pub(super) fn put(&mut self, cell: &Cell, runs: &Runs, seconds: u64) {
+        let name = cell.to_string();
+        let before = self.root.get("cells").and_then(|cells| cells.get(&name)?["pairs"].as_object());
         let mut pairs: Map<String, Value> = before.cloned().unwrap_or_default();
         for (pair, runs) in runs {
-            let list = |pick: &dyn Fn(&Figures) -> Option<f64>| -> Vec<f64> {
-                runs.iter().filter_map(pick).map(round).collect()
-            };
-            let (iops, mean, p50) =
-                (list(&|run| Some(run.iops)), list(&|run| Some(run.mean)), list(&|run| run.p50));
-            pairs.insert(
-                pair.to_string(),
-                json!({
-                    "iops": median(iops.clone()), "mean_us": median(mean.clone()), "p50_us": median(p50.clone()),
-                    "runs": { "iops": iops, "mean_us": mean, "p50_us": p50 },
-                }),
-            );
+            let iops = median(runs.clone());
+            // So many are outstanding all the time (Little's law).
+            let mean = iops.map(|iops| round(cell.depth as f64 * 1e6 / iops));
+            let runs: Vec<f64> = runs.iter().copied().map(round).collect();
+            let figures = json!({ "iops": iops.map(round), "mean_us": mean, "runs": { "iops": runs } });
+            pairs.insert(pair.to_string(), figures);
         }
         let cells = self.root.entry("cells").or_insert_with(|| json!({}));
-        cells[cell] = json!({ "seconds": seconds, "pairs": pairs });
+        cells[name] = json!({ "seconds": seconds, "pairs": pairs });
     }
 
     fn figure(&self, cell: &str, pair: Pair, what: &str) -> Option<f64> {
         self.root.get("cells")?.get(cell)?["pairs"][pair.to_string()][what].as_f64()
+    }
+
+    /// How many times the I/Os per second of `other` a pair has: the median over the rounds, in each of which they took turns.
+    fn ratio(&self, cell: &str, pair: Pair, other: Pair) -> Option<f64> {
+        let runs = |pair: Pair| -> Option<Vec<f64>> {
+            let runs = &self.root.get("cells")?.get(cell)?["pairs"][pair.to_string()]["runs"]["iops"];
+            runs.as_array()?.iter().map(Value::as_f64).collect()
+        };
+        median(runs(pair)?.iter().zip(runs(other)?).map(|(ours, theirs)| ours / theirs).collect())
     }
 
     /// The table, as Markdown: medians, and what the initiators are to each other and to the limit.
@@ -118,7 +121,8 @@ impl Results {
         for cell in cells.into_iter().flat_map(Map::keys) {
             let figure = |pair, what| self.figure(cell, pair, what);
             let Some(ours) = figure(nvmf, "iops") else { continue };
-            let ratio = |other: Option<f64>| other.map_or_else(String::new, |of| format!("{:.2}", ours / of));
+            let ratio =
+                |other| self.ratio(cell, nvmf, other).map_or_else(String::new, |ratio| format!("{ratio:.2}"));
             let count = |value: Option<f64>| value.map_or_else(String::new, grouped);
             let us = |value: Option<f64>| value.map_or_else(String::new, |us| format!("{us:.2}"));
             let (theirs, bare) = (figure(spdk, "iops"), figure(limit, "iops"));
@@ -129,10 +133,10 @@ impl Results {
                 us(figure(nvmf, "mean_us")),
                 count(theirs),
                 us(figure(spdk, "mean_us")),
-                ratio(theirs),
+                ratio(spdk),
                 count(bare),
                 us(figure(limit, "mean_us")),
-                ratio(bare),
+                ratio(limit),
             );
         }
         rows
@@ -169,23 +173,26 @@ mod tests {
     #[test]
     fn cells_are_added_to_a_file() {
         let path = std::env::temp_dir().join(format!("nvmf-bench-{}.json", std::process::id()));
-        let runs = |iops: [f64; 3], initiator| {
-            let figures = iops.map(|iops| Figures { iops, mean: 5.0, p50: None });
-            (Pair { initiator, side: Side::Null }, figures.to_vec())
-        };
+        let (first, second) = (Cell::all()[0], Cell::all()[1]);
+        assert_eq!((first.depth, second.depth), (1, 32));
+        let runs = |iops: [f64; 3], initiator| (Pair { initiator, side: Side::Null }, iops.to_vec());
         let mut results = Results::load(&path).unwrap();
         let both = [runs([300.0, 330.0, 200.0], Initiator::Nvmf), runs([100.0; 3], Initiator::Spdk)];
-        results.put("a", &both.into_iter().collect(), 1.0);
+        results.put(&first, &both.into_iter().collect(), 1);
         results.save(&path).unwrap();
         let mut results = Results::load(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        results.put("b", &[runs([1234.0; 3], Initiator::Nvmf)].into_iter().collect(), 1.0);
+        results.put(&second, &[runs([1234.0; 3], Initiator::Nvmf)].into_iter().collect(), 1);
         let table = results.table();
-        assert!(table.contains("| a | 300 | 5.00 | 100 | 5.00 | 3.00 |  |  |  |"), "{table}");
-        assert!(table.contains("| b | 1,234 | 5.00 |  |"), "{table}");
+        assert!(
+            table.contains(&format!("| {first} | 300 | 3333.33 | 100 | 10000.00 | 3.00 |  |  |  |")),
+            "{table}"
+        );
+        assert!(table.contains(&format!("| {second} | 1,234 | 25931.93 |  |")), "{table}");
         assert!(!table.contains("SPDK, null bdev"), "{table}");
         // Another pair of a cell leaves the others alone.
-        results.put("b", &[runs([617.0; 3], Initiator::Spdk)].into_iter().collect(), 1.0);
-        assert!(results.table().contains("| b | 1,234 | 5.00 | 617 | 5.00 | 2.00 |"), "{}", results.table());
+        results.put(&second, &[runs([617.0; 3], Initiator::Spdk)].into_iter().collect(), 1);
+        let row = format!("| {second} | 1,234 | 25931.93 | 617 | 51863.86 | 2.00 |");
+        assert!(results.table().contains(&row), "{}", results.table());
     }
 }

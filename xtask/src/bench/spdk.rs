@@ -6,27 +6,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::cell::{Cell, Side, Transport};
-use super::child::{Running, capture, pinned};
-use super::nvmf::{Figures, Timing};
+use super::child::{Running, pinned};
+use super::nvmf::Timing;
 use crate::shell;
 
 /// How long the target may take to start.
 const START: Duration = Duration::from_secs(60);
 /// How long one of its RPCs may take.
 const CALL: Duration = Duration::from_secs(20);
-/// Memory of the target and of the initiator, MiB.
+/// Memory of the target and of an initiator, MiB.
 const TARGET_MEMORY: u32 = 1536;
 const INITIATOR_MEMORY: u32 = 512;
-/// Hugepages of 2 MiB that both need together, and some to spare.
-const HUGEPAGES: u32 = (TARGET_MEMORY + INITIATOR_MEMORY) / 2 + 64;
+/// Hugepages of 2 MiB that are to be there when all have theirs.
+const SPARE: u32 = 64;
 /// SPDK refuses an empty one in places.
 const HOSTNQN: &str = "nqn.2014-08.org.nvmexpress:uuid:5d1c2a44-6d5f-4b55-9b2a-0e0f8a7f1c11";
 
-/// Hugepages for both, taken from the system and given back, and where to get them.
+/// Hugepages for them, taken from the system and given back, and where to get them.
 pub(super) struct Hugepages {
     before: u32,
     mounted: Option<PathBuf>,
@@ -35,16 +35,18 @@ pub(super) struct Hugepages {
 const NR_HUGEPAGES: &str = "/proc/sys/vm/nr_hugepages";
 
 impl Hugepages {
-    pub(super) fn reserve(scratch: &Path) -> Result<Self> {
+    /// Enough for the target and so many initiators at once.
+    pub(super) fn reserve(scratch: &Path, initiators: usize) -> Result<Self> {
+        let wanted = (TARGET_MEMORY + INITIATOR_MEMORY * initiators as u32) / 2 + SPARE;
         let count = || -> Result<u32> { Ok(std::fs::read_to_string(NR_HUGEPAGES)?.trim().parse()?) };
         let mut pages = Self { before: count()?, mounted: None };
-        if pages.before < HUGEPAGES {
+        if pages.before < wanted {
             // Memory in pieces is put together first.
             let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
-            let set = std::fs::write(NR_HUGEPAGES, HUGEPAGES.to_string());
+            let set = std::fs::write(NR_HUGEPAGES, wanted.to_string());
             ensure!(
-                set.is_ok() && count()? >= HUGEPAGES,
-                "SPDK needs {HUGEPAGES} hugepages of 2 MiB, there are {}; as root: sysctl vm.nr_hugepages={HUGEPAGES}",
+                set.is_ok() && count()? >= wanted,
+                "SPDK needs {wanted} hugepages of 2 MiB, there are {}; as root: sysctl vm.nr_hugepages={wanted}",
                 count()?
             );
         }
@@ -111,19 +113,19 @@ impl Build {
         format!("SPDK {} ({})", file.trim(), commit.unwrap_or_default().trim())
     }
 
-    /// Its initiator, once.
-    pub(super) fn perf(&self, trid: &str, cell: &Cell, timing: Timing) -> Result<Figures> {
+    /// Its initiator on a cell.
+    pub(super) fn perf(&self, trid: &str, cell: &Cell, timing: Timing) -> Command {
         // Without a subsystem's name it takes a vfio-user controller for a discovery controller, without namespaces.
         let subnqn = if trid.contains("subnqn:") { "" } else { " subnqn:nqn.2016-06.io.spdk:any" };
         let trid = format!("{trid}{subnqn} ns:1 hostnqn:{HOSTNQN}");
         let mut command = pinned(timing.cpu, &self.program("spdk_nvme_perf"), ["-r", &trid]);
         command.args(["-q", &cell.depth.to_string(), "-o", &cell.io_size.to_string(), "-w", cell.workload]);
-        command.args(["-t", &(timing.seconds.ceil() as u64).to_string(), "-a", "1"]);
+        command.args(["-t", &timing.seconds.to_string(), "-a", &timing.warm_up.to_string()]);
         command.args(["-c", &format!("{:#x}", 1 << timing.cpu), "-s", &INITIATOR_MEMORY.to_string(), "-g"]);
         if cell.digests {
             command.args(["-H", "-I"]);
         }
-        parse(&capture(&mut command, "spdk_nvme_perf", timing.limit())?)
+        command
     }
 
     /// Adds its initiator to a command line, for a number of 4 KiB reads instead of a time.
@@ -135,17 +137,14 @@ impl Build {
     }
 }
 
-/// The line of its report that adds up.
-fn parse(report: &str) -> Result<Figures> {
+/// I/Os per second, from the line of its report that adds up.
+pub(super) fn iops(report: &str) -> Result<f64> {
     let line = report.lines().rev().find(|line| line.trim_start().starts_with("Total"));
     let line =
         line.with_context(|| format!("spdk_nvme_perf reports no total: {}", shell::tail(report, 4)))?;
     let (_, numbers) = line.split_once(':').context("a total without figures")?;
-    let numbers: Vec<f64> = numbers.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    match numbers.as_slice() {
-        [iops, _, mean, ..] => Ok(Figures { iops: *iops, mean: *mean, p50: None }),
-        _ => bail!("a total without figures: {line}"),
-    }
+    let iops = numbers.split_whitespace().next().and_then(|word| word.parse().ok());
+    iops.with_context(|| format!("a total without figures: {line}"))
 }
 
 /// `nvmf_tgt` with a null and a malloc bdev, over TCP and vfio-user.
@@ -272,9 +271,9 @@ mod tests {
             TCP  (addr:127.0.0.1 subnqn:a) NSID 1 from core  1:  81400.12     317.97      12.27       9.10     210.33\n\
             ========================================================\n\
             Total                                           :  81400.12     317.97      12.27       9.10     210.33\n";
-        assert_eq!(parse(report).unwrap(), Figures { iops: 81400.12, mean: 12.27, p50: None });
-        for bad in ["", "Total : \n", "Total : 1 2\n"] {
-            assert!(parse(bad).is_err(), "{bad}");
+        assert_eq!(iops(report).unwrap(), 81400.12);
+        for bad in ["", "Total : \n", "Total : none\n"] {
+            assert!(iops(bad).is_err(), "{bad}");
         }
     }
 }

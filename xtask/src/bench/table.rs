@@ -1,29 +1,32 @@
-//! The table: initiators against targets and against the bare exchange, one after the other and round after round.
+//! The table: initiators against targets and against the bare exchange, in turns and round after round.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 
 use super::cell::{Cell, Initiator, Pair, Side, Transport};
-use super::nvmf::{self, Built, Figures, Timing};
+use super::child::{Captured, Running};
+use super::nvmf::{self, Built, LimitServer, Timing};
 use super::others;
 use super::results::{Results, Runs, grouped};
 use super::spdk;
+use super::turns::{self, Contender};
 
 pub(super) const HELP: &str = "\
 cargo xtask bench [--spdk DIR] [--on LIST] [--seconds N] [--rounds N] [--cpus T,I] [--json FILE] [--list] [PART...]
 
 Measures `nvmf perf` against `nvmf target` with a null namespace, and both against bare loops that exchange messages of the
 same sizes. With --spdk, SPDK's initiator against the same target, and both initiators against SPDK's target. Each target has
-one core, each initiator another. Runs of one cell follow each other, round after round; medians are printed. A run during which
-others had more than 3 % of two cores is repeated, twice at most.
+one core, the initiators another: all that is compared runs at once, and all but one of it are stopped, in turns of 25 ms. The turns of a
+pair are added up; of several rounds medians are printed. Latencies are the depth divided by the I/Os per second.
 
   PART            measure the cell of this name, or those whose name has this part; may be repeated (default: all)
   --spdk DIR      an SPDK build, configured --with-vfio-user; as root, for it wants hugepages
   --on LIST       targets: null, spdk-null, spdk-malloc (default: all there are)
-  --seconds N     of each run (default 1)
-  --rounds N      runs of each pair (default 3)
+  --seconds N     that each pair has in a round, all its turns together (default 1)
+  --rounds N      of each cell (default 3)
   --cpus T,I      cores of target and initiator (default 0,1)
   --json FILE     results; what FILE has of other cells and targets stays (default: bench/results.json in the target directory)
   --list          name the cells
@@ -121,8 +124,8 @@ pub(super) fn main(args: &[String]) -> Result<()> {
     }
     let mut bench = Bench::start(&options, &cells, spdk)?;
     for cell in &cells {
-        let runs = bench.measure(cell);
-        results.put(&cell.to_string(), &runs, options.seconds);
+        let (runs, seconds) = bench.measure(cell);
+        results.put(cell, &runs, seconds);
         results.save(&options.json)?;
     }
     println!("\n{}\nresults are in {}", results.table(), options.json.display());
@@ -130,8 +133,14 @@ pub(super) fn main(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Runs of which the least disturbed counts.
-const TRIES: usize = 3;
+/// How long an initiator needs until it does I/O.
+fn lead(initiator: Initiator) -> Duration {
+    Duration::from_millis(match initiator {
+        Initiator::Limit => 100,
+        Initiator::Nvmf => 500,
+        Initiator::Spdk => 2500,
+    })
+}
 
 /// Everything that is running, all of it stopped but what is being measured.
 struct Bench<'a> {
@@ -141,6 +150,8 @@ struct Bench<'a> {
     tcp: Option<nvmf::Target>,
     vfio_user: Option<nvmf::Target>,
     spdk_target: Option<spdk::Target>,
+    /// The answering end of the bare exchange, of the cell that is measured.
+    limit: Option<LimitServer>,
     failures: Vec<String>,
     // Last: they are given back, and removed, when their users are gone.
     _hugepages: Option<spdk::Hugepages>,
@@ -172,7 +183,8 @@ impl<'a> Bench<'a> {
         let scratch = Scratch::make()?;
         let path: &Path = &scratch.0;
         let cpu = options.cpus.0;
-        let hugepages = spdk.is_some().then(|| spdk::Hugepages::reserve(path)).transpose()?;
+        let reserve = || spdk::Hugepages::reserve(path, options.sides.len());
+        let hugepages = spdk.is_some().then(reserve).transpose()?;
         let own = |transport| -> Result<Option<nvmf::Target>> {
             let wanted =
                 options.sides.contains(&Side::Null) && cells.iter().any(|cell| cell.transport == transport);
@@ -198,98 +210,129 @@ impl<'a> Bench<'a> {
             tcp,
             vfio_user,
             spdk_target,
+            limit: None,
             failures: Vec::new(),
             _hugepages: hugepages,
             _scratch: scratch,
         })
     }
 
-    /// A pair that fails is left alone from then on; the others go on.
-    fn measure(&mut self, cell: &Cell) -> Runs {
-        let pairs = Pair::of(cell, &self.options.sides, self.spdk.is_some());
-        let (mut runs, mut failed) = (Runs::new(), Vec::new());
+    /// All pairs of a cell, and the seconds that were counted in a round. A pair that fails is left alone from then on; the others go on.
+    fn measure(&mut self, cell: &Cell) -> (Runs, u64) {
+        let mut pairs = Pair::of(cell, &self.options.sides, self.spdk.is_some());
+        let seconds = (self.options.seconds * pairs.len() as f64).ceil() as u64;
+        let mut runs = Runs::new();
         for round in 1..=self.options.rounds {
-            for &pair in &pairs {
-                if failed.contains(&pair) {
-                    continue;
-                }
-                match self.run_undisturbed(cell, pair) {
-                    Ok((figures, others)) => {
-                        let iops = grouped(figures.iops);
-                        let others = match others > others::TOLERATED {
-                            true => format!(", DISTURBED: others had {:.0} % of two cores", others * 100.0),
-                            false => String::new(),
-                        };
-                        println!("{cell} round {round} {pair}: {iops} IOPS, {:.2} µs{others}", figures.mean);
-                        runs.entry(pair).or_default().push(figures);
+            let before = others::Before::now(self.targets());
+            for (pair, iops) in self.round(cell, &pairs, seconds) {
+                match iops {
+                    Ok(iops) => {
+                        println!("{cell} round {round} {pair}: {} IOPS", grouped(iops));
+                        runs.entry(pair).or_default().push(iops);
                     }
                     Err(error) => {
                         println!("{cell} round {round} {pair}: FAILED: {error:#}");
-                        failed.push(pair);
+                        self.failures.push(format!("{cell} {pair}"));
+                        pairs.retain(|&other| other != pair);
                     }
                 }
             }
-        }
-        self.failures.extend(failed.iter().map(|pair| format!("{cell} {pair}")));
-        runs
-    }
-
-    /// One run, repeated when others needed the processors meanwhile, and how much these had during the one that counts.
-    fn run_undisturbed(&mut self, cell: &Cell, pair: Pair) -> Result<(Figures, f64)> {
-        let mut best: Option<(Figures, f64)> = None;
-        for _ in 0..TRIES {
-            let before = others::Before::now(self.target_of(cell, pair));
-            let figures = self.run(cell, pair)?;
+            self.limit = None;
             let others = before.others();
-            if best.is_none_or(|(_, least)| others < least) {
-                best = Some((figures, others));
-            }
-            if others <= others::TOLERATED {
-                break;
+            if others > others::TOLERATED {
+                println!("{cell} round {round}: DISTURBED: others had {:.0} % of two cores", others * 100.0);
             }
         }
-        best.context("no run")
+        (runs, seconds)
     }
 
-    /// The process that answers in a run.
-    fn target_of(&self, cell: &Cell, pair: Pair) -> Option<u32> {
-        let process = match (pair.initiator, pair.side, cell.transport) {
-            (Initiator::Limit, ..) => None,
-            (_, Side::Null, Transport::Tcp) => self.tcp.as_ref().map(|target| &target.process),
-            (_, Side::Null, Transport::VfioUser) => self.vfio_user.as_ref().map(|target| &target.process),
-            _ => self.spdk_target.as_ref().map(|target| &target.process),
-        };
-        process.map(super::child::Running::id)
+    /// One round: I/Os per second of each pair.
+    fn round(&mut self, cell: &Cell, pairs: &[Pair], seconds: u64) -> Vec<(Pair, Result<f64>)> {
+        // Those first that need longest.
+        let mut starting = pairs.to_vec();
+        starting.sort_by_key(|pair| std::cmp::Reverse(lead(pair.initiator)));
+        let mut done = Vec::new();
+        let mut contenders = Vec::new();
+        while !starting.is_empty() {
+            let pair = starting.remove(0);
+            let later: Duration = starting.iter().map(|pair| lead(pair.initiator)).sum();
+            // None is to count before all are there, however soon it does I/O.
+            let warm_up = (lead(pair.initiator) + later).as_secs() + 1;
+            match self.start_initiator(cell, pair, Timing { seconds, warm_up, cpu: self.options.cpus.1 }) {
+                Ok(contender) => contenders.push(contender),
+                Err(error) => done.push((pair, Err(error))),
+            }
+        }
+        let shares =
+            match turns::take(&mut contenders, seconds, |pair, turn| turn(self.target_of(cell, pair)?)) {
+                Ok(shares) => shares,
+                Err(error) => {
+                    let failed = contenders.iter().map(|one| (one.pair, Err(anyhow!("{error:#}"))));
+                    done.extend(failed);
+                    return done;
+                }
+            };
+        for (contender, share) in contenders.into_iter().zip(shares) {
+            let pair = contender.pair;
+            let report = contender.finish();
+            let iops = report.and_then(|report| match pair.initiator {
+                Initiator::Spdk => spdk::iops(&report),
+                _ => nvmf::iops(&report),
+            });
+            done.push((pair, iops.map(|iops| iops / share)));
+        }
+        done.sort_by_key(|&(pair, _)| pair);
+        done
     }
 
-    fn run(&mut self, cell: &Cell, pair: Pair) -> Result<Figures> {
-        let (server, cpu) = self.options.cpus;
-        let timing = Timing { seconds: self.options.seconds, cpu };
-        if pair.initiator == Initiator::Limit {
-            return nvmf::limit(&self.programs.limit, cell, timing, server);
-        }
-        let (process, trid) = match (pair.side, cell.transport, &mut self.spdk_target) {
-            (Side::Null, Transport::Tcp, _) => {
-                self.tcp.as_mut().map(|target| (&mut target.process, target.trid.clone()))
+    fn start_initiator(&mut self, cell: &Cell, pair: Pair, timing: Timing) -> Result<Contender> {
+        let (mut command, name) = match pair.initiator {
+            Initiator::Limit => {
+                let mut server = LimitServer::start(&self.programs.limit, cell, self.options.cpus.0)?;
+                server.process.pause(true)?;
+                let server = self.limit.insert(server);
+                (server.drive(&self.programs.limit, cell, timing), "wire_limit drive")
             }
-            (Side::Null, Transport::VfioUser, _) => {
-                self.vfio_user.as_mut().map(|target| (&mut target.process, target.trid.clone()))
+            Initiator::Nvmf => {
+                (nvmf::perf(&self.programs.nvmf, &self.trid(cell, pair.side)?, cell, timing), "nvmf perf")
             }
-            (side, transport, Some(target)) => {
-                let trid = target.trid(transport, side);
-                Some((&mut target.process, trid))
+            Initiator::Spdk => {
+                let trid = self.trid(cell, pair.side)?;
+                let spdk = self.spdk.as_ref().context("there is no SPDK")?;
+                (spdk.perf(&trid, cell, timing), "spdk_nvme_perf")
             }
-            _ => None,
-        }
-        .context("the target is not running")?;
-        process.check()?;
-        process.pause(false)?;
-        let figures = match (pair.initiator, &self.spdk) {
-            (Initiator::Spdk, Some(spdk)) => spdk.perf(&trid, cell, timing),
-            _ => nvmf::perf(&self.programs.nvmf, &trid, cell, timing),
         };
-        process.pause(true)?;
-        figures
+        let target = self.target_of(cell, pair)?;
+        target.pause(false)?;
+        let program = Captured::start(&mut command, name)?;
+        Contender::start(pair, program, target, lead(pair.initiator))
+    }
+
+    /// Where a target is.
+    fn trid(&self, cell: &Cell, side: Side) -> Result<String> {
+        match (side, cell.transport) {
+            (Side::Null, Transport::Tcp) => self.tcp.as_ref().map(|target| target.trid.clone()),
+            (Side::Null, Transport::VfioUser) => self.vfio_user.as_ref().map(|target| target.trid.clone()),
+            (side, transport) => self.spdk_target.as_ref().map(|target| target.trid(transport, side)),
+        }
+        .context("the target is not running")
+    }
+
+    /// The process that answers a pair.
+    fn target_of(&mut self, cell: &Cell, pair: Pair) -> Result<&mut Running> {
+        match (pair.initiator, pair.side, cell.transport) {
+            (Initiator::Limit, ..) => self.limit.as_mut().map(|server| &mut server.process),
+            (_, Side::Null, Transport::Tcp) => self.tcp.as_mut().map(|target| &mut target.process),
+            (_, Side::Null, Transport::VfioUser) => self.vfio_user.as_mut().map(|target| &mut target.process),
+            _ => self.spdk_target.as_mut().map(|target| &mut target.process),
+        }
+        .context("the target is not running")
+    }
+
+    /// Every target there is.
+    fn targets(&self) -> Vec<u32> {
+        let own = [&self.tcp, &self.vfio_user].into_iter().flatten().map(|target| target.process.id());
+        own.chain(self.spdk_target.iter().map(|target| target.process.id())).collect()
     }
 }
 
