@@ -329,7 +329,11 @@ impl TransportQpair for TcpQpair {
 
     fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
         self.check_running()?;
-        self.connection.submit(slot, sqe, tracker).map_err(|error| self.failed(error))
+        let mut result = self.connection.submit(slot, sqe, tracker);
+        if result.is_ok() && self.connection.is_due(tracker) {
+            result = self.send(tracker);
+        }
+        result.map_err(|error| self.failed(error))
     }
 
     fn flush(&mut self, tracker: &Tracker) -> Result<()> {

@@ -149,6 +149,8 @@ pub struct Connection {
     /// The budget ended [`Connection::process`], not the lack of bytes.
     paused: bool,
     tx: TxQueue,
+    /// Commands queued since there was nothing to send.
+    unsent: usize,
     grants: VecDeque<Grant>,
     /// How many of `grants` have all their PDUs queued.
     granted: usize,
@@ -179,6 +181,7 @@ impl Connection {
             bulk: false,
             paused: false,
             tx: TxQueue::default(),
+            unsent: 0,
             grants: VecDeque::new(),
             granted: 0,
             progress: Vec::new(),

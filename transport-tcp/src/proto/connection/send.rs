@@ -23,6 +23,9 @@ const CAPSULE_LEN: usize = size_of::<CapsuleCmd>();
 /// Bytes for one send. While a send lasts the kernel does not look at acknowledgements: what was sent stays in memory that the next
 /// part could use again, while it is still in the processor's cache.
 pub const SEND_MAX: usize = 512 * 1024;
+/// So much leaves at once when the controller has nothing else to do: it begins while the rest of the batch is being copied. Otherwise a
+/// queue that is filled in one go is answered in one go, and host and controller wait for each other in turn.
+const FIRST_PART: u64 = 48 * 1024;
 /// H2CData PDUs are made as they can be sent: no more are made while this many segments, or the bytes of a send, are queued. What was
 /// read for a digest is then still in the processor's cache when it is sent.
 const H2C_SEGMENTS: usize = 64;
@@ -72,7 +75,14 @@ impl Connection {
         };
         self.queue_pdu(0, data, tracker, make)?;
         self.progress[usize::from(slot)].tx_end = self.tx.queued();
+        self.unsent += 1;
         Ok(())
+    }
+
+    /// Whether what is queued had better leave before the batch is complete.
+    #[must_use]
+    pub fn is_due(&self, tracker: &Tracker) -> bool {
+        self.tx.queued() - self.tx.sent() >= FIRST_PART && tracker.in_flight() <= self.unsent
     }
 
     /// Makes room for what `slot` does, which is used for the first time.
@@ -220,6 +230,9 @@ impl Connection {
     /// `n` bytes were sent.
     pub fn sent(&mut self, n: usize) {
         self.tx.advance(n);
+        if self.tx.is_empty() {
+            self.unsent = 0;
+        }
         let sent = self.tx.sent();
         while self.granted > 0
             && let Some(&Grant { slot, end, .. }) = self.grants.front()

@@ -214,3 +214,34 @@ fn a_short_buffer_is_an_error_not_a_hang() {
     let error = rig.connection.submit(slot, &Sqe::nvm(NvmOpcode::WRITE, 1), &rig.tracker).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::ApiMisuse(_)));
 }
+
+#[test]
+fn much_data_is_due_before_the_batch_is_complete_if_the_controller_has_nothing_to_do() {
+    const LEN: usize = 16 << 10;
+    let terms = Terms::default();
+    let mut rig = Rig::new(terms, ConnectionParams { in_capsule_io: LEN as u32, ..terms.params() });
+    assert!(rig.connect(terms.ic_resp().as_bytes()).unwrap());
+    let mut cids = Vec::new();
+    let mut submit = |rig: &mut Rig, op| {
+        cids.push(rig.submit(op, NvmOpcode::WRITE, LEN, usize::MAX));
+        rig.connection.is_due(&rig.tracker)
+    };
+    assert_eq!([0, 1, 2].map(|op| submit(&mut rig, op)), [false, false, true]);
+    // A part of it leaves, then the rest.
+    rig.transmit_some(10_000);
+    assert!(!rig.connection.is_due(&rig.tracker));
+    rig.transmit_some(usize::MAX);
+    assert!(!rig.connection.is_due(&rig.tracker));
+    assert_eq!([3, 4, 5].map(|op| submit(&mut rig, op)), [false; 3], "it is busy with three");
+    rig.transmit();
+    for cid in std::mem::take(&mut cids) {
+        rig.feed(&terms.response(cid, Status::SUCCESS)).unwrap();
+    }
+    assert_eq!(rig.completions().len(), 6);
+    let mut due = Vec::new();
+    for op in 0..3 {
+        rig.submit(op, NvmOpcode::WRITE, LEN, usize::MAX);
+        due.push(rig.connection.is_due(&rig.tracker));
+    }
+    assert_eq!(due, [false, false, true]);
+}
