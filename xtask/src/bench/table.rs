@@ -304,8 +304,12 @@ impl<'a> Bench<'a> {
         };
         let target = self.target_of(cell, pair)?;
         target.pause(false)?;
-        let program = Captured::start(&mut command, name)?;
-        Contender::start(pair, program, target, lead(pair.initiator))
+        let started = Captured::start(&mut command, name)
+            .and_then(|program| Contender::start(pair, program, target, lead(pair.initiator)));
+        if started.is_err() {
+            target.pause(true)?;
+        }
+        started
     }
 
     /// Where a target is.
