@@ -93,8 +93,9 @@ fn stalls_and_delays() {
     assert!(matches!(stream.read(&mut [0]).expect_err("silence").kind(), ErrorKind::WouldBlock));
 
     let pause = Duration::from_millis(150);
-    let (_proxy, mut stream) = through(Plan::faithful().at(Direction::ToTarget, 0, Harm::Delay(pause)));
+    // The relay pauses from when it has the connection, before there is anything to be relayed.
     let began = Instant::now();
+    let (_proxy, mut stream) = through(Plan::faithful().at(Direction::ToTarget, 0, Harm::Delay(pause)));
     stream.write_all(b"x").expect("sent");
     stream.read_exact(&mut [0]).expect("back");
     assert!(began.elapsed() >= pause);
