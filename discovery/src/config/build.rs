@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nvmf_core::Nqn;
 use nvmf_core::nqn::HostId;
 
-use super::diagnostic::{Report, quoted, suggestion};
+use super::diagnostic::{MISPLACED_KEY, Report, has_key, quoted, suggestion};
 use super::key::{Info, Value};
 use super::model::{Address, Controller, Options, Origin, Scope, Setting, TRANSPORTS};
 
@@ -87,6 +87,10 @@ impl Report {
 
     pub(super) fn nqn(&mut self, name: &str, text: &str, line: usize, scope: Scope) -> Option<Setting<Nqn>> {
         match Nqn::new(text) {
+            Ok(_) if has_key(text) => {
+                self.error(line, format!("{name}: {MISPLACED_KEY}"));
+                None
+            }
             Ok(nqn) => {
                 if !nqn.is_well_formed() {
                     let form = "nqn.yyyy-mm.reverse.domain:name";

@@ -108,10 +108,18 @@ impl Report {
     }
 }
 
+/// Whether there is a key in a word, or what looks like one.
+pub(super) fn has_key(word: &str) -> bool {
+    word.contains("DHHC-") || word.contains("NVMeTLSkey")
+}
+
+/// What is said of a key that stands where something else belongs, which would be displayed.
+pub(super) const MISPLACED_KEY: &str = "a key does not belong here";
+
 /// A word of the file in a message: short, on one line, and never a secret.
 pub(super) fn quoted(word: &str) -> String {
     const LONGEST: usize = 64;
-    if word.contains("DHHC-") || word.contains("NVMeTLSkey") {
+    if has_key(word) {
         return "<secret>".to_owned();
     }
     match word.char_indices().nth(LONGEST) {

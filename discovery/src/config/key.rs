@@ -4,7 +4,7 @@ use std::fmt;
 
 use nvmf_core::{KeyKind, KeyString, KeyStringError};
 
-use super::diagnostic::quoted;
+use super::diagnostic::{MISPLACED_KEY, has_key, quoted};
 
 /// An option of a connection. Displayed as nvme-cli's long option.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -249,6 +249,7 @@ impl Info {
             Kind::Int(_) => self.int(parse_int(text)?),
             Kind::Bool => parse_bool(text).map(Value::Bool),
             Kind::Text if text.chars().any(char::is_control) => Err("control characters".to_owned()),
+            Kind::Text if has_key(text) => Err(MISPLACED_KEY.to_owned()),
             Kind::Text => Ok(Value::Text(text.to_owned())),
             Kind::Secret(kind) => self.secret(kind, text),
             Kind::Persistent => match text.to_ascii_lowercase().as_str() {

@@ -159,6 +159,13 @@ fn secrets_are_not_displayed() {
         let found = said(&check(format, text)).join("\n");
         assert!(!found.is_empty() && !found.contains("b3Vy"), "{found}");
     }
+    // Where a name belongs, which would be displayed.
+    for line in ["nqn =--dhchap-secret=DHHC-1:00:b3Vy:", "nqn=nqn.2024-01.a:b\nkeyring=DHHC-1:00:b3Vy:"] {
+        let checked = check(Format::Fabrics, &format!("[Subsystem]\n{line}"));
+        let (found, shown) = (said(&checked).join("\n"), show::text(&checked.config, None));
+        assert!(found.contains("a key does not belong here"), "{found}");
+        assert!(!found.contains("b3Vy") && !shown.contains("b3Vy"), "{found}{shown}");
+    }
 }
 
 #[test]
