@@ -330,7 +330,7 @@ impl TransportQpair for TcpQpair {
     fn submit(&mut self, slot: u16, sqe: &Sqe, tracker: &Tracker) -> Result<()> {
         self.check_running()?;
         let mut result = self.connection.submit(slot, sqe, tracker);
-        if result.is_ok() && self.connection.is_due(tracker) {
+        if result.is_ok() && self.connection.take_due() {
             result = self.send(tracker);
         }
         result.map_err(|error| self.failed(error))

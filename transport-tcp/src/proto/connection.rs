@@ -149,8 +149,8 @@ pub struct Connection {
     /// The budget ended [`Connection::process`], not the lack of bytes.
     paused: bool,
     tx: TxQueue,
-    /// Commands queued since there was nothing to send.
-    unsent: usize,
+    /// What is queued began with the only command in flight, and nothing of it was sent ahead.
+    first: bool,
     grants: VecDeque<Grant>,
     /// How many of `grants` have all their PDUs queued.
     granted: usize,
@@ -181,7 +181,7 @@ impl Connection {
             bulk: false,
             paused: false,
             tx: TxQueue::default(),
-            unsent: 0,
+            first: false,
             grants: VecDeque::new(),
             granted: 0,
             progress: Vec::new(),

@@ -253,11 +253,10 @@ impl<'a> Bench<'a> {
         starting.sort_by_key(|pair| std::cmp::Reverse(lead(pair.initiator)));
         let mut done = Vec::new();
         let mut contenders = Vec::new();
-        while !starting.is_empty() {
-            let pair = starting.remove(0);
-            let later: Duration = starting.iter().map(|pair| lead(pair.initiator)).sum();
+        for (place, &pair) in starting.iter().enumerate() {
             // None is to count before all are there, however soon it does I/O.
-            let warm_up = (lead(pair.initiator) + later).as_secs() + 1;
+            let until_then: Duration = starting[place..].iter().map(|pair| lead(pair.initiator)).sum();
+            let warm_up = until_then.as_secs() + 1;
             match self.start_initiator(cell, pair, Timing { seconds, warm_up, cpu: self.options.cpus.1 }) {
                 Ok(contender) => contenders.push(contender),
                 Err(error) => done.push((pair, Err(error))),
@@ -302,14 +301,8 @@ impl<'a> Bench<'a> {
                 (spdk.perf(&trid, cell, timing), "spdk_nvme_perf")
             }
         };
-        let target = self.target_of(cell, pair)?;
-        target.pause(false)?;
-        let started = Captured::start(&mut command, name)
-            .and_then(|program| Contender::start(pair, program, target, lead(pair.initiator)));
-        if started.is_err() {
-            target.pause(true)?;
-        }
-        started
+        let program = Captured::start(&mut command, name)?;
+        Contender::start(pair, program, self.target_of(cell, pair)?, lead(pair.initiator))
     }
 
     /// Where a target is.

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use super::cell::Pair;
 use super::child::{Captured, Running};
 
-/// How long a turn lasts: short beside what changes a machine's speed, long beside what it takes to go on. With six in turn, nobody stops for
+/// How long a turn lasts: short beside what changes a machine's speed, long beside what it takes to go on. With seven in turn, which are most, nobody stops for
 /// as long as TCP waits before it sends again (200 ms).
 const TURN: Duration = Duration::from_millis(25);
 /// How long they may need to start and to end, in turns.
@@ -34,13 +34,19 @@ impl Contender {
     fn turn(&mut self, target: &mut Running, length: Duration) -> Result<()> {
         target.check()?;
         target.pause(false)?;
+        let run = self.run(length);
+        target.pause(true)?;
+        run
+    }
+
+    fn run(&mut self, length: Duration) -> Result<()> {
         // Before, for the program may have this thread's processor from then on.
         let began = Instant::now();
         self.program.pause(false)?;
         std::thread::sleep(length);
         self.program.pause(true)?;
         self.ran += began.elapsed();
-        target.pause(true)
+        Ok(())
     }
 
     /// What it printed, once it has ended.
@@ -59,13 +65,11 @@ pub(super) fn take(
     let began = Instant::now();
     let limit = Duration::from_secs(seconds) + AROUND;
     for cycle in 0.. {
-        if contenders
-            .iter_mut()
-            .map(|one| one.program.has_ended())
-            .collect::<Result<Vec<_>>>()?
-            .iter()
-            .all(|&ended| ended)
-        {
+        let mut running = false;
+        for one in &mut *contenders {
+            running |= !one.program.has_ended()?;
+        }
+        if !running {
             break;
         }
         if began.elapsed() > limit {

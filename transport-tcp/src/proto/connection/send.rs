@@ -62,6 +62,9 @@ impl Connection {
                 return Err(Error::unsupported("commands that transfer data both ways over NVMe/TCP"));
             }
         };
+        if self.tx.is_empty() {
+            self.first = tracker.in_flight() == 1;
+        }
         let start = self.tx.queued();
         *progress =
             Progress { sqe_end: start + CAPSULE_LEN as u64, by_r2t: !in_capsule, ..Progress::default() };
@@ -75,14 +78,15 @@ impl Connection {
         };
         self.queue_pdu(0, data, tracker, make)?;
         self.progress[usize::from(slot)].tx_end = self.tx.queued();
-        self.unsent += 1;
         Ok(())
     }
 
-    /// Whether what is queued had better leave before the batch is complete.
+    /// Whether what is queued had better leave before the batch is complete. It is said once of a batch.
     #[must_use]
-    pub fn is_due(&self, tracker: &Tracker) -> bool {
-        self.tx.queued() - self.tx.sent() >= FIRST_PART && tracker.in_flight() <= self.unsent
+    pub fn take_due(&mut self) -> bool {
+        let due = self.first && self.tx.queued() - self.tx.sent() >= FIRST_PART;
+        self.first &= !due;
+        due
     }
 
     /// Makes room for what `slot` does, which is used for the first time.
@@ -230,9 +234,6 @@ impl Connection {
     /// `n` bytes were sent.
     pub fn sent(&mut self, n: usize) {
         self.tx.advance(n);
-        if self.tx.is_empty() {
-            self.unsent = 0;
-        }
         let sent = self.tx.sent();
         while self.granted > 0
             && let Some(&Grant { slot, end, .. }) = self.grants.front()
