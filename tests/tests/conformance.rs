@@ -62,6 +62,18 @@ mod tcp {
     nvmf_tests::suite!(fixture);
 }
 
+/// The target looks at its busy connections instead of sleeping.
+mod tcp_busy_target {
+    use super::*;
+
+    fn fixture() -> Result<Fixture> {
+        let tcp = TcpOptions::new().threads(1).busy_poll(std::time::Duration::from_millis(5));
+        tcp_fixture(tcp, ControllerOptions::default())
+    }
+
+    nvmf_tests::suite!(fixture);
+}
+
 /// Digests, alignment, small PDUs, several R2Ts, responses instead of SUCCESS.
 mod tcp_intricate {
     use super::*;

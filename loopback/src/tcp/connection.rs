@@ -20,6 +20,7 @@ use crate::target::{Front, Target};
 const GOODBYE: Duration = Duration::from_millis(500);
 /// Slices per send.
 const SLICES: usize = 64;
+const INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +56,11 @@ pub(super) struct Connection {
     /// Readiness is edge triggered: it holds until a call says otherwise.
     readable: bool,
     writable: bool,
+    token: Token,
+    /// Readiness is told of.
+    registered: bool,
+    /// The socket has not taken all that was to be sent.
+    stuck: bool,
     rung: Arc<AtomicBool>,
     /// When its timers were last looked at.
     ticked: Instant,
@@ -73,7 +79,7 @@ impl Connection {
         // Answers are sent in batches, whole; waiting for more would only delay them.
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;
-        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        registry.register(&mut stream, token, INTEREST)?;
         let rung = Arc::new(AtomicBool::new(false));
         let (bell, waker) = (Arc::clone(&rung), Arc::clone(waker));
         let notify = Arc::new(move || {
@@ -86,7 +92,47 @@ impl Connection {
         let ticked = Instant::now();
         let session = Session::new(Arc::clone(&target), queue, ticked);
         let (stage, readable, writable) = (Stage::Serving, true, true);
-        Ok(Self { session, stream, peer, target, stage, readable, writable, rung, ticked })
+        let (registered, stuck) = (true, false);
+        Ok(Self {
+            session,
+            stream,
+            peer,
+            target,
+            stage,
+            readable,
+            writable,
+            token,
+            registered,
+            stuck,
+            rung,
+            ticked,
+        })
+    }
+
+    /// From now on all turns are eager, and readiness need not be told of, unless the socket is full: no turn looks whether
+    /// there is room again.
+    pub(super) fn mute(&mut self, registry: &Registry) {
+        self.stuck = !self.writable;
+        if !self.stuck && registry.deregister(&mut self.stream).is_ok() {
+            self.registered = false;
+        }
+    }
+
+    /// Waits for room in the socket, and would not be told of it.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.stuck && !self.registered
+    }
+
+    /// From now on readiness is told of, including what there is already.
+    ///
+    /// # Errors
+    /// When it cannot be; the connection would hang.
+    pub(super) fn unmute(&mut self, registry: &Registry) -> io::Result<()> {
+        if !self.registered {
+            registry.register(&mut self.stream, self.token, INTEREST)?;
+            self.registered = true;
+        }
+        Ok(())
     }
 
     /// Whether something happened to its controller since the last call.
@@ -216,7 +262,7 @@ impl Connection {
                     self.session.consume_output(n);
                     any = true;
                 }
-                Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::AGAIN) => (self.writable, self.stuck) = (false, true),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -242,6 +288,8 @@ impl Connection {
         Turn::More
     }
 
+    #[cold]
+    #[inline(never)]
     fn say_goodbye(&mut self, now: Instant, until: Instant) -> io::Result<Turn> {
         let mut discarded = [0; 16 * 1024];
         if now >= until || self.target.is_stopped() {

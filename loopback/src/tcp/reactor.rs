@@ -1,4 +1,5 @@
-//! A thread that serves many connections: one epoll set, and a few connections looked at directly while they are busy.
+//! A thread that serves many connections: one epoll set, and a few connections looked at directly, and out of that set, while they
+//! are busy: what a host sends costs that host more where somebody is to be told of it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -228,11 +229,35 @@ impl Worker {
 
     /// From now on no connection is looked at without being asked for. What they have left to do is done.
     fn cool(&mut self) {
-        for (index, _) in self.hot.drain(..) {
+        while let Some(&(index, _)) = self.hot.last() {
+            self.cool_one(self.hot.len() - 1);
             if !self.more.contains(&index) {
                 self.more.push(index);
             }
         }
+    }
+
+    /// A connection is told of from now on, and not looked at without that.
+    fn cool_one(&mut self, place: usize) {
+        let (index, _) = self.hot.swap_remove(place);
+        self.unmute(index);
+    }
+
+    /// Returns whether the connection is still there.
+    fn unmute(&mut self, index: usize) -> bool {
+        let Some(Some(connection)) = self.connections.get_mut(index) else { return false };
+        let Err(error) = connection.unmute(self.poll.registry()) else { return true };
+        tracing::error!(%error, "watching a connection; it is given up");
+        self.end(index);
+        false
+    }
+
+    fn end(&mut self, index: usize) {
+        self.connections[index] = None;
+        self.free.push(index);
+        self.hot.retain(|&(hot, _)| hot != index);
+        self.more.retain(|&more| more != index);
+        self.load.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn serve_hot(&mut self, now: Instant) -> bool {
@@ -251,7 +276,7 @@ impl Worker {
                 }
                 // When it ended it was taken off the list.
                 Turn::Over => {}
-                Turn::Idle => drop(self.hot.swap_remove(place)),
+                Turn::Idle => self.cool_one(place),
             }
         }
         busy
@@ -264,15 +289,9 @@ impl Worker {
         if !eager && let Some(deadline) = connection.deadline() {
             self.due = Some(self.due.map_or(deadline, |due| due.min(deadline)));
         }
+        let deaf = connection.is_deaf();
         match turn {
-            Turn::Over => {
-                self.connections[index] = None;
-                self.free.push(index);
-                self.hot.retain(|&(hot, _)| hot != index);
-                self.more.retain(|&more| more != index);
-                self.load.fetch_sub(1, Ordering::AcqRel);
-                return turn;
-            }
+            Turn::Over => self.end(index),
             Turn::More if !eager && !self.more.contains(&index) => self.more.push(index),
             Turn::Busy if !eager && !self.spin.is_zero() && self.crowded == 0 => {
                 if self.hot.len() == HOT {
@@ -281,8 +300,10 @@ impl Worker {
                     self.crowded = CROWDED;
                 } else if !self.hot.iter().any(|&(hot, _)| hot == index) {
                     self.hot.push((index, 0));
+                    connection.mute(self.poll.registry());
                 }
             }
+            _ if deaf && !self.unmute(index) => return Turn::Over,
             _ => {}
         }
         turn

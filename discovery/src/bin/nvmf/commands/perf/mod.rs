@@ -1,5 +1,6 @@
 //! `nvmf perf`: how many I/Os, how fast, how long each.
 
+mod clock;
 mod cpus;
 mod lanes;
 mod report;

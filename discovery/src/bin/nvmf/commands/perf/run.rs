@@ -10,6 +10,7 @@ use nvmf_core::spec::status::CommandKind;
 use nvmf_core::transport::GroupShares;
 use nvmf_core::{CommandError, IoBuf, IoQpair, Namespace};
 
+use super::clock::Clock;
 use super::lanes::Lanes;
 use super::report::{Report, histogram};
 use super::{Settings, Workload, cpus};
@@ -155,7 +156,7 @@ struct Worker<'a> {
     outstanding: usize,
     count: Option<&'a AtomicU64>,
     completed: u64,
-    start: Instant,
+    clock: Clock,
 }
 
 impl<'a> Worker<'a> {
@@ -213,13 +214,8 @@ impl<'a> Worker<'a> {
             outstanding: 0,
             count,
             completed: 0,
-            start: Instant::now(),
+            clock: Clock::start(),
         })
-    }
-
-    /// Nanoseconds since the start.
-    fn now(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
     }
 
     /// Submits one I/O with the buffer in `slot`.
@@ -259,7 +255,7 @@ impl<'a> Worker<'a> {
     }
 
     fn run(mut self) -> Result<Report, Failure> {
-        self.start = Instant::now();
+        self.clock.restart();
         for lane in 0..self.state.len() {
             for slot in lane * self.depth..(lane + 1) * self.depth {
                 self.submit(lane, slot, 0)?;
@@ -292,7 +288,7 @@ impl<'a> Worker<'a> {
                 continue;
             }
             // One look at the clock for the whole batch.
-            let now = self.now();
+            let now = self.clock.now();
             let measuring = now >= begin && now < end;
             let mut flush = usize::MAX;
             for slot in done.drain(..) {
@@ -307,7 +303,7 @@ impl<'a> Worker<'a> {
                 match failed.iter().find(|(of, _)| *of == slot) {
                     None if measuring => {
                         self.state[lane].ios += 1;
-                        latencies.push(now - self.submitted[slot as usize]);
+                        latencies.push(now.saturating_sub(self.submitted[slot as usize]));
                     }
                     None => {}
                     Some(&(_, error)) => self.failed(lane, error)?,
@@ -326,7 +322,7 @@ impl<'a> Worker<'a> {
                 count.store(self.completed, Ordering::Relaxed);
             }
         }
-        let ran = Duration::from_nanos(self.now()).saturating_sub(self.settings.warmup);
+        let ran = Duration::from_nanos(self.clock.now()).saturating_sub(self.settings.warmup);
         self.report.seconds = self.settings.time.min(ran).as_secs_f64();
         self.report.latency = self.latency;
         for lane in &self.state {
