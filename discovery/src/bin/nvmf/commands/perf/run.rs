@@ -280,10 +280,10 @@ impl<'a> Worker<'a> {
                 done.push(completion.user_data);
             })?;
             if done.is_empty() {
-                match self.settings.interrupt {
-                    true => self.lanes.wait(MAX_SLEEP)?,
-                    false if self.yields => thread::yield_now(),
-                    false => std::hint::spin_loop(),
+                if self.settings.interrupt {
+                    self.lanes.wait(MAX_SLEEP)?;
+                } else if self.yields {
+                    thread::yield_now();
                 }
                 continue;
             }
