@@ -20,6 +20,9 @@ use crate::shell;
 /// From QEMU's start to the first script.
 const BOOT_DEADLINE: Duration = Duration::from_secs(240);
 
+/// From QEMU's start to the kernel's first line, which takes some seconds. It happens, rarely, that none ever comes.
+const FIRST_LINE: Duration = Duration::from_secs(90);
+
 /// init itself ends a script that passes its deadline, and `after-each.sh` has its own 90 s; when not even that is heard this much
 /// later, the guest is stuck.
 const GRACE: Duration = Duration::from_secs(120);
@@ -131,6 +134,7 @@ pub(super) struct Guest {
     qemu: Child,
     /// Holds the initramfs and the serial lines; removed at the end.
     dir: PathBuf,
+    started: Instant,
 }
 
 impl Drop for Guest {
@@ -183,7 +187,7 @@ impl Guest {
         let errors = File::create(dir.join("qemu"))?;
         qemu.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
         let qemu = qemu.spawn().context("start qemu-system-x86_64")?;
-        Ok(Self { qemu, dir })
+        Ok(Self { qemu, dir, started: Instant::now() })
     }
 
     /// Watches the guest work through the suite's set-up and `tests`, printing each result as it comes.
@@ -212,6 +216,14 @@ impl Guest {
                 // Nothing of ours has run in a guest that has not said a word.
                 watch.boot.qemu_failed = self.read("out").is_empty();
                 break Some("no sign of life".to_owned());
+            }
+            if self.started.elapsed() > FIRST_LINE && self.is_silent() {
+                watch.boot.qemu_failed = true;
+                break Some(format!(
+                    "not a word from its kernel in {} s, in which QEMU had {} of a processor",
+                    FIRST_LINE.as_secs(),
+                    self.processor_time()
+                ));
             }
             std::thread::sleep(Duration::from_millis(50));
         };
@@ -255,6 +267,22 @@ impl Guest {
             "" => format!("QEMU ended with {status}"),
             said => format!("QEMU ended with {status}: {}", shell::tail(said, 3)),
         }
+    }
+
+    /// Neither the kernel nor anything else has written to the serial lines.
+    fn is_silent(&self) -> bool {
+        ["console", "out"]
+            .iter()
+            .all(|serial| std::fs::metadata(self.dir.join(serial)).is_ok_and(|serial| serial.len() == 0))
+    }
+
+    /// What QEMU's threads have computed so far: whether it span or stood still.
+    fn processor_time(&self) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.qemu.id())).unwrap_or_default();
+        // utime and stime, the 12th and 13th field behind the name in brackets (proc_pid_stat(5)), in ticks of 10 ms.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+        let ticks = fields.skip(11).take(2).map_while(|ticks| ticks.parse::<u64>().ok()).sum::<u64>();
+        format!("{} s", ticks / 100)
     }
 
     fn read(&self, name: &str) -> String {
