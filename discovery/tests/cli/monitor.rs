@@ -268,6 +268,19 @@ fn hooks_that_are_slower_than_the_changes_end_in_the_truth() {
     }
 }
 
+/// Listens where something has listened before. For a moment an attempt to connect there may have the port: to one of the numbers that
+/// are given out, it can meet itself.
+fn once_free<T, E: std::fmt::Display>(mut listen: impl FnMut() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match listen() {
+            Ok(listener) => return listener,
+            Err(error) if Instant::now() > deadline => panic!("{error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
 /// A discovery controller that is away for what is minutes at the usual pace (pauses of up to 10 s, here 0.1 s), in every way
 /// there is, time and again: it comes back, and nothing is held that was not held before.
 #[test]
@@ -294,7 +307,7 @@ fn it_outlives_its_discovery_controller_and_leaks_nothing() {
         }
         losses += attempts;
         // Accepted, and never answered.
-        let silent = std::net::TcpListener::bind(&address).unwrap();
+        let silent = once_free(|| std::net::TcpListener::bind(&address));
         let line = loop {
             let line = monitor.until("disconnected");
             if !line["error"].as_str().unwrap().contains("refused") {
@@ -304,7 +317,7 @@ fn it_outlives_its_discovery_controller_and_leaks_nothing() {
         assert!(line["error"].as_str().unwrap().contains("no answer within"), "{line}");
         drop(silent);
         // There again, closing every connection at once, and then with everything as it was.
-        loopback = back().listen_tcp(&address).build().unwrap();
+        loopback = once_free(|| back().listen_tcp(&address).build());
         loopback.refuse_connections(true);
         for _ in 0..5 {
             monitor.until("disconnected");
