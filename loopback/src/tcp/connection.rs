@@ -59,8 +59,6 @@ pub(super) struct Connection {
     token: Token,
     /// Readiness is told of.
     registered: bool,
-    /// The socket has not taken all that was to be sent.
-    stuck: bool,
     rung: Arc<AtomicBool>,
     /// When its timers were last looked at.
     ticked: Instant,
@@ -92,7 +90,6 @@ impl Connection {
         let ticked = Instant::now();
         let session = Session::new(Arc::clone(&target), queue, ticked);
         let (stage, readable, writable) = (Stage::Serving, true, true);
-        let (registered, stuck) = (true, false);
         Ok(Self {
             session,
             stream,
@@ -102,8 +99,7 @@ impl Connection {
             readable,
             writable,
             token,
-            registered,
-            stuck,
+            registered: true,
             rung,
             ticked,
         })
@@ -112,15 +108,14 @@ impl Connection {
     /// From now on all turns are eager, and readiness need not be told of, unless the socket is full: no turn looks whether
     /// there is room again.
     pub(super) fn mute(&mut self, registry: &Registry) {
-        self.stuck = !self.writable;
-        if !self.stuck && registry.deregister(&mut self.stream).is_ok() {
+        if self.writable && registry.deregister(&mut self.stream).is_ok() {
             self.registered = false;
         }
     }
 
     /// Waits for room in the socket, and would not be told of it.
     pub(super) fn is_deaf(&self) -> bool {
-        self.stuck && !self.registered
+        !self.writable && !self.registered
     }
 
     /// From now on readiness is told of, including what there is already.
@@ -262,7 +257,7 @@ impl Connection {
                     self.session.consume_output(n);
                     any = true;
                 }
-                Err(Errno::AGAIN) => (self.writable, self.stuck) = (false, true),
+                Err(Errno::AGAIN) => self.writable = false,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -230,10 +230,10 @@ impl Worker {
     /// From now on no connection is looked at without being asked for. What they have left to do is done.
     fn cool(&mut self) {
         while let Some(&(index, _)) = self.hot.last() {
-            self.cool_one(self.hot.len() - 1);
             if !self.more.contains(&index) {
                 self.more.push(index);
             }
+            self.cool_one(self.hot.len() - 1);
         }
     }
 

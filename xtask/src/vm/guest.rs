@@ -30,8 +30,9 @@ const GRACE: Duration = Duration::from_secs(120);
 /// From the end of the plan to QEMU's end.
 const POWER_OFF: Duration = Duration::from_secs(60);
 
-/// The kernel's command line. Notices are shown, of which its version is the first. A panic reboots at once, and `-no-reboot` makes that QEMU's end. The kernel does not check that the timer
-/// interrupts in time: on a busy host it may not, and with interrupt remapping that would be a panic.
+/// The kernel's command line. Notices are shown, of which its version is the first. A panic reboots at once, and `-no-reboot` makes
+/// that QEMU's end. The kernel does not check that the timer interrupts in time: on a busy host it may not, and with interrupt
+/// remapping that would be a panic.
 const COMMAND_LINE: &str = "console=ttyS0,115200 loglevel=6 panic=-1 oops=panic random.trust_cpu=on mitigations=off nokaslr \
      no_timer_check tsc=nowatchdog nowatchdog audit=0 net.ifnames=0";
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 /// What the kernel tells the time with.
 const CLOCKSOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 
-/// Nanoseconds since it was made. Read once or twice per batch of I/Os, which shows when a batch is one I/O of a microsecond: the
-/// processor's counter takes a third of the time the system's clock takes.
+/// Nanoseconds since it was made. It is read once per batch of I/Os, which shows when a batch is one I/O of a microsecond: the
+/// system's clock takes some 54 ns, the processor's counter 26.
 pub(super) struct Clock(Source);
 
 enum Source {

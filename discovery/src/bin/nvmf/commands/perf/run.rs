@@ -303,6 +303,7 @@ impl<'a> Worker<'a> {
                 match failed.iter().find(|(of, _)| *of == slot) {
                     None if measuring => {
                         self.state[lane].ios += 1;
+                        // The counters of two processors may differ a little, and the thread may have moved.
                         latencies.push(now.saturating_sub(self.submitted[slot as usize]));
                     }
                     None => {}
