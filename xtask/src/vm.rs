@@ -112,7 +112,8 @@ impl Lab {
 
     /// Runs a suite's tests. They share one guest; when a test takes it down, the rest get a new one. When it was QEMU itself that
     /// crashed, the test gets a second chance there: no guest may do that to an emulator, whatever its programs do, and
-    /// QEMU's NVMe device is known to when it is unplugged while it fetches commands. So does a guest that never said a word.
+    /// QEMU's NVMe device is known to when it is unplugged while it fetches commands. So does a guest that never said a word, and one
+    /// whose kernel met a breakpoint of its own that was gone.
     fn run(&self, suite: &Suite, args: &Args) -> Result<Vec<Report>> {
         println!("suite {} ({} tests, Linux {})", suite.name, suite.tests.len(), self.kernel.version);
         let began = Instant::now();
@@ -132,7 +133,7 @@ impl Lab {
                 && let Some(victim) = boot.take_last_report(suite)
             {
                 println!(
-                    "  {:<24} is run once more: QEMU crashed, or did not get the guest started",
+                    "  {:<24} is run once more: QEMU crashed, did not get the guest started, or ran stale code in it",
                     victim.name
                 );
             }
