@@ -541,8 +541,11 @@ impl TransportQpair for PcieQpair {
         let at = usize::from(self.sq_tail) * SQE_BYTES;
         self.put(&words)?;
         if self.cmb.is_none() {
+            let (memory, at) = (self.memory()?, self.sq_offset + at);
+            // The next to touch it is the controller.
+            memory.demote(at);
             // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
-            self.memory()?.prefetch_write(self.sq_offset + at + PREFETCH * SQE_BYTES);
+            memory.prefetch_write(at + PREFETCH * SQE_BYTES);
         }
         Ok(())
     }
