@@ -11,6 +11,10 @@ use nvmf_discovery::{DiscoveryMonitor, MDNS_SERVICE, MdnsOptions, MonitorEvent, 
 use nvmf_loopback::{Loopback, SubsystemBuilder};
 use nvmf_transport_tcp::TcpTransport;
 
+mod common;
+
+use common::nothing_is_left;
+
 const HANG: Duration = Duration::from_secs(60);
 /// Set in the process inside the namespace.
 const INSIDE: &str = "NVMF_TEST_MDNS_INSIDE";
@@ -70,16 +74,6 @@ fn wait_for(monitor: &DiscoveryMonitor, what: &str, wanted: impl Fn(&MonitorEven
         }
     }
     panic!("{what} does not come");
-}
-
-/// The target may notice the end of a connection a moment later.
-#[track_caller]
-fn nothing_is_left(target: &Loopback) {
-    let started = Instant::now();
-    while target.controllers(Nqn::DISCOVERY) > 0 {
-        assert!(started.elapsed() < HANG, "something is left behind");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn is_added(event: &MonitorEvent) -> bool {

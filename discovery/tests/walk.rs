@@ -8,6 +8,10 @@ use nvmf_discovery::{DiscoverOptions, Seed, Verdict, discover_with, walk};
 use nvmf_loopback::{Builder, Fault, Loopback, Rule, SubsystemBuilder};
 use nvmf_transport_tcp::TcpTransport;
 
+mod common;
+
+use common::nothing_is_left;
+
 fn target(name: &str) -> Builder {
     let subsystem = SubsystemBuilder::new(format!("nqn.2024-01.com.example:{name}"));
     Loopback::builder().subsystem(subsystem).listen_tcp("127.0.0.1:0")
@@ -19,16 +23,6 @@ fn discovery(loopback: &Loopback) -> TransportId {
 
 fn driver() -> Driver {
     Driver::builder().transport(TcpTransport::new()).build()
-}
-
-/// The target may notice the end of a connection a moment later.
-#[track_caller]
-fn nothing_is_left(target: &Loopback) {
-    let end = std::time::Instant::now() + Duration::from_secs(10);
-    while target.controllers(Nqn::DISCOVERY) > 0 {
-        assert!(std::time::Instant::now() < end, "something is left behind");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn names(walk: &nvmf_discovery::Walk) -> Vec<String> {

@@ -357,7 +357,14 @@ impl PcieQpair {
         let at = usize::from(self.sq_tail) * SQE_BYTES;
         match &self.cmb {
             Some(part) => part.write(at, sqe.as_bytes())?,
-            None => self.memory()?.write_words(self.sq_offset + at, sqe),
+            None => {
+                let (memory, at) = (self.memory()?, self.sq_offset + at);
+                memory.write_words(at, sqe);
+                // The next to touch it is the controller.
+                memory.demote(at);
+                // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
+                memory.prefetch_write(at + PREFETCH * SQE_BYTES);
+            }
         }
         self.sq_tail += 1;
         if self.sq_tail == self.entries {
@@ -538,16 +545,7 @@ impl TransportQpair for PcieQpair {
         if let Some(farewell) = &mut self.farewell {
             farewell.submitted(sqe.cid.get());
         }
-        let at = usize::from(self.sq_tail) * SQE_BYTES;
-        self.put(&words)?;
-        if self.cmb.is_none() {
-            let (memory, at) = (self.memory()?, self.sq_offset + at);
-            // The next to touch it is the controller.
-            memory.demote(at);
-            // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
-            memory.prefetch_write(at + PREFETCH * SQE_BYTES);
-        }
-        Ok(())
+        self.put(&words)
     }
 
     fn flush(&mut self, _tracker: &Tracker) -> Result<()> {

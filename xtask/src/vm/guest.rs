@@ -301,13 +301,13 @@ impl Guest {
 
 /// What a kernel that panicked said first of it, without the time in front.
 fn complaint(console: &str) -> Option<&str> {
+    let panic = console.lines().position(|line| line.contains("Kernel panic"))?;
     let says = |line: &&str| {
         ["Oops: ", "BUG: ", "kernel BUG at ", "Kernel panic"].iter().any(|what| line.contains(what))
     };
-    let line = console.lines().find(says)?;
-    Some(
-        line.split_once("] ").filter(|(time, _)| time.starts_with('[')).map_or(line, |(_, rest)| rest).trim(),
-    )
+    let line = console.lines().take(panic + 1).find(says)?;
+    let time = line.split_once("] ").filter(|(time, _)| time.starts_with('['));
+    Some(time.map_or(line, |(_, rest)| rest).trim())
 }
 
 /// A kernel changes its own code behind breakpoints (int3) that it takes away before it forgets about them, so no processor meets one
@@ -530,11 +530,18 @@ mod tests {
         let first = complaint(console).unwrap();
         assert_eq!(first, "Oops: int3: 0000 [#1] PREEMPT SMP NOPTI");
         assert!(is_stale_code(first));
-        let own = "[    9.1] BUG: kernel NULL pointer dereference, address: 0000000000000008\n[    9.2] Oops: Oops: 0000 [#1] SMP\n";
+        let own = "[    9.1] BUG: kernel NULL pointer dereference, address: 0000000000000008\n[    9.2] Oops: Oops: 0000 [#1] SMP\n\
+                   [    9.3] Kernel panic - not syncing: Fatal exception\n";
         let first = complaint(own).unwrap();
         assert_eq!(first, "BUG: kernel NULL pointer dereference, address: 0000000000000008");
         assert!(!is_stale_code(first));
-        assert_eq!(complaint("[    1.000000] Linux version 6.12\n"), None);
+        // It went on from that, and shut down.
+        assert_eq!(
+            complaint(
+                "[    9.1] BUG: sleeping function called from invalid context\n[    9.9] reboot: Power down\n"
+            ),
+            None
+        );
     }
 
     #[test]
