@@ -311,9 +311,9 @@ fn complaint(console: &str) -> Option<&str> {
 }
 
 /// A kernel changes its own code behind breakpoints (int3) that it takes away before it forgets about them, so no processor meets one
-/// that the kernel does not know, and no program can bring that about. Under QEMU before 8.1 one may: a processor translates bytes
-/// while another changes them, and keeps what it translated (its commit deba78709a, "accel/tcg: Always lock pages before
-/// translation").
+/// that the kernel does not know, and no program can bring that about. Under older QEMUs, as Debian 12's 7.2, one may: a processor
+/// translates bytes while another changes them, and keeps what it translated (mended by deba78709a, "accel/tcg: Always lock pages
+/// before translation", of July 2023).
 fn is_stale_code(complaint: &str) -> bool {
     complaint.contains("Oops: int3")
 }
