@@ -77,6 +77,8 @@ pub(super) enum Initiator {
     /// Nobody: bare loops exchange messages of the same sizes.
     Limit,
     Nvmf,
+    /// Another build of it, to compare with.
+    Other,
     Spdk,
 }
 
@@ -119,23 +121,23 @@ impl fmt::Display for Pair {
         match self.initiator {
             Initiator::Limit => f.write_str("limit"),
             Initiator::Nvmf => write!(f, "nvmf>{}", self.side.name()),
+            Initiator::Other => write!(f, "other>{}", self.side.name()),
             Initiator::Spdk => write!(f, "spdk>{}", self.side.name()),
         }
     }
 }
 
 impl Pair {
-    /// Who is measured in a cell, in the order of the runs of a round: the two initiators of a target one after the other.
-    pub(super) fn of(cell: &Cell, sides: &[Side], spdk: bool) -> Vec<Self> {
+    /// Who is measured in a cell, in the order of the runs of a round: the initiators of a target one after the other.
+    pub(super) fn of(cell: &Cell, sides: &[Side], spdk: bool, other: bool) -> Vec<Self> {
         let mut pairs = Vec::new();
         if cell.exchange().is_some() {
             pairs.push(Self { initiator: Initiator::Limit, side: Side::Null });
         }
         for &side in sides.iter().filter(|side| spdk || !side.is_spdk()) {
-            pairs.push(Self { initiator: Initiator::Nvmf, side });
-            if spdk {
-                pairs.push(Self { initiator: Initiator::Spdk, side });
-            }
+            let initiators = [(Initiator::Nvmf, true), (Initiator::Other, other), (Initiator::Spdk, spdk)];
+            let present = initiators.into_iter().filter(|&(_, is_there)| is_there);
+            pairs.extend(present.map(|(initiator, _)| Self { initiator, side }));
         }
         pairs
     }
@@ -164,11 +166,12 @@ mod tests {
 
     #[test]
     fn pairs_of_a_cell() {
-        let names = |index: usize, spdk| -> Vec<String> {
-            let pairs = Pair::of(&Cell::all()[index], &Side::ALL, spdk);
+        let names = |index: usize, spdk, other| -> Vec<String> {
+            let pairs = Pair::of(&Cell::all()[index], &Side::ALL, spdk, other);
             pairs.iter().map(ToString::to_string).collect()
         };
-        assert_eq!(names(0, false), ["limit", "nvmf>null"]);
-        assert_eq!(names(16, true)[..3], ["nvmf>null", "spdk>null", "nvmf>spdk-null"]);
+        assert_eq!(names(0, false, false), ["limit", "nvmf>null"]);
+        assert_eq!(names(16, true, false)[..3], ["nvmf>null", "spdk>null", "nvmf>spdk-null"]);
+        assert_eq!(names(16, true, true)[..4], ["nvmf>null", "other>null", "spdk>null", "nvmf>spdk-null"]);
     }
 }

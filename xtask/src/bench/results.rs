@@ -110,8 +110,28 @@ impl Results {
                      |---|---|---|---|---|---|---|---|---|\n{rows}"
                 );
             }
+            let rows = self.rows_of_builds(nvmf, Pair { initiator: Initiator::Other, side });
+            if !rows.is_empty() {
+                let _ = write!(
+                    text,
+                    "\ntwo builds, target: {}\n\n| cell | nvmf IOPS | other build's IOPS | nvmf / other |\n|---|---|---|---|\n{rows}",
+                    side.name()
+                );
+            }
         }
         text
+    }
+
+    fn rows_of_builds(&self, nvmf: Pair, other: Pair) -> String {
+        let mut rows = String::new();
+        let cells = self.root.get("cells").and_then(Value::as_object);
+        for cell in cells.into_iter().flat_map(Map::keys) {
+            let figure = |pair| self.figure(cell, pair, "iops").map(grouped);
+            let (Some(ours), Some(theirs)) = (figure(nvmf), figure(other)) else { continue };
+            let Some(ratio) = self.ratio(cell, nvmf, other) else { continue };
+            let _ = writeln!(rows, "| {cell} | {ours} | {theirs} | {ratio:.2} |");
+        }
+        rows
     }
 
     fn rows(&self, nvmf: Pair, spdk: Pair) -> String {
@@ -193,6 +213,10 @@ mod tests {
         // Another pair of a cell leaves the others alone.
         results.put(&second, &[runs([617.0; 3], Initiator::Spdk)].into_iter().collect(), 1);
         let row = format!("| {second} | 1,234 | 25931.93 | 617 | 51863.86 | 2.00 |");
+        assert!(results.table().contains(&row), "{}", results.table());
+        assert!(!results.table().contains("two builds"), "{}", results.table());
+        results.put(&second, &[runs([1000.0; 3], Initiator::Other)].into_iter().collect(), 1);
+        let row = format!("| {second} | 1,234 | 1,000 | 1.23 |");
         assert!(results.table().contains(&row), "{}", results.table());
     }
 }

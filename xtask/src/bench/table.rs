@@ -15,7 +15,7 @@ use super::spdk;
 use super::turns::{self, Contender};
 
 pub(super) const HELP: &str = "\
-cargo xtask bench [--spdk DIR] [--on LIST] [--seconds N] [--rounds N] [--cpus T,I] [--json FILE] [--list] [PART...]
+cargo xtask bench [--spdk DIR] [--other FILE] [--on LIST] [--seconds N] [--rounds N] [--cpus T,I] [--json FILE] [--list] [PART...]
 
 Measures `nvmf perf` against `nvmf target` with a null namespace, and both against bare loops that exchange messages of the
 same sizes. With --spdk, SPDK's initiator against the same target, and both initiators against SPDK's target. Each target has
@@ -24,6 +24,7 @@ pair are added up; of several rounds medians are printed. Latencies are the dept
 
   PART            measure the cell of this name, or those whose name has this part; may be repeated (default: all)
   --spdk DIR      an SPDK build, configured --with-vfio-user; as root, for it wants hugepages
+  --other FILE    another build of the program nvmf, whose initiator is measured as well: against the same targets
   --on LIST       targets: null, spdk-null, spdk-malloc (default: all there are)
   --seconds N     that each pair has in a round, all its turns together (default 1)
   --rounds N      of each cell (default 3)
@@ -37,6 +38,7 @@ pair are added up; of several rounds medians are printed. Latencies are the dept
 struct Options {
     parts: Vec<String>,
     spdk: Option<String>,
+    other: Option<PathBuf>,
     sides: Vec<Side>,
     seconds: f64,
     rounds: usize,
@@ -51,6 +53,7 @@ impl Options {
         let mut options = Self {
             parts: Vec::new(),
             spdk: None,
+            other: None,
             sides: Side::ALL.to_vec(),
             seconds: 1.0,
             rounds: 3,
@@ -64,6 +67,7 @@ impl Options {
             let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
                 "--spdk" => options.spdk = Some(value()?.clone()),
+                "--other" => options.other = Some(value()?.into()),
                 "--on" => options.sides = sides(value()?)?,
                 "--seconds" => options.seconds = value()?.parse().context("--seconds")?,
                 "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
@@ -122,6 +126,9 @@ pub(super) fn main(args: &[String]) -> Result<()> {
     if let Some(spdk) = &spdk {
         results.note("peer", json!(spdk.version()));
     }
+    if let Some(other) = &options.other {
+        ensure!(other.is_file(), "--other {}: no such program", other.display());
+    }
     let mut bench = Bench::start(&options, &cells, spdk)?;
     for cell in &cells {
         let (runs, seconds) = bench.measure(cell);
@@ -137,7 +144,7 @@ pub(super) fn main(args: &[String]) -> Result<()> {
 fn lead(initiator: Initiator) -> Duration {
     Duration::from_millis(match initiator {
         Initiator::Limit => 100,
-        Initiator::Nvmf => 500,
+        Initiator::Nvmf | Initiator::Other => 500,
         Initiator::Spdk => 2500,
     })
 }
@@ -219,7 +226,7 @@ impl<'a> Bench<'a> {
 
     /// All pairs of a cell, and the seconds that were counted in a round. A pair that fails is left alone from then on; the others go on.
     fn measure(&mut self, cell: &Cell) -> (Runs, u64) {
-        let mut pairs = Pair::of(cell, &self.options.sides, self.spdk.is_some());
+        let mut pairs = Pair::of(cell, &self.options.sides, self.spdk.is_some(), self.options.other.is_some());
         let seconds = (self.options.seconds * pairs.len() as f64).ceil() as u64;
         let mut runs = Runs::new();
         for round in 1..=self.options.rounds {
@@ -294,6 +301,10 @@ impl<'a> Bench<'a> {
             }
             Initiator::Nvmf => {
                 (nvmf::perf(&self.programs.nvmf, &self.trid(cell, pair.side)?, cell, timing), "nvmf perf")
+            }
+            Initiator::Other => {
+                let other = self.options.other.as_ref().context("there is no other build")?;
+                (nvmf::perf(other, &self.trid(cell, pair.side)?, cell, timing), "the other nvmf perf")
             }
             Initiator::Spdk => {
                 let trid = self.trid(cell, pair.side)?;
@@ -373,6 +384,7 @@ mod tests {
             &["--cpus", "1"],
             &["--fast"],
             &["--json"],
+            &["--other"],
         ] {
             assert!(options(bad).is_err(), "{bad:?}");
         }
