@@ -250,7 +250,7 @@ impl Admin {
             return Err(Error::disconnected("the admin queue is not connected"));
         };
         let id = engine
-            .submit(Request { sqe, span: None, buf, user_data: 0, timeout })
+            .submit(Request { sqe, span: None, buf, user_data: 0, timeout: timeout.into() })
             .map_err(|(error, _)| error)?;
         self.sinks.insert(id, sink);
         Ok(id)

@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 use zerocopy::little_endian::U16;
 
 mod deadline;
+mod op;
 mod renew;
 #[cfg(test)]
 mod tests;
 
+use op::{Command, Given, Op};
+
 pub(crate) use deadline::Late;
+pub(crate) use op::{Plain, Timeout};
 pub(crate) use renew::{Keep, Renewal};
 
 use super::{CommandError, CommandId, QpairStats};
@@ -38,60 +42,13 @@ const IDLE_POLLS_PER_CLOCK: u32 = 16;
 /// The operation of the Fabrics Connect command. The caller's come after it.
 const CONNECT_OP: u32 = 0;
 
-/// One operation of the caller.
-struct Op {
-    generation: u32,
-    active: bool,
-    sqe: Sqe,
-    /// The blocks it covers; `None` for a command sent as it is.
-    span: Option<Span>,
-    /// Blocks (or the one command) already issued.
-    issued: u64,
-    /// Nothing more will be issued: everything is, or a piece failed.
-    all_issued: bool,
-    /// Commands in flight.
-    in_flight: u32,
-    user_data: u64,
-    /// Result so far: the first failure by offset, else the last completion's.
-    result: Result<u64, CommandError>,
-    failed_at: usize,
-    /// When a deadline scan first saw it.
-    seen: Option<Instant>,
-    timeout: Option<Duration>,
-    /// How often it was sent again after a lost connection.
-    retries: u8,
-    /// How often its deadline passed.
-    late: u32,
-}
-
-impl Op {
-    fn new() -> Self {
-        Self {
-            generation: 0,
-            active: false,
-            sqe: Sqe::default(),
-            span: None,
-            issued: 0,
-            all_issued: true,
-            in_flight: 0,
-            user_data: 0,
-            result: Ok(0),
-            failed_at: 0,
-            seen: None,
-            timeout: None,
-            retries: 0,
-            late: 0,
-        }
-    }
-}
-
 /// An operation to be submitted.
 pub(crate) struct Request {
     pub(crate) sqe: Sqe,
     pub(crate) span: Option<Span>,
     pub(crate) buf: IoBuf,
     pub(crate) user_data: u64,
-    pub(crate) timeout: Option<Duration>,
+    pub(crate) timeout: Timeout,
 }
 
 /// An operation that is done.
@@ -388,38 +345,55 @@ impl<Q: TransportQpair> Engine<Q> {
     // --- submitting ----------------------------------------------------------------------------------------------
 
     /// Takes an operation. While connecting it waits; with every slot in use it waits for one.
-    #[inline(always)]
     pub(crate) fn submit(&mut self, request: Request) -> Result<CommandId, (Error, IoBuf)> {
+        let Request { sqe, span, buf, user_data, timeout } = request;
+        self.accept(Given { sqe, span }, buf, user_data, timeout)
+    }
+
+    /// As [`Engine::submit`].
+    #[inline(always)]
+    pub(crate) fn submit_plain(
+        &mut self,
+        command: Plain,
+        buf: IoBuf,
+        user_data: u64,
+        timeout: Timeout,
+    ) -> Result<CommandId, (Error, IoBuf)> {
+        self.accept(command, buf, user_data, timeout)
+    }
+
+    #[inline(always)]
+    fn accept(
+        &mut self,
+        command: impl Command,
+        buf: IoBuf,
+        user_data: u64,
+        timeout: Timeout,
+    ) -> Result<CommandId, (Error, IoBuf)> {
         if matches!(self.state, State::Quiescing | State::Failed) && !self.keep.hold {
-            return Err((self.failure_or_closed(), request.buf));
+            return Err((self.failure_or_closed(), buf));
         }
-        if request.sqe.direction() == DataDirection::Bidirectional && !request.buf.is_empty() {
-            let error = Error::unsupported("commands that transfer data both ways");
-            return Err((error, request.buf));
+        if command.sqe().direction() == DataDirection::Bidirectional && !buf.is_empty() {
+            return Err((Error::unsupported("commands that transfer data both ways"), buf));
         }
-        if request.span.is_none() && request.buf.len() > self.max_transfer as usize {
-            return Err((self.too_long(request.buf.len()), request.buf));
+        if command.span().is_none() && buf.len() > self.max_transfer as usize {
+            return Err((self.too_long(buf.len()), buf));
         }
-        if !request.buf.is_plain()
-            && let Err(error) = self.check_parts(request.span, &request.buf)
-        {
-            return Err((error, request.buf));
+        let plain = buf.is_plain();
+        if !plain && let Err(error) = self.check_parts(command.span(), &buf) {
+            return Err((error, buf));
         }
-        let Some(op) = self.take_op() else { return Err((self.full(), request.buf)) };
-        self.activate(op, request.sqe, request.span, request.user_data, request.timeout);
-        // What fits into one command as it is, as most does, needs no cutting.
-        let whole = match request.span {
-            Some(span) if span.is_whole() && request.buf.is_plain() => Some(span),
-            _ => None,
-        };
-        self.tracker.put_buf(op, request.buf);
+        let Some(op) = self.take_op() else { return Err((self.full(), buf)) };
+        self.activate(op, command, user_data, timeout);
+        self.tracker.put_buf(op, buf);
         self.stats.submitted += 1;
         let id = CommandId { op, generation: self.ops[op as usize].generation };
         if self.state == State::Ready
             && self.waiting.is_empty()
-            && let Err(error) = match whole {
-                Some(span) => self.issue_whole(op, &request.sqe, &span),
-                None => self.issue(op),
+            // What fits into one command as it is, as most does, needs no cutting.
+            && let Err(error) = match command.span() {
+                Some(span) if plain && span.is_whole() => self.issue_whole(op, &command.sqe(), &span),
+                _ => self.issue(op),
             }
         {
             self.give_up(error);
@@ -502,17 +476,11 @@ impl<Q: TransportQpair> Engine<Q> {
     }
 
     #[inline(always)]
-    fn activate(
-        &mut self,
-        index: u32,
-        sqe: Sqe,
-        span: Option<Span>,
-        user_data: u64,
-        timeout: Option<Duration>,
-    ) {
+    fn activate(&mut self, index: u32, command: impl Command, user_data: u64, timeout: Timeout) {
         let op = &mut self.ops[index as usize];
         op.active = true;
-        (op.sqe, op.span, op.user_data, op.timeout) = (sqe, span, user_data, timeout);
+        op.command = command.kept();
+        (op.user_data, op.timeout) = (user_data, timeout);
         (op.issued, op.all_issued, op.in_flight) = (0, false, 0);
         (op.result, op.failed_at, op.seen) = (Ok(0), usize::MAX, None);
         (op.retries, op.late) = (0, 0);
@@ -540,9 +508,10 @@ impl<Q: TransportQpair> Engine<Q> {
             if op.all_issued {
                 return Ok(());
             }
-            let direction = op.sqe.direction();
+            let (sqe, span) = (op.command.sqe(), op.command.span());
+            let direction = sqe.direction();
             let mut metadata = None;
-            let (offset, len, blocks, range) = match op.span {
+            let (offset, len, blocks, range) = match span {
                 None => {
                     let buf = self.tracker.buf(index);
                     metadata = buf.metadata().map(|metadata| (0, metadata.len() as u32));
@@ -575,15 +544,15 @@ impl<Q: TransportQpair> Engine<Q> {
             if let Some((offset, len)) = metadata {
                 self.tracker.set_metadata(slot, offset, len);
             }
-            let mut sqe = op.sqe.issued(cid, range);
-            if let Some(span) = op.span
+            let mut sqe = sqe.issued(cid, range);
+            if let Some(span) = span
                 && span.ref_tag_bits > 0
             {
                 span.advance_ref_tag(&mut sqe, op.issued);
             }
             op.issued += blocks;
             op.in_flight += 1;
-            let last = op.span.is_none_or(|span| op.issued >= span.blocks);
+            let last = span.is_none_or(|span| op.issued >= span.blocks);
             op.all_issued = last;
             self.unflushed = true;
             self.stats.commands += 1;

@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 pub use command::IoCommand;
-use engine::{Connecting, Done, Engine, Request};
+use engine::{Connecting, Done, Engine, Plain, Request, Timeout};
 use follow::Follow;
 pub use timeout::{TimedOut, TimeoutAction, TimeoutPolicy};
 
@@ -22,7 +22,7 @@ use crate::options::IoQpairOptions;
 use crate::protection::Protection;
 use crate::spec::command::{DsmRange, NvmOpcode};
 use crate::spec::status::CommandKind;
-use crate::spec::{Cqe, Sqe, Status};
+use crate::spec::{Cqe, Status};
 use crate::transport::{GroupShares, QpairSetup, TransportController, TransportQpair, TransportStats};
 use crate::wait::{MAX_SLEEP, Waiter};
 
@@ -136,7 +136,7 @@ pub struct IoQpair<Q: TransportQpair = Box<dyn TransportQpair>> {
     engine: Engine<Q>,
     controller: Controller,
     qid: u16,
-    io_timeout: Option<Duration>,
+    io_timeout: Timeout,
     waiter: Option<Waiter>,
     /// Something woke [`IoQpair::wait`], and it has not been looked for since.
     woken: bool,
@@ -155,7 +155,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         options: IoQpairOptions,
         create: Create<Q>,
     ) -> Self {
-        let io_timeout = controller.options().io_timeout;
+        let io_timeout = controller.options().io_timeout.into();
         let follow = Follow::new(create, options, controller.link().association, controller.options());
         let mut engine = engine;
         if !matches!(controller.options().timeout_policy, TimeoutPolicy::Disconnect) {
@@ -332,9 +332,8 @@ impl<Q: TransportQpair> IoQpair<Q> {
             return Err(SubmitError { error: Error::api_misuse(ns.no_span(slba, buf.len())), buf });
         };
         self.notice_loss();
-        let (sqe, timeout) = (Sqe::nvm(opcode, ns.nsid()), self.io_timeout);
         self.engine
-            .submit(Request { sqe, span: Some(span), buf, user_data, timeout })
+            .submit_plain(Plain::new(opcode, ns.nsid(), span), buf, user_data, self.io_timeout)
             .map_err(|(error, buf)| SubmitError { error, buf })
     }
 

@@ -61,7 +61,7 @@ impl<Q: TransportQpair> Engine<Q> {
         }
         self.last_scan = now;
         for (index, op) in (0u32..).zip(&mut self.ops).filter(|(_, op)| op.active && op.in_flight > 0) {
-            let Some(timeout) = op.timeout else { continue };
+            let Some(timeout) = op.timeout.get() else { continue };
             // The clock is not read per command: time counts from the first scan that sees the operation.
             let seen = *op.seen.get_or_insert(now);
             if now.duration_since(seen) < timeout {
@@ -70,7 +70,13 @@ impl<Q: TransportQpair> Engine<Q> {
             op.seen = Some(now);
             op.late = op.late.saturating_add(1);
             let id = CommandId { op: index, generation: op.generation };
-            self.late.push(Late { id, user_data: op.user_data, sqe: op.sqe, timeout, times: op.late });
+            self.late.push(Late {
+                id,
+                user_data: op.user_data,
+                sqe: op.command.sqe(),
+                timeout,
+                times: op.late,
+            });
             if !self.report_late {
                 break;
             }

@@ -70,7 +70,7 @@ impl<Q: TransportQpair> Engine<Q> {
         }
         for index in CONNECT_OP + 1..self.ops.len() as u32 {
             let op = &mut self.ops[index as usize];
-            if op.active && op.issued == 0 && op.in_flight == 0 && condition(&op.sqe) {
+            if op.active && op.issued == 0 && op.in_flight == 0 && condition(&op.command.sqe()) {
                 op.result = Err(CommandError::NotSent);
                 let done = self.retire(index, None);
                 f(done);
@@ -128,7 +128,7 @@ impl<Q: TransportQpair> Engine<Q> {
             return true;
         }
         // The queue is quiesced: nobody writes into the buffer any more. Leaked memory is not there to be read into.
-        let again = op.retries < retries && !self.leaked && only_reads(&op.sqe);
+        let again = op.retries < retries && !self.leaked && only_reads(&op.command.sqe());
         if again {
             op.retries += 1;
             (op.issued, op.all_issued, op.in_flight) = (0, false, 0);

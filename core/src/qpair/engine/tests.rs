@@ -180,7 +180,7 @@ fn a_full_queue_returns_the_buffer() {
 fn commands_that_make_no_sense_return_the_buffer() {
     let mut bench = Bench::new(2, 3);
     let buf = bench.pool.alloc(8).unwrap().into();
-    let request = Request { sqe: Sqe::new(3, 1), span: None, buf, user_data: 0, timeout: None };
+    let request = Request { sqe: Sqe::new(3, 1), span: None, buf, user_data: 0, timeout: Timeout::default() };
     let (error, buf) = bench.engine.submit(request).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unsupported(_)));
     assert_eq!(buf.len(), 8);
@@ -531,7 +531,7 @@ fn a_command_without_completion_gives_the_queue_pair_up() {
     let timeout = Duration::from_secs(1);
     for n in 0..4 {
         let timeout = (n == 1).then_some(timeout);
-        let request = Request { timeout, ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
+        let request = Request { timeout: timeout.into(), ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
         bench.submit(request);
     }
     let start = clock();
@@ -561,7 +561,8 @@ fn a_command_without_completion_gives_the_queue_pair_up() {
 fn operations_of_a_timed_out_queue_pair_say_so() {
     let mut bench = Bench::new(2, 8);
     for n in 0..3 {
-        let request = Request { timeout: Some(DEADLINE_SCAN), ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
+        let request =
+            Request { timeout: Some(DEADLINE_SCAN).into(), ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
         bench.submit(request);
     }
     let mut done = Vec::new();
@@ -578,7 +579,7 @@ fn operations_of_a_timed_out_queue_pair_say_so() {
 #[test]
 fn deadlines_are_looked_at_under_load_too() {
     let mut bench = Bench::new(4, 8);
-    let stuck = Request { timeout: Some(DEADLINE_SCAN), ..bench.request(NvmOpcode::READ, 0, 1, 8, 0) };
+    let stuck = Request { timeout: Some(DEADLINE_SCAN).into(), ..bench.request(NvmOpcode::READ, 0, 1, 8, 0) };
     bench.submit(stuck);
     let mut polls = 0;
     while bench.engine.failure().is_none() {
@@ -596,8 +597,8 @@ fn an_operation_that_makes_progress_is_not_late() {
     // Six pieces one after the other, each within its time, all together far beyond it; another operation waits meanwhile.
     let mut bench = Bench::new(1, 2);
     let timeout = Some(Duration::from_secs(1));
-    bench.submit(Request { timeout, ..bench.request(NvmOpcode::READ, 0, 48, 8, 1) });
-    bench.submit(Request { timeout, ..bench.request(NvmOpcode::READ, 0, 1, 8, 2) });
+    bench.submit(Request { timeout: timeout.into(), ..bench.request(NvmOpcode::READ, 0, 48, 8, 1) });
+    bench.submit(Request { timeout: timeout.into(), ..bench.request(NvmOpcode::READ, 0, 1, 8, 2) });
     let mut done = Vec::new();
     for _ in 0..7 {
         for _ in 0..4 {

@@ -229,7 +229,13 @@ impl Bench {
             ref_tag_bits: 0,
         };
         let buf = self.pool.alloc(blocks as usize * BLOCK as usize).unwrap();
-        Request { sqe: Sqe::nvm(opcode, 1), span: Some(span), buf: buf.into(), user_data, timeout: None }
+        Request {
+            sqe: Sqe::nvm(opcode, 1),
+            span: Some(span),
+            buf: buf.into(),
+            user_data,
+            timeout: Timeout::default(),
+        }
     }
 
     pub(super) fn submit(&mut self, request: Request) -> CommandId {

@@ -210,7 +210,7 @@ fn late_operations_are_reported_as_often_as_they_are_late() {
     bench.engine.report_late();
     let timeout = DEADLINE_SCAN * 10;
     for n in 0..3 {
-        let request = Request { timeout: Some(timeout), ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
+        let request = Request { timeout: Some(timeout).into(), ..bench.request(NvmOpcode::READ, n, 1, 8, n) };
         bench.submit(request);
     }
     let mut late = Vec::new();
