@@ -82,6 +82,22 @@ pub(super) enum Initiator {
     Spdk,
 }
 
+/// Initiators that may drive one target at once.
+pub(super) const INITIATORS: usize = 3;
+
+impl Initiator {
+    /// Which of a target's [`INITIATORS`] vfio-user endpoints it takes in a round: each serves one client. Where they lie in the target's
+    /// memory makes a difference, so nobody has the same one in each round.
+    pub(super) fn endpoint(self, round: usize) -> usize {
+        let place = match self {
+            Self::Limit | Self::Nvmf => 0,
+            Self::Other => 1,
+            Self::Spdk => 2,
+        };
+        (place + round) % INITIATORS
+    }
+}
+
 /// Who answers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Side {
@@ -162,6 +178,18 @@ mod tests {
         assert_eq!(exchange("tcp-128k-write-q32"), Some((131_144, 24)));
         assert_eq!(exchange("tcp-4k-randread-q1-digests"), None);
         assert_eq!(exchange("vfio-user-4k-randread-q1"), None);
+    }
+
+    #[test]
+    fn initiators_have_endpoints_in_turn() {
+        for round in 0..INITIATORS {
+            let all = [Initiator::Nvmf, Initiator::Other, Initiator::Spdk];
+            let taken: std::collections::BTreeSet<usize> =
+                all.iter().map(|one| one.endpoint(round)).collect();
+            assert_eq!(taken.len(), INITIATORS, "one each");
+        }
+        let over_time: Vec<usize> = (0..INITIATORS).map(|round| Initiator::Spdk.endpoint(round)).collect();
+        assert_eq!(over_time, [2, 0, 1]);
     }
 
     #[test]

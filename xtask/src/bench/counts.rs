@@ -247,7 +247,7 @@ fn compare(dir: &str) -> Result<()> {
         let file = out.join(format!("spdk.{reads}"));
         // What happens when the socket is readable; submissions are among it, as they are made by completions.
         let mut command = callgrind(1, &file, &["nvme_tcp_qpair_process_completions"])?;
-        spdk.counted(&mut command, &target.trid, DEPTH, reads);
+        spdk.counted(&mut command, target.trid(0), DEPTH, reads);
         instructions(&mut command, &file)
     };
     let (short, long) = (count(READS)?, count(2 * READS)?);

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::cell::{Cell, Transport};
+use super::cell::{Cell, INITIATORS, Transport};
 use super::child::{Running, pinned};
 use crate::programs::Programs;
 
@@ -27,8 +27,8 @@ impl Built {
 /// `nvmf target` with a null namespace.
 pub(super) struct Target {
     pub(super) process: Running,
-    /// Where it is, as a transport identifier.
-    pub(super) trid: String,
+    /// Where it is, as transport identifiers: over vfio-user one for each initiator.
+    trids: Vec<String>,
 }
 
 pub(super) const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:c9b1f0de-90f4-4a4e-8a3b-6f1a2ce5b0aa";
@@ -44,18 +44,29 @@ impl Target {
                     Running::start_and_hear(&mut command, "nvmf target", "listening on ")?;
                 let (address, port) = address.rsplit_once(':').context("no port")?;
                 let trid = format!("trtype:TCP adrfam:IPv4 traddr:{address} trsvcid:{port} subnqn:{NQN}");
-                Ok(Self { process, trid })
+                Ok(Self { process, trids: vec![trid] })
             }
             Transport::VfioUser => {
-                // SPDK wants a directory with a socket of this name.
-                let dir = scratch.join("nvmf-vfio-user");
-                std::fs::create_dir_all(&dir)?;
                 let mut command = pinned(cpu, nvmf, common);
-                command.arg("--map-unsealed").arg("--vfio-user").arg(&dir);
+                command.arg("--map-unsealed");
+                let mut trids = Vec::new();
+                for endpoint in 0..INITIATORS {
+                    // SPDK wants a directory with a socket `cntrl`.
+                    let dir = scratch.join(format!("nvmf-{endpoint}"));
+                    std::fs::create_dir_all(&dir)?;
+                    command.arg("--vfio-user").arg(&dir);
+                    trids.push(format!("trtype:VFIOUSER traddr:{}", dir.display()));
+                }
+                // It says so of the first when it has them all.
                 let (process, _) = Running::start_and_hear(&mut command, "nvmf target", "cntrl")?;
-                Ok(Self { process, trid: format!("trtype:VFIOUSER traddr:{}", dir.display()) })
+                Ok(Self { process, trids })
             }
         }
+    }
+
+    /// Where it is for the initiator that has this endpoint.
+    pub(super) fn trid(&self, endpoint: usize) -> &str {
+        &self.trids[endpoint % self.trids.len()]
     }
 }
 

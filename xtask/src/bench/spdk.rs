@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::cell::{Cell, Side, Transport};
+use super::cell::{Cell, INITIATORS, Side, Transport};
 use super::child::{Running, pinned};
 use super::nvmf::Timing;
 use crate::shell;
@@ -192,12 +192,15 @@ impl Target {
             rpc.call("nvmf_create_subsystem", &subsystem)?;
             let namespace = json!({ "nqn": nqn, "namespace": { "bdev_name": bdev } });
             rpc.call("nvmf_subsystem_add_ns", &namespace)?;
-            let dir = self.vfio_user_dir(side);
-            std::fs::create_dir_all(&dir)?;
             let port = self.port.to_string();
-            let tcp = json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port });
-            let vfio_user = json!({ "trtype": "VFIOUSER", "traddr": dir, "trsvcid": "0" });
-            for address in [tcp, vfio_user] {
+            let mut addresses =
+                vec![json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port })];
+            for endpoint in 0..INITIATORS {
+                let dir = self.vfio_user_dir(side, endpoint);
+                std::fs::create_dir_all(&dir)?;
+                addresses.push(json!({ "trtype": "VFIOUSER", "traddr": dir, "trsvcid": "0" }));
+            }
+            for address in addresses {
                 let listener = json!({ "nqn": nqn, "listen_address": address });
                 rpc.call("nvmf_subsystem_add_listener", &listener)?;
             }
@@ -205,18 +208,19 @@ impl Target {
         Ok(())
     }
 
-    fn vfio_user_dir(&self, side: Side) -> PathBuf {
-        self.scratch.join(side.name())
+    fn vfio_user_dir(&self, side: Side, endpoint: usize) -> PathBuf {
+        self.scratch.join(format!("{}-{endpoint}", side.name()))
     }
 
-    pub(super) fn trid(&self, transport: Transport, side: Side) -> String {
+    /// Where it is for the initiator that has this endpoint.
+    pub(super) fn trid(&self, transport: Transport, side: Side, endpoint: usize) -> String {
         match transport {
             Transport::Tcp => {
                 let (port, nqn) = (self.port, nqn(side));
                 format!("trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{nqn}")
             }
             Transport::VfioUser => {
-                format!("trtype:VFIOUSER traddr:{}", self.vfio_user_dir(side).display())
+                format!("trtype:VFIOUSER traddr:{}", self.vfio_user_dir(side, endpoint).display())
             }
         }
     }

@@ -226,12 +226,13 @@ impl<'a> Bench<'a> {
 
     /// All pairs of a cell, and the seconds that were counted in a round. A pair that fails is left alone from then on; the others go on.
     fn measure(&mut self, cell: &Cell) -> (Runs, u64) {
-        let mut pairs = Pair::of(cell, &self.options.sides, self.spdk.is_some(), self.options.other.is_some());
+        let mut pairs =
+            Pair::of(cell, &self.options.sides, self.spdk.is_some(), self.options.other.is_some());
         let seconds = (self.options.seconds * pairs.len() as f64).ceil() as u64;
         let mut runs = Runs::new();
         for round in 1..=self.options.rounds {
             let before = others::Before::now(self.targets());
-            for (pair, iops) in self.round(cell, &pairs, seconds) {
+            for (pair, iops) in self.round(cell, &pairs, seconds, round) {
                 match iops {
                     Ok(iops) => {
                         println!("{cell} round {round} {pair}: {} IOPS", grouped(iops));
@@ -254,7 +255,7 @@ impl<'a> Bench<'a> {
     }
 
     /// One round: I/Os per second of each pair.
-    fn round(&mut self, cell: &Cell, pairs: &[Pair], seconds: u64) -> Vec<(Pair, Result<f64>)> {
+    fn round(&mut self, cell: &Cell, pairs: &[Pair], seconds: u64, round: usize) -> Vec<(Pair, Result<f64>)> {
         // Those first that need longest.
         let mut starting = pairs.to_vec();
         starting.sort_by_key(|pair| std::cmp::Reverse(lead(pair.initiator)));
@@ -264,7 +265,8 @@ impl<'a> Bench<'a> {
             // None is to count before all are there, however soon it does I/O.
             let until_then: Duration = starting[place..].iter().map(|pair| lead(pair.initiator)).sum();
             let warm_up = until_then.as_secs() + 1;
-            match self.start_initiator(cell, pair, Timing { seconds, warm_up, cpu: self.options.cpus.1 }) {
+            let timing = Timing { seconds, warm_up, cpu: self.options.cpus.1 };
+            match self.start_initiator(cell, pair, timing, pair.initiator.endpoint(round)) {
                 Ok(contender) => contenders.push(contender),
                 Err(error) => done.push((pair, Err(error))),
             }
@@ -291,7 +293,13 @@ impl<'a> Bench<'a> {
         done
     }
 
-    fn start_initiator(&mut self, cell: &Cell, pair: Pair, timing: Timing) -> Result<Contender> {
+    fn start_initiator(
+        &mut self,
+        cell: &Cell,
+        pair: Pair,
+        timing: Timing,
+        endpoint: usize,
+    ) -> Result<Contender> {
         let (mut command, name) = match pair.initiator {
             Initiator::Limit => {
                 let mut server = LimitServer::start(&self.programs.limit, cell, self.options.cpus.0)?;
@@ -300,14 +308,16 @@ impl<'a> Bench<'a> {
                 (server.drive(&self.programs.limit, cell, timing), "wire_limit drive")
             }
             Initiator::Nvmf => {
-                (nvmf::perf(&self.programs.nvmf, &self.trid(cell, pair.side)?, cell, timing), "nvmf perf")
+                let trid = self.trid(cell, pair.side, endpoint)?;
+                (nvmf::perf(&self.programs.nvmf, &trid, cell, timing), "nvmf perf")
             }
             Initiator::Other => {
                 let other = self.options.other.as_ref().context("there is no other build")?;
-                (nvmf::perf(other, &self.trid(cell, pair.side)?, cell, timing), "the other nvmf perf")
+                let trid = self.trid(cell, pair.side, endpoint)?;
+                (nvmf::perf(other, &trid, cell, timing), "the other nvmf perf")
             }
             Initiator::Spdk => {
-                let trid = self.trid(cell, pair.side)?;
+                let trid = self.trid(cell, pair.side, endpoint)?;
                 let spdk = self.spdk.as_ref().context("there is no SPDK")?;
                 (spdk.perf(&trid, cell, timing), "spdk_nvme_perf")
             }
@@ -316,12 +326,15 @@ impl<'a> Bench<'a> {
         Contender::start(pair, program, self.target_of(cell, pair)?, lead(pair.initiator))
     }
 
-    /// Where a target is.
-    fn trid(&self, cell: &Cell, side: Side) -> Result<String> {
+    /// Where a target is for who has this endpoint.
+    fn trid(&self, cell: &Cell, side: Side, endpoint: usize) -> Result<String> {
+        let own = |target: &nvmf::Target| target.trid(endpoint).to_owned();
         match (side, cell.transport) {
-            (Side::Null, Transport::Tcp) => self.tcp.as_ref().map(|target| target.trid.clone()),
-            (Side::Null, Transport::VfioUser) => self.vfio_user.as_ref().map(|target| target.trid.clone()),
-            (side, transport) => self.spdk_target.as_ref().map(|target| target.trid(transport, side)),
+            (Side::Null, Transport::Tcp) => self.tcp.as_ref().map(own),
+            (Side::Null, Transport::VfioUser) => self.vfio_user.as_ref().map(own),
+            (side, transport) => {
+                self.spdk_target.as_ref().map(|target| target.trid(transport, side, endpoint))
+            }
         }
         .context("the target is not running")
     }
