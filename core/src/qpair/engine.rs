@@ -696,8 +696,6 @@ impl<Q: TransportQpair> Engine<Q> {
             }
             let op = &mut self.ops[op_index as usize];
             op.in_flight -= 1;
-            // A large operation has its time for every command, not for all of them.
-            op.seen = None;
             let status = cqe.status();
             if status.is_success() {
                 self.stats.bytes += u64::from(len);
@@ -709,6 +707,8 @@ impl<Q: TransportQpair> Engine<Q> {
                 if let Ok(value) = &mut op.result {
                     *value = cqe.result64();
                 }
+                // A large operation has its time for every command, not for all of them.
+                op.seen = None;
             } else if op.result.is_ok() || offset < op.failed_at {
                 // The piece with the lowest offset speaks for the whole; nothing more is issued.
                 op.result = Err(CommandError::Status(status));
