@@ -707,14 +707,14 @@ impl<Q: TransportQpair> Engine<Q> {
                 if let Ok(value) = &mut op.result {
                     *value = cqe.result64();
                 }
-                // A large operation has its time for every command, not for all of them.
-                op.seen = None;
             } else if op.result.is_ok() || offset < op.failed_at {
                 // The piece with the lowest offset speaks for the whole; nothing more is issued.
                 op.result = Err(CommandError::Status(status));
                 op.failed_at = offset;
                 op.all_issued = true;
             }
+            // A large operation has its time for every command, not for all of them.
+            op.seen = None;
             if op.in_flight == 0 && op.all_issued {
                 f(self.retire(op_index, None));
             }

@@ -613,6 +613,26 @@ fn an_operation_that_makes_progress_is_not_late() {
 }
 
 #[test]
+fn a_piece_that_fails_is_progress_too() {
+    // Two pieces at once; the one fails shortly before the deadline of both, the other is answered within its time from then on.
+    let mut bench = Bench::new(2, 2);
+    let timeout = Some(Duration::from_secs(1));
+    bench.submit(Request { timeout: timeout.into(), ..bench.request(NvmOpcode::READ, 0, 16, 8, 1) });
+    assert_eq!(bench.held(), 2);
+    for answered in [Status::LBA_OUT_OF_RANGE, Status::SUCCESS] {
+        for _ in 0..4 {
+            advance(Duration::from_millis(200));
+            assert!(bench.poll().is_empty());
+            assert!(bench.engine.failure().is_none(), "not late");
+        }
+        bench.answer(0, answered);
+    }
+    let done = bench.poll();
+    assert_eq!(user_data(&done), [1]);
+    assert_eq!(done[0].result, Err(CommandError::Status(Status::LBA_OUT_OF_RANGE)));
+}
+
+#[test]
 fn without_a_timeout_nothing_is_ever_late() {
     let mut bench = Bench::new(2, 8);
     bench.read(0, 1, 8, 0);
