@@ -19,7 +19,7 @@ cargo xtask bench [--spdk DIR] [--other FILE] [--on LIST] [--seconds N] [--round
 
 Measures `nvmf perf` against `nvmf target` with a null namespace, and both against bare loops that exchange messages of the
 same sizes. With --spdk, SPDK's initiator against the same target, and both initiators against SPDK's target. Each target has
-one core, the initiators another: all that is compared runs at once, and all but one of it are stopped, in turns of 25 ms. The turns of a
+one core, the initiators another: all that is compared runs at once, and all but one of it are stopped, in turns of 25 ms at most. The turns of a
 pair are added up; of several rounds medians are printed. Latencies are the depth divided by the I/Os per second.
 
   PART            measure the cell of this name, or those whose name has this part; may be repeated (default: all)

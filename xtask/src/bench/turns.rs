@@ -8,9 +8,10 @@ use anyhow::{Result, bail};
 use super::cell::Pair;
 use super::child::{Captured, Running};
 
-/// How long a turn lasts: short beside what changes a machine's speed, long beside what it takes to go on. With seven in turn, which are most, nobody stops for
-/// as long as TCP waits before it sends again (200 ms).
+/// How long a turn lasts at most: short beside what changes a machine's speed, long beside what it takes to go on.
 const TURN: Duration = Duration::from_millis(25);
+/// How long one round of turns takes at most, for all others together: TCP sends again after 200 ms.
+const OTHERS: Duration = Duration::from_millis(180);
 /// How long they may need to start and to end, in turns.
 const AROUND: Duration = Duration::from_secs(60);
 
@@ -64,6 +65,7 @@ pub(super) fn take(
 ) -> Result<Vec<f64>> {
     let began = Instant::now();
     let limit = Duration::from_secs(seconds) + AROUND;
+    let length = turn_of(contenders.len());
     for cycle in 0.. {
         let mut running = false;
         for one in &mut *contenders {
@@ -77,11 +79,16 @@ pub(super) fn take(
         }
         for index in order(cycle, contenders.len()) {
             let contender = &mut contenders[index];
-            with_target(contender.pair, &mut |target| contender.turn(target, TURN))?;
+            with_target(contender.pair, &mut |target| contender.turn(target, length))?;
         }
     }
     let all = began.elapsed().as_secs_f64();
     Ok(contenders.iter().map(|one| one.ran.as_secs_f64() / all).collect())
+}
+
+/// How long a turn lasts among so many.
+fn turn_of(contenders: usize) -> Duration {
+    TURN.min(OTHERS / contenders.saturating_sub(1).max(1) as u32)
 }
 
 /// Each comes first as often as the others, and after each of its neighbours.
@@ -95,6 +102,12 @@ fn order(cycle: usize, len: usize) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_have_shorter_turns() {
+        assert_eq!([1, 2, 8].map(turn_of), [TURN; 3]);
+        assert_eq!(turn_of(10), Duration::from_millis(20));
+    }
 
     #[test]
     fn orders() {
