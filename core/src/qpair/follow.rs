@@ -105,8 +105,14 @@ impl<Q: TransportQpair> IoQpair<Q> {
     #[cold]
     fn take_loss(&mut self) {
         if !self.engine.is_given_up() {
-            let reason = self.controller.failure();
-            let error = reason.unwrap_or_else(|| Error::disconnected("the controller was connected anew"));
+            let error = match self.controller.failure() {
+                None => Error::disconnected("the controller was connected anew"),
+                // It was lost before, and the first attempt to connect it again was refused by the time this is noticed.
+                Some(refused) if matches!(refused.kind(), ErrorKind::Command { .. }) => {
+                    Error::disconnected(format!("the controller was lost; {refused}"))
+                }
+                Some(reason) => reason,
+            };
             self.engine.fail(error, CommandError::Disconnected, Instant::now());
         }
     }
