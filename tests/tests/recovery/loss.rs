@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nvmf_core::future::{AsyncQpair, block_on};
 use nvmf_core::spec::{AdminOpcode, NvmOpcode};
-use nvmf_core::{Callbacks, CommandError, ControllerState, Driver, IoCommand, IoQpairOptions, TransportId};
+use nvmf_core::{
+    Callbacks, CommandError, ControllerState, Driver, Error, ErrorKind, IoCommand, IoQpairOptions,
+    TransportId,
+};
 use nvmf_loopback::{Fault, Loopback, Namespace, Rule, SubsystemBuilder};
 use nvmf_tests::load::Load;
 use nvmf_tests::rig::{SOON, eventually};
@@ -109,7 +112,11 @@ fn reads_are_sent_again_if_wished_and_writes_never() -> Result<()> {
 /// A target with a file as its namespace, so that it can end and begin again at the same address.
 fn file_target(path: &std::path::Path, address: &str, serial: &str) -> Result<Loopback> {
     let namespace = Namespace::file(path, 4 << 20).block_size(512).uuid([9; 16]);
-    let subsystem = SubsystemBuilder::new(NQN).serial(serial).namespace(namespace);
+    listening(&SubsystemBuilder::new(NQN).serial(serial).namespace(namespace), address)
+}
+
+/// A target at an address that another one may just be giving up.
+fn listening(subsystem: &SubsystemBuilder, address: &str) -> Result<Loopback> {
     let start = Instant::now();
     loop {
         match Loopback::builder().subsystem(subsystem.clone()).listen_tcp(address).build() {
@@ -194,6 +201,28 @@ fn another_subsystem_at_the_same_address_is_not_taken_for_the_one_before() -> Re
     eventually("told", || Ok(qpair.process_completions(0, |_| {}).is_err()))?;
     ensure!(qpair.write(&ns, 0, qpair.alloc(512)?, 0).is_err());
     ensure!(other.stats().io_commands == 0);
+    Ok(())
+}
+
+#[test]
+fn a_queue_pair_that_looks_when_connecting_again_was_refused_says_that_the_controller_was_lost() -> Result<()>
+{
+    let target = listening(&subsystem(), "127.0.0.1:0")?;
+    let address = target.tcp_addrs()[0].to_string();
+    let trid = target.tcp_trid(NQN)?.context("no listener")?;
+    let driver = Driver::builder().transport(TcpTransport::new()).build();
+    let controller = driver.connect(&trid, &persistent())?;
+    let mut qpair = controller.alloc_io_qpair(&IoQpairOptions::default())?;
+    drop(target);
+    let _other = listening(&SubsystemBuilder::new("nqn.2024-01.com.example:another"), &address)?;
+    eventually("refused", || {
+        Ok(matches!(controller.failure().as_ref().map(Error::kind), Some(ErrorKind::Command { .. })))
+    })?;
+    qpair.process_completions(0, |_| {})?;
+    let failure = qpair.failure().context("no reason")?;
+    ensure!(matches!(failure.kind(), ErrorKind::Disconnected(_)), "{failure}");
+    ensure!(failure.to_string().contains("the controller was lost; "), "{failure}");
+    ensure!(failure.to_string().contains("Fabrics Connect failed"), "{failure}");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! A queue pair at depth has many of them, and each I/O goes through one when it is submitted and when it completes. What a plain
 //! read or write needs is in two cache lines.
 
+use std::mem::offset_of;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ pub(super) struct Op {
 }
 
 const _: () = assert!(size_of::<Op>() == 3 * 64);
+// A plain read or write, and the tag before it, end with the second cache line.
+const _: () = assert!(offset_of!(Op, command) + align_of::<Kept>() + size_of::<Plain>() <= 2 * 64);
 
 impl Op {
     pub(super) fn new() -> Self {
@@ -157,6 +160,7 @@ impl Command for Given {
 
 /// Either.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(super) enum Kept {
     Plain(Plain),
     Given(Given),
