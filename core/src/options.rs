@@ -58,7 +58,9 @@ pub struct ControllerOptions {
     pub data_digest: bool,
     /// R2Ts the controller may have outstanding per command (NVMe/TCP, 1..=65536). 1: more helps only over long distances.
     pub max_r2t: u32,
-    /// Ask to go without SQ flow control (Connect CATTR bit 2).
+    /// Ask to go without SQ flow control (Connect CATTR bit 2, Base 2.1 §6.3). A queue pair never has more commands outstanding than its
+    /// queue has entries, so that nothing depends on it; a controller that does not grant it goes on as usual. Over NVMe/TCP one
+    /// that does may leave out the response capsule of a read (SUCCESS in C2HData), which is one PDU less of two.
     pub disable_sq_flow_control: bool,
     /// Local address to connect from.
     pub src_addr: Option<String>,
@@ -132,7 +134,7 @@ impl Default for ControllerOptions {
             header_digest: false,
             data_digest: false,
             max_r2t: 1,
-            disable_sq_flow_control: false,
+            disable_sq_flow_control: true,
             src_addr: None,
             src_svcid: None,
             host_iface: None,

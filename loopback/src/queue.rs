@@ -225,6 +225,11 @@ impl Queue {
         }
     }
 
+    /// Whether SQHD counts: the host has not asked to go without, or is not connected yet.
+    pub(crate) fn has_flow_control(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| link.flow_control)
+    }
+
     fn sqhd(&self) -> u16 {
         match &self.link {
             Some(link) if link.flow_control => link.sqhd as u16,

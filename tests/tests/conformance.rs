@@ -105,7 +105,7 @@ mod tcp_polled {
         options.io_queue_size = 8;
         options.io_queue_requests = 512;
         options.cid_generations = false;
-        options.disable_sq_flow_control = true;
+        options.disable_sq_flow_control = false;
         tcp_fixture(TcpOptions::new(), options)
     }
 
@@ -177,7 +177,7 @@ mod rdma_sim_narrow {
         options.keep_alive_timeout = std::time::Duration::ZERO;
         options.io_queue_requests = 512;
         options.cid_generations = false;
-        options.disable_sq_flow_control = true;
+        options.disable_sq_flow_control = false;
         rdma_fixture(sim, RdmaFrontOptions::new().max_receives(8).descriptors(1), options)
     }
 

@@ -18,6 +18,10 @@ const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Durat
 /// holds beyond what the other side reads next only pushes what it copies to and from out of the processor's caches.
 const LOCAL_SEND_BUFFER: usize = 256 * 1024;
 
+/// Congestion control of a connection within this machine: that of every kernel which does the least. There is nothing to be congested, and
+/// one that paces, as BBR does, sets a timer for what could leave at once.
+const LOCAL_CONGESTION_CONTROL: &str = "reno";
+
 /// What a connection's socket is to be like.
 #[derive(Clone, Debug)]
 pub(crate) struct SocketOptions {
@@ -78,6 +82,10 @@ impl SocketOptions {
         socket.set_tcp_nodelay(self.nodelay).map_err(failed("setting TCP_NODELAY".to_owned()))?;
         if self.quickack {
             socket.set_tcp_quickack(true).map_err(failed("setting TCP_QUICKACK".to_owned()))?;
+        }
+        if peer.ip().to_canonical().is_loopback() {
+            // Before connecting: once BBR was there the kernel goes on pacing.
+            set_local_congestion_control(&socket);
         }
         // Before connecting: the window that is offered depends on them.
         if let Some(bytes) = self.send_buffer {
@@ -141,11 +149,20 @@ impl SocketOptions {
     /// Sets what depends on where the peer turned out to be.
     fn suit(&self, socket: &Socket, peer: SocketAddr) {
         let ours = socket.local_addr().ok().and_then(|address| address.as_socket());
-        if self.send_buffer.is_none() && ours.is_some_and(|ours| is_same_machine(ours.ip(), peer.ip())) {
+        if !ours.is_some_and(|ours| is_same_machine(ours.ip(), peer.ip())) {
+            return;
+        }
+        set_local_congestion_control(socket);
+        if self.send_buffer.is_none() {
             // The kernel cuts it to its limit and refuses nothing; as it is the connection works too.
             let _ = socket.set_send_buffer_size(LOCAL_SEND_BUFFER);
         }
     }
+}
+
+fn set_local_congestion_control(socket: &Socket) {
+    // As it is the connection works too.
+    let _ = rustix::net::sockopt::set_tcp_congestion(socket, LOCAL_CONGESTION_CONTROL);
 }
 
 /// Whether a connection between these addresses stays in this machine.
@@ -346,8 +363,8 @@ mod tests {
 
     use super::*;
 
-    /// What the kernel says of the send buffer of a connection to this machine.
-    fn send_buffer_with(options: &ControllerOptions) -> usize {
+    /// A connection to this machine.
+    fn connected_with(options: &ControllerOptions) -> Socket {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let peer = listener.local_addr().unwrap();
         let trid = format!("trtype:TCP traddr:127.0.0.1 trsvcid:{}", peer.port()).parse().unwrap();
@@ -357,7 +374,7 @@ mod tests {
         let mut connector = Connector::new(&Destination::Address(peer), options, now, deadline).unwrap();
         loop {
             if let Some((socket, _)) = connector.poll(Instant::now()).unwrap() {
-                return socket.send_buffer_size().unwrap();
+                return socket;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -371,11 +388,18 @@ mod tests {
             socket.set_send_buffer_size(bytes).unwrap();
             socket.send_buffer_size().unwrap()
         };
+        let send_buffer_with = |options: &_| connected_with(options).send_buffer_size().unwrap();
         let mut options = ControllerOptions::default();
         assert_eq!(send_buffer_with(&options), made_of(LOCAL_SEND_BUFFER));
         options.tcp_send_buffer = Some(100_000);
         assert_eq!(send_buffer_with(&options), made_of(100_000));
         assert_ne!(made_of(LOCAL_SEND_BUFFER), made_of(100_000));
+    }
+
+    #[test]
+    fn connections_within_this_machine_are_not_paced() {
+        let socket = connected_with(&ControllerOptions::default());
+        assert_eq!(rustix::net::sockopt::tcp_congestion(&socket).unwrap(), LOCAL_CONGESTION_CONTROL);
     }
 
     #[test]

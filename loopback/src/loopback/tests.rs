@@ -93,6 +93,7 @@ fn a_host_over_tcp_identifies_reads_and_writes() {
         admin.send(&admin.wire.command(2, Sqe::admin(AdminOpcode::IDENTIFY, 0).with_cdw10(1), &[], 4096));
         let Some(Pdu::Data { data, digests_ok: true, .. }) = admin.pdu() else { panic!("no data") };
         assert_eq!(&data[768..768 + DEFAULT_NQN.len()], DEFAULT_NQN.as_bytes());
+        admin.response();
         let mut io = Host::io(&loopback, digest, 1, cntlid);
         let data: Vec<u8> = (0..1u32 << 20).map(|i| (i >> 7) as u8 ^ i as u8).collect();
         io.send(&io.wire.command(1, rw(NvmOpcode::WRITE, 0, 1 << 20), &[], 1 << 20));
@@ -113,6 +114,7 @@ fn a_host_over_tcp_identifies_reads_and_writes() {
         for _ in 0..12 {
             let Some(Pdu::Data { data: found, digests_ok: true, .. }) = io.pdu() else { panic!("no data") };
             assert!(found == data);
+            io.response();
         }
         let stats = loopback.stats();
         assert_eq!((stats.reads, stats.writes, stats.bytes_read), (12, 1, 12 << 20));
@@ -187,6 +189,12 @@ fn hosts_may_go_away_at_any_byte() {
         assert!(Instant::now() < until, "controllers of hosts that are gone stay");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn what_only_this_machine_reaches_is_not_paced() {
+    let listeners = crate::tcp::listen(&["127.0.0.1:0".to_owned()]).unwrap();
+    assert_eq!(rustix::net::sockopt::tcp_congestion(&listeners[0]).unwrap(), "reno");
 }
 
 #[test]

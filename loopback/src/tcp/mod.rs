@@ -17,11 +17,14 @@ use std::time::Duration;
 
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustix::net::sockopt::set_tcp_congestion;
 
 use crate::error::LoopbackError;
 use crate::target::{Target, count};
 use reactor::Reactor;
 
+/// Congestion control of listeners that only this machine can reach. Every kernel has it.
+const LOCAL_CONGESTION_CONTROL: &str = "reno";
 /// How long accepting pauses when the system cannot give us another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -40,7 +43,12 @@ pub(crate) fn listen(addresses: &[String]) -> Result<Vec<TcpListener>, LoopbackE
         let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         let resolved = address.to_socket_addrs().map_err(bad)?.next().ok_or_else(none).map_err(bad)?;
         let listener = TcpListener::bind(resolved);
-        listeners.push(listener.map_err(|source| LoopbackError::Listen { address: resolved, source })?);
+        let listener = listener.map_err(|source| LoopbackError::Listen { address: resolved, source })?;
+        if resolved.ip().is_loopback() {
+            // Connections inherit it. Where the system's is BBR, that would pace what can leave at once; they work with either.
+            let _ = set_tcp_congestion(&listener, LOCAL_CONGESTION_CONTROL);
+        }
+        listeners.push(listener);
     }
     Ok(listeners)
 }

@@ -87,12 +87,25 @@ impl Wire {
     }
 
     pub(crate) fn connect(self, cid: u16, subnqn: &str, qid: u16, cntlid: u16, entries: u16) -> Vec<u8> {
+        self.connect_asking(0, cid, subnqn, qid, cntlid, entries)
+    }
+
+    /// With these connect attributes (CATTR).
+    pub(crate) fn connect_asking(
+        self,
+        cattr: u8,
+        cid: u16,
+        subnqn: &str,
+        qid: u16,
+        cntlid: u16,
+        entries: u16,
+    ) -> Vec<u8> {
         let mut data = ConnectData::new_zeroed();
         data.hostid = [3; 16];
         data.cntlid = U16::new(cntlid);
         data.subnqn = Nqn::new(subnqn).unwrap().to_wire();
         data.hostnqn = Nqn::new(HOST).unwrap().to_wire();
-        self.command(cid, fabrics::connect(qid, entries - 1, 0, 0), data.as_bytes(), 0)
+        self.command(cid, fabrics::connect(qid, entries - 1, cattr, 0), data.as_bytes(), 0)
     }
 
     pub(crate) fn enable(self, cid: u16) -> Vec<u8> {

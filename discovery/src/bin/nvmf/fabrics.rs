@@ -46,9 +46,10 @@ pub(crate) struct FabricsArgs {
     #[arg(short = 'Q', long, value_name = "ENTRIES", value_parser = parse_u16, help_heading = QUEUES)]
     queue_size: Option<u16>,
 
-    /// Ask to go without SQ flow control
-    #[arg(long, help_heading = QUEUES)]
-    disable_sqflow: bool,
+    /// Ask to go without SQ flow control: always so here, unless it is `=no`
+    #[arg(long, value_name = "YES_OR_NO", num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
+    #[arg(value_parser = clap::builder::BoolishValueParser::new(), help_heading = QUEUES)]
+    disable_sqflow: Option<bool>,
 
     /// A connection of one's own although there is one already: always so here
     #[arg(short = 'D', long, help_heading = QUEUES)]
@@ -164,7 +165,9 @@ impl FabricsArgs {
             }
             options.io_queue_size = entries;
         }
-        options.disable_sq_flow_control = self.disable_sqflow;
+        if let Some(disable) = self.disable_sqflow {
+            options.disable_sq_flow_control = disable;
+        }
         Ok(())
     }
 }

@@ -60,6 +60,7 @@ impl Session {
         }
         let agreed = self.agreed;
         let stored = self.queue.moves_data(sqe);
+        let may_leave_out = self.may_leave_out_responses();
         // The data goes from the namespace right to where it is sent from.
         let layout =
             Layout::new(size_of::<DataPdu>(), len, agreed.header_digest, agreed.data_digest, agreed.hpda);
@@ -67,7 +68,7 @@ impl Session {
         let outcome = self.queue.execute(sqe, Data::In(&mut pdu[layout.data.clone()]));
         match outcome {
             Outcome::Answer(cqe) if cqe.status().is_success() => {
-                let success = self.target.config.tcp.c2h_success && cqe.result64() == 0;
+                let success = may_leave_out && cqe.result64() == 0;
                 let flags = FLAG_LAST | if success { FLAG_SUCCESS } else { 0 };
                 let header = data_header(&agreed, sqe.cid.get(), 0, &layout, flags);
                 if stored {
@@ -95,6 +96,11 @@ impl Session {
         }
     }
 
+    /// Whether the SUCCESS flag of data may stand for a response capsule without a result: with flow control the host waits for SQHD.
+    fn may_leave_out_responses(&self) -> bool {
+        self.target.config.tcp.c2h_success && !self.queue.has_flow_control()
+    }
+
     fn read_in_pieces(&mut self, sqe: &Sqe, len: usize, fault: Option<Fault>) {
         let mut data = vec![0; len];
         let cqe = match self.queue.execute(sqe, Data::In(&mut data)) {
@@ -115,9 +121,8 @@ impl Session {
             }
             _ => {}
         }
-        let tcp = &self.target.config.tcp;
-        let success = tcp.c2h_success && cqe.result64() == 0 && fault != Some(Fault::WrongCid);
-        let piece = tcp.max_c2h_data as usize;
+        let success = self.may_leave_out_responses() && cqe.result64() == 0 && fault != Some(Fault::WrongCid);
+        let piece = self.target.config.tcp.max_c2h_data as usize;
         let last = data.len().div_ceil(piece).saturating_sub(1);
         for (index, bytes) in data.chunks(piece).enumerate() {
             let is_last = index == last;

@@ -1,4 +1,5 @@
 use nvmf_core::spec::NvmOpcode;
+use nvmf_core::spec::fabrics::CATTR_DISABLE_SQ_FLOW_CONTROL;
 use nvmf_core::spec::features::AsyncEventConfig;
 use nvmf_core::spec::tcp::{FLAG_LAST, FLAG_SUCCESS};
 use zerocopy::little_endian::U16;
@@ -56,13 +57,17 @@ impl Host {
 
     /// An enabled admin queue and an I/O queue, with the same parameters.
     fn pair(target: &Arc<Target>, digest: u8, hpda: u8, maxr2t_z: u32) -> (Self, Self) {
+        Self::pair_with(target, digest, hpda, maxr2t_z, CATTR_DISABLE_SQ_FLOW_CONTROL)
+    }
+
+    fn pair_with(target: &Arc<Target>, digest: u8, hpda: u8, maxr2t_z: u32, cattr: u8) -> (Self, Self) {
         let mut admin = Self::initialized(target, digest, hpda, maxr2t_z);
-        admin.send(&admin.wire.connect(0, NQN, 0, 0xffff, 32));
+        admin.send(&admin.wire.connect_asking(cattr, 0, NQN, 0, 0xffff, 32));
         let cntlid = admin.response(0).dw0.get() as u16;
         admin.send(&admin.wire.enable(1));
         admin.response(1);
         let mut io = Self::initialized(target, digest, hpda, maxr2t_z);
-        io.send(&io.wire.connect(0, NQN, 1, cntlid, 64));
+        io.send(&io.wire.connect_asking(cattr, 0, NQN, 1, cntlid, 64));
         io.response(0);
         (admin, io)
     }
@@ -217,6 +222,33 @@ fn data_arrives_whole_with_every_combination_of_parameters() {
             io.send(&io.wire.command(7, rw(NvmOpcode::WRITE, 0, 4096), &small, 0));
             io.response(7);
             assert_eq!(io.read(8, 0, 4096).0, small);
+        }
+    }
+}
+
+#[test]
+fn a_response_is_left_out_only_without_flow_control() {
+    for (cattr, piece) in
+        [(0, 4096), (0, 1024), (CATTR_DISABLE_SQ_FLOW_CONTROL, 4096), (CATTR_DISABLE_SQ_FLOW_CONTROL, 1024)]
+    {
+        let target = target(TcpOptions::new().max_c2h_data(piece));
+        let (_admin, mut io) = Host::pair_with(&target, 0, 0, 0, cattr);
+        // Connect was the first command of the queue.
+        for sqhd in 2..5 {
+            io.send(&io.wire.command(7, rw(NvmOpcode::READ, 0, 4096), &[], 4096));
+            let mut flags = 0;
+            for _ in 0..4096 / piece {
+                let Some(Pdu::Data { header, .. }) = io.pdu() else { panic!("no data") };
+                flags = header.ch.flags;
+            }
+            assert_eq!(flags & FLAG_LAST, FLAG_LAST);
+            if cattr == 0 {
+                assert_eq!(flags & FLAG_SUCCESS, 0, "the host would not hear of SQHD");
+                assert_eq!(io.response(7).sqhd.get(), sqhd);
+            } else {
+                assert_eq!(flags & FLAG_SUCCESS, FLAG_SUCCESS);
+                assert!(io.pdu().is_none());
+            }
         }
     }
 }
