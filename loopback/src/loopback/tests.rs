@@ -193,7 +193,7 @@ fn hosts_may_go_away_at_any_byte() {
 
 #[test]
 fn what_only_this_machine_reaches_is_not_paced() {
-    let listeners = crate::tcp::listen(&["127.0.0.1:0".to_owned()]).unwrap();
+    let listeners = tcp::listen(&["127.0.0.1:0".to_owned()]).unwrap();
     assert_eq!(rustix::net::sockopt::tcp_congestion(&listeners[0]).unwrap(), "reno");
 }
 
