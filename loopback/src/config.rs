@@ -178,7 +178,7 @@ impl TcpOptions {
         self
     }
 
-    /// Whether the last C2HData of a successful read says so and no response capsule follows. On.
+    /// Whether the last C2HData of a successful read says so and no response capsule follows, for hosts that go without SQ flow control. On.
     #[must_use]
     pub fn c2h_success(mut self, on: bool) -> Self {
         self.c2h_success = on;
