@@ -177,8 +177,9 @@ pub struct IoQpairOptions {
     pub io_queue_size: Option<u16>,
     /// Operations accepted before "queue full".
     pub io_queue_requests: Option<u32>,
-    /// Collect commands until [`crate::IoQpair::flush`] or [`crate::IoQpair::process_completions`] instead of sending each at once. Over
-    /// TCP much data leaves earlier when the controller has nothing else to do.
+    /// Collect commands until [`crate::IoQpair::flush`] or [`crate::IoQpair::process_completions`] instead of sending each at once; also
+    /// those of operations that waited for a place in the queue, when others have completed. Over TCP much data leaves in parts, so
+    /// that a controller with little else to do can begin.
     pub delay_cmd_submit: bool,
     /// Connect again on its own when the controller is connected again, and hold what was not sent until then. `None`: if
     /// [`ControllerOptions::reconnect_delay`] is given. Otherwise a lost queue pair says so in every call and waits for

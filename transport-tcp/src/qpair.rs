@@ -297,6 +297,7 @@ impl TcpQpair {
             let received = self.receive(tracker)?;
             if let Received::Nothing = received {
                 self.unread = false;
+                self.connection.received_nothing();
                 if let Some(error) = self.send_error.take() {
                     return Err(error);
                 }

@@ -265,7 +265,9 @@ impl<Q: TransportQpair> Engine<Q> {
         match self.state {
             State::Quiescing => true,
             State::Failed => !self.drained,
-            State::Connecting | State::FabricsConnect | State::Ready => self.transport.has_local_work(),
+            State::Connecting | State::FabricsConnect | State::Ready => {
+                self.unflushed || self.transport.has_local_work()
+            }
         }
     }
 
@@ -290,7 +292,7 @@ impl<Q: TransportQpair> Engine<Q> {
                 ConnectProgress::Established => match self.connect.take() {
                     None => {
                         self.state = State::Ready;
-                        self.issue_waiting()?;
+                        self.issue_first()?;
                         return Ok(Connecting::Ready(None));
                     }
                     Some(connect) => self.send_connect(connect)?,
@@ -303,7 +305,7 @@ impl<Q: TransportQpair> Engine<Q> {
                 if let Some(cqe) = self.connect_cqe {
                     self.state = State::Ready;
                     if cqe.status().is_success() {
-                        self.issue_waiting()?;
+                        self.issue_first()?;
                     }
                     return Ok(Connecting::Ready(Some(cqe)));
                 }
@@ -563,7 +565,7 @@ impl<Q: TransportQpair> Engine<Q> {
         }
     }
 
-    /// Issues what waits, oldest first, as far as there are slots.
+    /// Issues what waits, oldest first, as far as there are slots, without sending it.
     fn issue_waiting(&mut self) -> Result<()> {
         while let Some(&(index, generation)) = self.waiting.front() {
             let op = &self.ops[index as usize];
@@ -575,6 +577,12 @@ impl<Q: TransportQpair> Engine<Q> {
             }
             self.waiting.pop_front();
         }
+        Ok(())
+    }
+
+    /// Issues what waited for the connection.
+    fn issue_first(&mut self) -> Result<()> {
+        self.issue_waiting()?;
         if self.unflushed { self.flush_transport() } else { Ok(()) }
     }
 
@@ -681,7 +689,13 @@ impl<Q: TransportQpair> Engine<Q> {
         });
         polled?;
         drained?;
-        if self.waiting.is_empty() { Ok(()) } else { self.issue_waiting() }
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        self.issue_waiting()?;
+        // Whoever collects commands submits more in the place of what has completed: these leave together.
+        let more_to_come = self.delay_submit && *count > 0;
+        if self.unflushed && !more_to_come { self.flush_transport() } else { Ok(()) }
     }
 
     /// Takes the transport's completions.

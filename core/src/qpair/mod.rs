@@ -573,7 +573,7 @@ impl<Q: TransportQpair> IoQpair<Q> {
         Some((transport.event_fd()?, self.engine.connections()))
     }
 
-    /// Whether waiting for the descriptor would miss work that is here already.
+    /// Whether waiting for the descriptor would miss work that is here already, or commands that were collected and not sent.
     #[must_use]
     pub fn has_local_work(&self) -> bool {
         self.engine.has_local_work() || self.assist.is_some()

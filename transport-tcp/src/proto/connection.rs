@@ -151,6 +151,10 @@ pub struct Connection {
     tx: TxQueue,
     /// What is queued began with the only command in flight, and nothing of it was sent ahead.
     first: bool,
+    /// Receives until the host is taken to be behind the controller.
+    ahead: u8,
+    /// Stream position up to which what was queued has been said to be due.
+    said_due: u64,
     grants: VecDeque<Grant>,
     /// How many of `grants` have all their PDUs queued.
     granted: usize,
@@ -182,6 +186,8 @@ impl Connection {
             paused: false,
             tx: TxQueue::default(),
             first: false,
+            ahead: 0,
+            said_due: 0,
             grants: VecDeque::new(),
             granted: 0,
             progress: Vec::new(),

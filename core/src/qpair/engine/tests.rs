@@ -441,6 +441,32 @@ fn delayed_submission_is_sent_when_flushed_or_polled() {
 }
 
 #[test]
+fn what_waited_leaves_with_what_is_submitted_next() {
+    let mut bench = Bench::new(2, 4);
+    bench.engine.set_delay_submit(true);
+    for n in 0..3 {
+        bench.read(n, 1, 8, n);
+    }
+    bench.engine.flush();
+    assert_eq!((bench.held(), bench.fake.wire().unflushed), (2, 0));
+    bench.answer(0, Status::SUCCESS);
+    assert_eq!(bench.poll().len(), 1);
+    assert_eq!((bench.held(), bench.fake.wire().unflushed), (2, 1), "issued, and not sent yet");
+    assert!(bench.engine.has_local_work(), "who sleeps now would wait for what was not sent");
+    assert!(bench.poll().is_empty());
+    assert_eq!(bench.fake.wire().unflushed, 0, "the next poll sends it");
+    assert!(!bench.engine.has_local_work());
+    // Where nothing was handed out nothing more is to be expected: a large operation's next piece.
+    let mut bench = Bench::new(1, 4);
+    bench.engine.set_delay_submit(true);
+    bench.read(0, 16, 8, 0);
+    bench.engine.flush();
+    bench.answer(0, Status::SUCCESS);
+    assert!(bench.poll().is_empty());
+    assert_eq!((bench.held(), bench.fake.wire().unflushed), (1, 0));
+}
+
+#[test]
 fn no_more_completions_than_asked_for() {
     let mut bench = Bench::new(8, 8);
     for n in 0..8 {

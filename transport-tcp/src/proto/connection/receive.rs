@@ -97,6 +97,7 @@ impl Connection {
 
     /// `n` bytes were received into the last [`Connection::recv_target`] (or [`Connection::connect_target`]).
     pub fn received(&mut self, n: usize, tracker: &Tracker) {
+        self.ahead = self.ahead.saturating_sub(1);
         let direct = n.min(self.direct_len);
         if direct > 0
             && let Rx::Payload(payload) = &mut self.rx

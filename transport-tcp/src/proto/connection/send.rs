@@ -23,9 +23,12 @@ const CAPSULE_LEN: usize = size_of::<CapsuleCmd>();
 /// Bytes for one send. While a send lasts the kernel does not look at acknowledgements: what was sent stays in memory that the next
 /// part could use again, while it is still in the processor's cache.
 pub const SEND_MAX: usize = 512 * 1024;
-/// So much leaves at once when the controller has nothing else to do: it begins while the rest of the batch is being copied. Otherwise a
-/// queue that is filled in one go is answered in one go, and host and controller wait for each other in turn.
-const FIRST_PART: u64 = 48 * 1024;
+/// So much leaves at once when the controller has nothing else to do, or answers before the host asks for more: it goes on while the rest of
+/// the batch is being copied. Otherwise a queue that is filled in one go is answered in one go, and host and controller wait for
+/// each other in turn. Where it is the host that is behind, one send for all costs it less.
+const PART: u64 = 48 * 1024;
+/// Receives that bring something, after one that found nothing, until the host is taken to be behind.
+const AHEAD: u8 = 4;
 /// H2CData PDUs are made as they can be sent: no more are made while this many segments, or the bytes of a send, are queued. What was
 /// read for a digest is then still in the processor's cache when it is sent.
 const H2C_SEGMENTS: usize = 64;
@@ -81,12 +84,21 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether what is queued had better leave before the batch is complete. It is said once of a batch.
+    /// Whether what is queued had better leave before the batch is complete. It is said once of each part.
     #[must_use]
     pub fn take_due(&mut self) -> bool {
-        let due = self.first && self.tx.queued() - self.tx.sent() >= FIRST_PART;
-        self.first &= !due;
+        let part = self.tx.queued() - self.tx.sent().max(self.said_due);
+        let due = part >= PART && (self.first || self.ahead > 0);
+        if due {
+            self.first = false;
+            self.said_due = self.tx.queued();
+        }
         due
+    }
+
+    /// A receive found nothing: the host is ahead of the controller.
+    pub fn received_nothing(&mut self) {
+        self.ahead = AHEAD;
     }
 
     /// Makes room for what `slot` does, which is used for the first time.

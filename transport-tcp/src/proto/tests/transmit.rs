@@ -215,28 +215,66 @@ fn a_short_buffer_is_an_error_not_a_hang() {
     assert!(matches!(error.kind(), ErrorKind::ApiMisuse(_)));
 }
 
-#[test]
-fn much_data_is_due_before_the_batch_is_complete_if_the_controller_has_nothing_to_do() {
-    const LEN: usize = 16 << 10;
+/// A connection on which writes of [`PIECE`] bytes take their data along.
+fn rig_for_pieces() -> Rig {
     let terms = Terms::default();
-    let mut rig = Rig::new(terms, ConnectionParams { in_capsule_io: LEN as u32, ..terms.params() });
+    let mut rig = Rig::new(terms, ConnectionParams { in_capsule_io: PIECE as u32, ..terms.params() });
     assert!(rig.connect(terms.ic_resp().as_bytes()).unwrap());
+    rig
+}
+
+const PIECE: usize = 16 << 10;
+
+/// Submits these writes. Returns after which of them something is due, and their command identifiers.
+fn submit_pieces<const N: usize>(rig: &mut Rig, ops: [u32; N]) -> ([bool; N], Vec<u16>) {
     let mut cids = Vec::new();
-    let mut submit = |rig: &mut Rig, op| {
-        cids.push(rig.submit(op, NvmOpcode::WRITE, LEN, usize::MAX));
-        rig.connection.take_due()
-    };
-    assert_eq!([0, 1, 2, 3].map(|op| submit(&mut rig, op)), [false, false, true, false], "once of a batch");
-    rig.transmit();
-    assert_eq!([4, 5, 6].map(|op| submit(&mut rig, op)), [false; 3], "it is busy with four");
-    rig.transmit();
-    for cid in std::mem::take(&mut cids) {
-        rig.feed(&terms.response(cid, Status::SUCCESS)).unwrap();
-    }
-    assert_eq!(rig.completions().len(), 7);
-    let due = [0, 1, 2].map(|op| {
-        rig.submit(op, NvmOpcode::WRITE, LEN, usize::MAX);
+    let due = ops.map(|op| {
+        cids.push(rig.submit(op, NvmOpcode::WRITE, PIECE, usize::MAX));
         rig.connection.take_due()
     });
+    (due, cids)
+}
+
+fn answer(rig: &mut Rig, cids: &[u16]) {
+    for &cid in cids {
+        rig.feed(&Terms::default().response(cid, Status::SUCCESS)).unwrap();
+    }
+    assert_eq!(rig.completions().len(), cids.len());
+}
+
+#[test]
+fn much_data_is_due_before_the_batch_is_complete_if_the_controller_has_nothing_to_do() {
+    let mut rig = rig_for_pieces();
+    let (due, mut cids) = submit_pieces(&mut rig, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(due, [false, false, true, false, false, false], "once of a batch");
+    rig.transmit();
+    let (due, more) = submit_pieces(&mut rig, [6, 7]);
+    assert_eq!(due, [false; 2], "it is busy with six");
+    cids.extend(more);
+    rig.transmit();
+    answer(&mut rig, &cids);
+    let (due, _) = submit_pieces(&mut rig, [0, 1, 2]);
     assert_eq!(due, [false, false, true]);
+}
+
+#[test]
+fn much_data_is_due_in_parts_while_the_host_waits_for_the_controller() {
+    let mut rig = rig_for_pieces();
+    let (_, cids) = submit_pieces(&mut rig, [0]);
+    rig.transmit();
+    rig.connection.received_nothing();
+    let (due, more) = submit_pieces(&mut rig, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(
+        due,
+        [false, false, true, false, false, true],
+        "of each part once, also when it could not leave"
+    );
+    rig.transmit();
+    // Answers that are there whenever it looks: it is the host that is behind.
+    answer(&mut rig, &cids);
+    for &cid in &more[..3] {
+        answer(&mut rig, &[cid]);
+    }
+    let (due, _) = submit_pieces(&mut rig, [0, 1, 2, 3]);
+    assert_eq!(due, [false; 4]);
 }
