@@ -156,7 +156,7 @@ impl<Q: TransportQpair> AsyncQpair<Q> {
 impl<Q: TransportQpair> State<Q> {
     fn poll(&mut self, wakers: &mut Vec<Waker>) -> Result<usize> {
         let waiting = &mut self.waiting;
-        self.qpair.process_completions(0, |completion| {
+        let result = self.qpair.process_completions(0, |completion| {
             let id = completion.id;
             match waiting.get_mut(&id) {
                 Some(slot) => {
@@ -167,7 +167,10 @@ impl<Q: TransportQpair> State<Q> {
                 // Its future was dropped: the buffer goes back to the pool here.
                 None => drop(completion),
             }
-        })
+        });
+        // What waited for a place in the queue: whoever sleeps on the descriptor now sends nothing.
+        self.qpair.flush();
+        result
     }
 }
 

@@ -183,6 +183,19 @@ fn a_full_queue_refuses_and_recovers() {
 }
 
 #[test]
+fn what_waited_for_a_place_in_the_queue_is_sent_before_anybody_sleeps() {
+    let target = Target::new();
+    let ctrlr = target.driver().connect(&trid("disk"), &testing::options()).unwrap();
+    let options = IoQpairOptions::default().queue_size(2).delay_submit(true);
+    let qpair = AsyncQpair::new(ctrlr.alloc_io_qpair(&options).unwrap());
+    let ns = ctrlr.namespace(1).unwrap();
+    let _futures: Vec<IoFuture> = (0..2).map(|_| qpair.submit(IoCommand::flush(&ns))).collect();
+    assert_eq!(qpair.poll_once().unwrap(), 1, "there is one place");
+    assert!(!qpair.lock().qpair.has_local_work(), "the second is sent");
+    assert_eq!(qpair.poll_once().unwrap(), 1);
+}
+
+#[test]
 fn a_lost_queue_pair_ends_every_future_and_the_driver_of_it() {
     let bench = Bench::new();
     bench.target.knobs().hold = true;

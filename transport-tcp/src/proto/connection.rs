@@ -149,12 +149,10 @@ pub struct Connection {
     /// The budget ended [`Connection::process`], not the lack of bytes.
     paused: bool,
     tx: TxQueue,
-    /// What is queued began with the only command in flight, and nothing of it was sent ahead.
-    first: bool,
     /// Receives until the host is taken to be behind the controller.
     ahead: u8,
-    /// Stream position up to which what was queued has been said to be due.
-    said_due: u64,
+    /// Stream position from which on what is queued is due to be sent before its batch is complete.
+    due_at: u64,
     grants: VecDeque<Grant>,
     /// How many of `grants` have all their PDUs queued.
     granted: usize,
@@ -185,9 +183,8 @@ impl Connection {
             bulk: false,
             paused: false,
             tx: TxQueue::default(),
-            first: false,
             ahead: 0,
-            said_due: 0,
+            due_at: u64::MAX,
             grants: VecDeque::new(),
             granted: 0,
             progress: Vec::new(),

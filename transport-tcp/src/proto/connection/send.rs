@@ -65,10 +65,10 @@ impl Connection {
                 return Err(Error::unsupported("commands that transfer data both ways over NVMe/TCP"));
             }
         };
-        if self.tx.is_empty() {
-            self.first = tracker.in_flight() == 1;
-        }
         let start = self.tx.queued();
+        if self.tx.is_empty() {
+            self.due_at = next_due(start, self.ahead > 0 || tracker.in_flight() == 1);
+        }
         *progress =
             Progress { sqe_end: start + CAPSULE_LEN as u64, by_r2t: !in_capsule, ..Progress::default() };
         let data = if in_capsule { Some((slot, 0, len)) } else { None };
@@ -87,11 +87,9 @@ impl Connection {
     /// Whether what is queued had better leave before the batch is complete. It is said once of each part.
     #[must_use]
     pub fn take_due(&mut self) -> bool {
-        let part = self.tx.queued() - self.tx.sent().max(self.said_due);
-        let due = part >= PART && (self.first || self.ahead > 0);
+        let due = self.tx.queued() >= self.due_at;
         if due {
-            self.first = false;
-            self.said_due = self.tx.queued();
+            self.due_at = next_due(self.tx.queued(), self.ahead > 0);
         }
         due
     }
@@ -256,4 +254,9 @@ impl Connection {
             self.progress[usize::from(slot)].r2ts -= 1;
         }
     }
+}
+
+/// From which stream position on what is queued is due, if `queued` is the last that has been dealt with.
+fn next_due(queued: u64, in_parts: bool) -> u64 {
+    if in_parts { queued + PART } else { u64::MAX }
 }
