@@ -168,8 +168,10 @@ impl<Q: TransportQpair> State<Q> {
                 None => drop(completion),
             }
         });
-        // What waited for a place in the queue: whoever sleeps on the descriptor now sends nothing.
-        self.qpair.flush();
+        if matches!(result, Ok(1..)) {
+            // What waited for a place in the queue: whoever sleeps on the descriptor now sends nothing.
+            self.qpair.flush();
+        }
         result
     }
 }

@@ -292,7 +292,7 @@ impl<Q: TransportQpair> Engine<Q> {
                 ConnectProgress::Established => match self.connect.take() {
                     None => {
                         self.state = State::Ready;
-                        self.issue_first()?;
+                        self.issue_waiting(false)?;
                         return Ok(Connecting::Ready(None));
                     }
                     Some(connect) => self.send_connect(connect)?,
@@ -305,7 +305,7 @@ impl<Q: TransportQpair> Engine<Q> {
                 if let Some(cqe) = self.connect_cqe {
                     self.state = State::Ready;
                     if cqe.status().is_success() {
-                        self.issue_first()?;
+                        self.issue_waiting(false)?;
                     }
                     return Ok(Connecting::Ready(Some(cqe)));
                 }
@@ -565,8 +565,8 @@ impl<Q: TransportQpair> Engine<Q> {
         }
     }
 
-    /// Issues what waits, oldest first, as far as there are slots, without sending it.
-    fn issue_waiting(&mut self) -> Result<()> {
+    /// Issues what waits, oldest first, as far as there are slots, and sends it unless there is more to come.
+    fn issue_waiting(&mut self, more_to_come: bool) -> Result<()> {
         while let Some(&(index, generation)) = self.waiting.front() {
             let op = &self.ops[index as usize];
             if op.active && op.generation == generation && !op.all_issued {
@@ -577,13 +577,7 @@ impl<Q: TransportQpair> Engine<Q> {
             }
             self.waiting.pop_front();
         }
-        Ok(())
-    }
-
-    /// Issues what waited for the connection.
-    fn issue_first(&mut self) -> Result<()> {
-        self.issue_waiting()?;
-        if self.unflushed { self.flush_transport() } else { Ok(()) }
+        if self.unflushed && !more_to_come { self.flush_transport() } else { Ok(()) }
     }
 
     /// Sends what was submitted. A failure shows at the next [`Engine::process`].
@@ -689,13 +683,8 @@ impl<Q: TransportQpair> Engine<Q> {
         });
         polled?;
         drained?;
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
-        self.issue_waiting()?;
         // Whoever collects commands submits more in the place of what has completed: these leave together.
-        let more_to_come = self.delay_submit && *count > 0;
-        if self.unflushed && !more_to_come { self.flush_transport() } else { Ok(()) }
+        if self.waiting.is_empty() { Ok(()) } else { self.issue_waiting(self.delay_submit && *count > 0) }
     }
 
     /// Takes the transport's completions.

@@ -548,7 +548,8 @@ impl<Q: TransportQpair> IoQpair<Q> {
     }
 
     /// Descriptor that becomes readable when [`IoQpair::process_completions`] has something to do, for an event loop of
-    /// one's own, and whether to watch it for writing too. `None` while there is none (name resolution).
+    /// one's own, and whether to watch it for writing too. `None` while there is none (name resolution). It does not tell of
+    /// [`IoQpair::has_local_work`].
     #[must_use]
     pub fn event_source(&self) -> Option<(RawFd, bool)> {
         if self.engine.is_given_up() {
