@@ -147,17 +147,28 @@ impl SocketOptions {
     }
 
     /// Sets what depends on where the peer turned out to be.
-    fn suit(&self, socket: &Socket, peer: SocketAddr) {
+    fn suit(&self, socket: Socket, peer: SocketAddr) -> Opened {
+        let mut send_max = None;
         let ours = socket.local_addr().ok().and_then(|address| address.as_socket());
-        if !ours.is_some_and(|ours| is_same_machine(ours.ip(), peer.ip())) {
-            return;
+        if ours.is_some_and(|ours| is_same_machine(ours.ip(), peer.ip())) {
+            set_local_congestion_control(&socket);
+            if self.send_buffer.is_none() {
+                // The kernel cuts it to its limit and refuses nothing; as it is the connection works too.
+                let _ = socket.set_send_buffer_size(LOCAL_SEND_BUFFER);
+                send_max = Some(2 * LOCAL_SEND_BUFFER);
+            }
         }
-        set_local_congestion_control(socket);
-        if self.send_buffer.is_none() {
-            // The kernel cuts it to its limit and refuses nothing; as it is the connection works too.
-            let _ = socket.set_send_buffer_size(LOCAL_SEND_BUFFER);
-        }
+        Opened { socket, peer, send_max }
     }
+}
+
+/// A connection that was opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) socket: Socket,
+    pub(crate) peer: SocketAddr,
+    /// Bytes for one send, where that depends on the peer.
+    pub(crate) send_max: Option<usize>,
 }
 
 fn set_local_congestion_control(socket: &Socket) {
@@ -226,7 +237,7 @@ impl Connector {
     }
 
     /// Goes on as far as possible without blocking.
-    pub(crate) fn poll(&mut self, now: Instant) -> Result<Option<(Socket, SocketAddr)>> {
+    pub(crate) fn poll(&mut self, now: Instant) -> Result<Option<Opened>> {
         loop {
             match std::mem::replace(&mut self.stage, Stage::Over) {
                 Stage::Resolving(receiver) => match receiver.try_recv() {
@@ -262,8 +273,7 @@ impl Connector {
                 }
                 Stage::Connecting { socket, peer, until } => match connected(&socket, peer) {
                     Ok(true) => {
-                        self.options.suit(&socket, peer);
-                        return Ok(Some((socket, peer)));
+                        return Ok(Some(self.options.suit(socket, peer)));
                     }
                     Ok(false) if now < until => {
                         self.stage = Stage::Connecting { socket, peer, until };
@@ -364,7 +374,7 @@ mod tests {
     use super::*;
 
     /// A connection to this machine.
-    fn connected_with(options: &ControllerOptions) -> Socket {
+    fn connected_with(options: &ControllerOptions) -> Opened {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let peer = listener.local_addr().unwrap();
         let trid = format!("trtype:TCP traddr:127.0.0.1 trsvcid:{}", peer.port()).parse().unwrap();
@@ -373,8 +383,8 @@ mod tests {
         let deadline = now + Duration::from_secs(5);
         let mut connector = Connector::new(&Destination::Address(peer), options, now, deadline).unwrap();
         loop {
-            if let Some((socket, _)) = connector.poll(Instant::now()).unwrap() {
-                return socket;
+            if let Some(opened) = connector.poll(Instant::now()).unwrap() {
+                return opened;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -388,17 +398,20 @@ mod tests {
             socket.set_send_buffer_size(bytes).unwrap();
             socket.send_buffer_size().unwrap()
         };
-        let send_buffer_with = |options: &_| connected_with(options).send_buffer_size().unwrap();
+        let send_buffer_with = |options: &_| {
+            let opened = connected_with(options);
+            (opened.socket.send_buffer_size().unwrap(), opened.send_max)
+        };
         let mut options = ControllerOptions::default();
-        assert_eq!(send_buffer_with(&options), made_of(LOCAL_SEND_BUFFER));
+        assert_eq!(send_buffer_with(&options), (made_of(LOCAL_SEND_BUFFER), Some(2 * LOCAL_SEND_BUFFER)));
         options.tcp_send_buffer = Some(100_000);
-        assert_eq!(send_buffer_with(&options), made_of(100_000));
+        assert_eq!(send_buffer_with(&options), (made_of(100_000), None));
         assert_ne!(made_of(LOCAL_SEND_BUFFER), made_of(100_000));
     }
 
     #[test]
     fn connections_within_this_machine_are_not_paced() {
-        let socket = connected_with(&ControllerOptions::default());
+        let socket = connected_with(&ControllerOptions::default()).socket;
         assert_eq!(rustix::net::sockopt::tcp_congestion(&socket).unwrap(), LOCAL_CONGESTION_CONTROL);
     }
 
