@@ -136,6 +136,10 @@ impl Report {
             self.error(line, format!("{name}: {} is no value for it", quoted(text)));
             return None;
         }
+        if has_key(text) {
+            self.error(line, format!("{name}: {MISPLACED_KEY}"));
+            return None;
+        }
         Some(self.setting(text.to_owned(), line, scope))
     }
 }

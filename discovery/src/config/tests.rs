@@ -159,9 +159,16 @@ fn secrets_are_not_displayed() {
         let found = said(&check(format, text)).join("\n");
         assert!(!found.is_empty() && !found.contains("b3Vy"), "{found}");
     }
-    // Where a name belongs, which would be displayed.
-    for line in ["nqn =--dhchap-secret=DHHC-1:00:b3Vy:", "nqn=nqn.2024-01.a:b\nkeyring=DHHC-1:00:b3Vy:"] {
-        let checked = check(Format::Fabrics, &format!("[Subsystem]\n{line}"));
+    // Where a name or an address belongs, which would be displayed.
+    for (format, text) in [
+        (Format::Fabrics, "[Subsystem]\nnqn =--dhchap-secret=DHHC-1:00:b3Vy:"),
+        (Format::Fabrics, "[Subsystem]\nnqn=nqn.2024-01.a:b\nkeyring=DHHC-1:00:b3Vy:"),
+        (Format::Fabrics, "[Host]\nhostsymname=DHHC-1:00:b3Vy:"),
+        (Format::Discovery, "-t tcp -a--dhchap-secret=DHHC-1:00:b3Vy:"),
+        (Format::Discovery, "-t fc -a NVMeTLSkey-1:01:b3Vy:"),
+        (Format::Discovery, "-t tcp -a ::1 -s DHHC-1:00:b3Vy:"),
+    ] {
+        let checked = check(format, text);
         let (found, shown) = (said(&checked).join("\n"), show::text(&checked.config, None));
         assert!(found.contains("a key does not belong here"), "{found}");
         assert!(!found.contains("b3Vy") && !shown.contains("b3Vy"), "{found}{shown}");

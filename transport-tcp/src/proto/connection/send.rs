@@ -20,7 +20,8 @@ use super::{Connection, Grant, Progress, common};
 const COPY_MAX: u32 = 8192;
 /// Bytes of a command capsule without data.
 const CAPSULE_LEN: usize = size_of::<CapsuleCmd>();
-/// Bytes for one send, unless it is told otherwise: each costs some microseconds, and ends in a segment that is not full.
+/// Bytes for one send, unless it is told otherwise. Each costs some microseconds and ends in a segment that is not full; while it lasts the
+/// kernel does not look at acknowledgements, and frees nothing of what was sent.
 pub(super) const SEND_MAX: usize = 1024 * 1024;
 /// So much leaves at once when the controller has nothing else to do, or answers before the host asks for more: it goes on while the rest of
 /// the batch is being copied. Otherwise a queue that is filled in one go is answered in one go, and host and controller wait for
