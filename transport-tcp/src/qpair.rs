@@ -15,7 +15,7 @@ use rustix::io::{Errno, readv, retry_on_intr};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use socket2::Socket;
 
-use crate::proto::{Connection, ConnectionParams};
+use crate::proto::{Connection, ConnectionParams, SEND_MAX};
 use crate::socket::{Connector, SocketOptions};
 
 /// Slices per send.
@@ -134,12 +134,9 @@ impl TcpQpair {
 
     fn connect_step(&mut self, now: Instant) -> Result<ConnectProgress> {
         if let Phase::Opening(connector) = &mut self.phase {
-            let Some(opened) = connector.poll(now)? else { return Ok(ConnectProgress::Pending) };
-            self.socket = Some(opened.socket);
-            self.peer = Some(opened.peer);
-            if let Some(bytes) = opened.send_max {
-                self.connection.set_send_max(bytes);
-            }
+            let Some((socket, peer)) = connector.poll(now)? else { return Ok(ConnectProgress::Pending) };
+            self.socket = Some(socket);
+            self.peer = Some(peer);
             self.phase = Phase::Initializing;
         }
         match &self.phase {
@@ -259,8 +256,7 @@ impl TcpQpair {
                 Some(one) => (retry_on_intr(|| send(socket, one, SendFlags::NOSIGNAL)), one.len()),
                 None => {
                     let mut slices = [IoSlice::new(&[]); SLICES];
-                    let most = self.connection.send_max();
-                    let count = self.connection.transmit_slices(tracker, most, &mut slices);
+                    let count = self.connection.transmit_slices(tracker, SEND_MAX, &mut slices);
                     let slices = &slices[..count];
                     if slices.is_empty() {
                         return Err(Error::api_misuse("the buffer of a command is shorter than its data"));

@@ -14,9 +14,10 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 /// A dead peer of an idle I/O queue is noticed after a minute and a half: only the admin queue has keep alives.
 const TCP_KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
 
-/// Bytes of the send buffer of a connection within this machine, which the kernel doubles. There is no path to be filled: what the kernel
-/// holds beyond what the other side reads next only pushes what it copies to and from out of the processor's caches.
-const LOCAL_SEND_BUFFER: usize = 256 * 1024;
+/// Bytes of the send buffer of a connection within this machine, which the kernel doubles: it takes a send whole (`SEND_MAX`). There is no
+/// path to be filled: what the kernel holds beyond what the other side reads next only pushes what it copies to and from out of the
+/// processor's caches. With less the other side soon has nothing to read.
+const LOCAL_SEND_BUFFER: usize = 512 * 1024;
 
 /// Congestion control of a connection within this machine: that of every kernel which does the least. There is nothing to be congested, and
 /// one that paces, as BBR does, sets a timer for what could leave at once.
@@ -147,28 +148,26 @@ impl SocketOptions {
     }
 
     /// Sets what depends on where the peer turned out to be.
-    fn suit(&self, socket: Socket, peer: SocketAddr) -> Opened {
-        let mut send_max = None;
+    fn suit(&self, socket: &Socket, peer: SocketAddr) {
         let ours = socket.local_addr().ok().and_then(|address| address.as_socket());
-        if ours.is_some_and(|ours| is_same_machine(ours.ip(), peer.ip())) {
-            set_local_congestion_control(&socket);
-            if self.send_buffer.is_none() {
-                // The kernel cuts it to its limit and refuses nothing; as it is the connection works too.
-                let _ = socket.set_send_buffer_size(LOCAL_SEND_BUFFER);
-                send_max = Some(2 * LOCAL_SEND_BUFFER);
-            }
+        if !ours.is_some_and(|ours| is_same_machine(ours.ip(), peer.ip())) {
+            return;
         }
-        Opened { socket, peer, send_max }
+        set_local_congestion_control(socket);
+        if self.send_buffer.is_none() && is_granted(LOCAL_SEND_BUFFER, peer) {
+            // As it is the connection works too.
+            let _ = socket.set_send_buffer_size(LOCAL_SEND_BUFFER);
+        }
     }
 }
 
-/// A connection that was opened.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    pub(crate) socket: Socket,
-    pub(crate) peer: SocketAddr,
-    /// Bytes for one send, where that depends on the peer.
-    pub(crate) send_max: Option<usize>,
+/// Whether a socket gets a send buffer of `bytes`. The kernel cuts what it is asked for to its limit (net.core.wmem_max, by default 208 KiB
+/// in older ones), and does not choose any more for a socket that was told: another one is asked.
+fn is_granted(bytes: usize, peer: SocketAddr) -> bool {
+    Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP)).is_ok_and(|trial| {
+        trial.set_send_buffer_size(bytes).is_ok()
+            && trial.send_buffer_size().is_ok_and(|got| got >= 2 * bytes)
+    })
 }
 
 fn set_local_congestion_control(socket: &Socket) {
@@ -237,7 +236,7 @@ impl Connector {
     }
 
     /// Goes on as far as possible without blocking.
-    pub(crate) fn poll(&mut self, now: Instant) -> Result<Option<Opened>> {
+    pub(crate) fn poll(&mut self, now: Instant) -> Result<Option<(Socket, SocketAddr)>> {
         loop {
             match std::mem::replace(&mut self.stage, Stage::Over) {
                 Stage::Resolving(receiver) => match receiver.try_recv() {
@@ -273,7 +272,8 @@ impl Connector {
                 }
                 Stage::Connecting { socket, peer, until } => match connected(&socket, peer) {
                     Ok(true) => {
-                        return Ok(Some(self.options.suit(socket, peer)));
+                        self.options.suit(&socket, peer);
+                        return Ok(Some((socket, peer)));
                     }
                     Ok(false) if now < until => {
                         self.stage = Stage::Connecting { socket, peer, until };
@@ -374,7 +374,7 @@ mod tests {
     use super::*;
 
     /// A connection to this machine.
-    fn connected_with(options: &ControllerOptions) -> Opened {
+    fn connected_with(options: &ControllerOptions) -> Socket {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let peer = listener.local_addr().unwrap();
         let trid = format!("trtype:TCP traddr:127.0.0.1 trsvcid:{}", peer.port()).parse().unwrap();
@@ -383,8 +383,8 @@ mod tests {
         let deadline = now + Duration::from_secs(5);
         let mut connector = Connector::new(&Destination::Address(peer), options, now, deadline).unwrap();
         loop {
-            if let Some(opened) = connector.poll(Instant::now()).unwrap() {
-                return opened;
+            if let Some((socket, _)) = connector.poll(Instant::now()).unwrap() {
+                return socket;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -392,26 +392,29 @@ mod tests {
 
     #[test]
     fn connections_within_this_machine_have_a_small_send_buffer_unless_told_otherwise() {
-        // The kernel doubles it, and has a limit of its own.
-        let made_of = |bytes: usize| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-            socket.set_send_buffer_size(bytes).unwrap();
-            socket.send_buffer_size().unwrap()
-        };
-        let send_buffer_with = |options: &_| {
-            let opened = connected_with(options);
-            (opened.socket.send_buffer_size().unwrap(), opened.send_max)
-        };
+        let send_buffer_with = |options: &_| connected_with(options).send_buffer_size().unwrap();
         let mut options = ControllerOptions::default();
-        assert_eq!(send_buffer_with(&options), (made_of(LOCAL_SEND_BUFFER), Some(2 * LOCAL_SEND_BUFFER)));
+        let chosen = send_buffer_with(&options);
+        // A limit below it leaves the choice to the kernel.
+        let limit = std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap();
+        let limit: usize = limit.trim().parse().unwrap();
+        assert_eq!(chosen == 2 * LOCAL_SEND_BUFFER, limit >= LOCAL_SEND_BUFFER, "{chosen}, limit {limit}");
+        assert!(limit >= LOCAL_SEND_BUFFER || chosen != 2 * limit, "{chosen} is the limit");
+        // The kernel doubles it.
         options.tcp_send_buffer = Some(100_000);
-        assert_eq!(send_buffer_with(&options), (made_of(100_000), None));
-        assert_ne!(made_of(LOCAL_SEND_BUFFER), made_of(100_000));
+        assert_eq!(send_buffer_with(&options), 200_000);
+    }
+
+    #[test]
+    fn what_the_kernel_would_cut_is_not_asked_for() {
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 4420));
+        assert!(is_granted(16_384, peer));
+        assert!(!is_granted(1 << 30, peer));
     }
 
     #[test]
     fn connections_within_this_machine_are_not_paced() {
-        let socket = connected_with(&ControllerOptions::default()).socket;
+        let socket = connected_with(&ControllerOptions::default());
         assert_eq!(rustix::net::sockopt::tcp_congestion(&socket).unwrap(), LOCAL_CONGESTION_CONTROL);
     }
 

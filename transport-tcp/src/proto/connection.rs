@@ -26,6 +26,7 @@ mod receive;
 mod send;
 
 pub use receive::RecvTarget;
+pub use send::SEND_MAX;
 
 /// Bytes of the PDU at fault that a H2CTermReq repeats.
 const TERM_DATA_MAX: usize = 128;
@@ -148,8 +149,6 @@ pub struct Connection {
     /// The budget ended [`Connection::process`], not the lack of bytes.
     paused: bool,
     tx: TxQueue,
-    /// Bytes for one send.
-    send_max: usize,
     /// Receives until the host is taken to be behind the controller.
     ahead: u8,
     /// Stream position from which on what is queued is due to be sent before its batch is complete.
@@ -184,7 +183,6 @@ impl Connection {
             bulk: false,
             paused: false,
             tx: TxQueue::default(),
-            send_max: send::SEND_MAX,
             ahead: 0,
             due_at: u64::MAX,
             grants: VecDeque::new(),

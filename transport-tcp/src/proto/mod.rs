@@ -13,4 +13,4 @@ mod staging;
 mod tests;
 mod tx_queue;
 
-pub use connection::{Connection, ConnectionParams, RecvTarget};
+pub use connection::{Connection, ConnectionParams, RecvTarget, SEND_MAX};

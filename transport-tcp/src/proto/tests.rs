@@ -14,7 +14,7 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::digest::crc32c;
-use super::{Connection, ConnectionParams};
+use super::{Connection, ConnectionParams, SEND_MAX};
 
 mod properties;
 mod receive;

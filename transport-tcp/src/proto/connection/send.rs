@@ -20,9 +20,9 @@ use super::{Connection, Grant, Progress, common};
 const COPY_MAX: u32 = 8192;
 /// Bytes of a command capsule without data.
 const CAPSULE_LEN: usize = size_of::<CapsuleCmd>();
-/// Bytes for one send, unless it is told otherwise. Each costs some microseconds and ends in a segment that is not full; while it lasts the
-/// kernel does not look at acknowledgements, and frees nothing of what was sent.
-pub(super) const SEND_MAX: usize = 1024 * 1024;
+/// Bytes for one send. Each costs some microseconds and ends in a segment that is not full; while it lasts the kernel does not look at
+/// acknowledgements, and frees nothing of what was sent. More had better not be queued: new commands wait behind it.
+pub const SEND_MAX: usize = 1024 * 1024;
 /// So much leaves at once when the controller has nothing else to do, or answers before the host asks for more: it goes on while the rest of
 /// the batch is being copied. Otherwise a queue that is filled in one go is answered in one go, and host and controller wait for
 /// each other in turn. Where it is the host that is behind, one send for all costs it less.
@@ -189,8 +189,7 @@ impl Connection {
     /// When the connection failed, or a buffer is shorter than its command says.
     pub fn fill(&mut self, tracker: &Tracker) -> Result<()> {
         while let Some(grant) = self.grants.get_mut(self.granted) {
-            if self.tx.segments() >= H2C_SEGMENTS || self.tx.queued() - self.tx.sent() >= self.send_max as u64
-            {
+            if self.tx.segments() >= H2C_SEGMENTS || self.tx.queued() - self.tx.sent() >= SEND_MAX as u64 {
                 break;
             }
             let (slot, ttag, offset) = (grant.slot, grant.ttag, grant.offset);
@@ -216,17 +215,6 @@ impl Connection {
             self.granted += usize::from(last);
         }
         Ok(())
-    }
-
-    /// Bytes for one send.
-    #[must_use]
-    pub fn send_max(&self) -> usize {
-        self.send_max
-    }
-
-    /// Sets how many bytes are for one send. More than the socket takes at once had better not be queued: new commands wait behind it.
-    pub fn set_send_max(&mut self, bytes: usize) {
-        self.send_max = bytes;
     }
 
     /// Copied bytes to be sent next, while connecting and when there is no tracker.
