@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nvmf_core::dma::{RegionId, SharedMemory};
+use nvmf_core::dma::{RegionId, SharedMemory, streamed_write_barrier};
 use nvmf_core::proto::Tracker;
 use nvmf_core::spec::command::DataDirection;
 use nvmf_core::spec::data_ptr::DataPointer;
@@ -28,10 +28,12 @@ use crate::farewell::Farewell;
 use crate::shadow::QueueDoorbells;
 use crate::shared::{SglSupport, Shared};
 
+mod distance;
 mod life;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use distance::Distance;
 use life::{Exists, Life, Sent};
 
 const SQE_BYTES: usize = 64;
@@ -41,7 +43,9 @@ const ALIVE_CHECK: Duration = Duration::from_millis(100);
 /// Idle polls between two looks at the clock for that.
 const POLLS_PER_CLOCK: u32 = 8;
 /// How many commands ahead the place of one is fetched from the controller, where both share memory.
-const PREFETCH: usize = 4;
+const PREFETCH: u16 = 4;
+/// With more commands in flight a controller that is far gets them past the caches: it has others to go on with meanwhile.
+const DEEP: usize = 16;
 /// Bus addresses of regions kept at hand per queue pair.
 const CACHED_REGIONS: usize = 1024;
 /// Entries an admin queue has at most (AQA).
@@ -82,6 +86,9 @@ pub struct PcieQpair {
     sq_tail: u16,
     /// Tail the controller was told.
     sq_rung: u16,
+    distance: Distance,
+    /// Commands were written past the caches since the controller was told.
+    streamed: bool,
     cq_head: u16,
     /// Head the controller was told.
     cq_rung: u16,
@@ -156,6 +163,8 @@ impl PcieQpair {
             shadow: None,
             sq_tail: 0,
             sq_rung: 0,
+            distance: Distance::default(),
+            streamed: false,
             cq_head: 0,
             cq_rung: 0,
             phase: true,
@@ -190,7 +199,7 @@ impl PcieQpair {
     }
 
     fn memory(&self) -> Result<&SharedMemory> {
-        self.memory.as_ref().ok_or_else(|| Error::disconnected("the queue pair is closed"))
+        self.memory.as_ref().ok_or_else(closed)
     }
 
     // --- submitting ------------------------------------------------------------------------------------------------------
@@ -351,19 +360,31 @@ impl PcieQpair {
         Ok(None)
     }
 
-    /// Writes a command into the submission ring.
+    /// Writes a command into the submission ring, past the caches if that is better.
     #[inline(always)]
-    fn put(&mut self, sqe: &[U64; SQE_BYTES / 8]) -> Result<()> {
+    fn put(&mut self, sqe: &[U64; SQE_BYTES / 8], past_caches: bool) -> Result<()> {
         let at = usize::from(self.sq_tail) * SQE_BYTES;
         match &self.cmb {
             Some(part) => part.write(at, sqe.as_bytes())?,
             None => {
-                let (memory, at) = (self.memory()?, self.sq_offset + at);
-                memory.write_words(at, sqe);
-                // The next to touch it is the controller.
-                memory.demote(at);
-                // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
-                memory.prefetch_write(at + PREFETCH * SQE_BYTES);
+                let at = self.sq_offset + at;
+                let memory = self.memory.as_ref().ok_or_else(closed)?;
+                let unmeasured = self.distance.count();
+                if unmeasured == 0 {
+                    self.distance.measure(memory, at, sqe[0].get());
+                }
+                if past_caches {
+                    memory.stream_words(at, sqe);
+                    self.streamed = true;
+                } else {
+                    memory.write_words(at, sqe);
+                    // The next to touch it is the controller.
+                    memory.demote(at);
+                    // Commands taken long ago are there. Behind the last place of the ring it is memory of ours as well.
+                    if unmeasured != PREFETCH {
+                        memory.prefetch_write(at + usize::from(PREFETCH) * SQE_BYTES);
+                    }
+                }
             }
         }
         self.sq_tail += 1;
@@ -383,6 +404,9 @@ impl PcieQpair {
             // The doorbell may belong to nobody, or to a queue of another life.
             if let Some(failure) = self.shared.failure(self.controller_life) {
                 return Err(failure);
+            }
+            if std::mem::take(&mut self.streamed) {
+                streamed_write_barrier();
             }
             let old = std::mem::replace(&mut self.sq_rung, self.sq_tail);
             if self.shadow.as_ref().is_none_or(|shadow| shadow.tail(old, self.sq_tail)) {
@@ -545,7 +569,8 @@ impl TransportQpair for PcieQpair {
         if let Some(farewell) = &mut self.farewell {
             farewell.submitted(sqe.cid.get());
         }
-        self.put(&words)
+        let past_caches = self.distance.is_far() && tracker.in_flight() > DEEP;
+        self.put(&words, past_caches)
     }
 
     fn flush(&mut self, _tracker: &Tracker) -> Result<()> {
@@ -677,6 +702,10 @@ impl TransportQpair for PcieQpair {
     fn stats(&self) -> TransportStats {
         self.stats
     }
+}
+
+fn closed() -> Error {
+    Error::disconnected("the queue pair is closed")
 }
 
 impl Drop for PcieQpair {

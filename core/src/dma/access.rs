@@ -1,6 +1,7 @@
 // UNSAFETY: this module reads and writes memory that somebody else may write at the same moment: a device, or an
 // emulated device on another thread. It never makes a reference to such memory other than to atomics; every
-// access is an atomic operation on a word that lies, as checked before, inside a mapping kept alive by an `Arc`. See docs/safety.md, M1, M6, A1.
+// access is an atomic operation, or the processor's write past the caches, on a word that lies, as checked before, inside a mapping kept alive
+// by an `Arc`. See docs/safety.md, M1, M6, A1.
 
 //! Access to memory that is shared with a device.
 //!
@@ -27,6 +28,32 @@ use super::region::{DmaGrant, DmaRegion, Extent};
 /// A full fence: also what the host reads next stays behind it.
 pub fn device_write_barrier() {
     std::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// Orders what was written with [`SharedMemory::stream_words`] before whatever is written next.
+#[inline]
+pub fn streamed_write_barrier() {
+    // SAFETY: a barrier, which changes nothing a program sees.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("sfence", options(nostack, preserves_flags))
+    };
+}
+
+/// Writes a word past the caches.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn stream(to: &AtomicU64, word: u64) {
+    // A write of an aligned word is a single access (Intel SDM Vol. 3A, 9.1.1), also this one; only its order is weaker.
+    // SAFETY: `to` is a mapped word that may be written through a shared reference.
+    unsafe {
+        std::arch::asm!("movnti [{}], {}", in(reg) to.as_ptr(), in(reg) word, options(nostack, preserves_flags))
+    };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn stream(to: &AtomicU64, word: u64) {
+    to.store(word, Ordering::Relaxed);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -259,6 +286,15 @@ impl SharedMemory {
     pub fn write_words<const N: usize>(&self, offset: usize, from: &[U64; N]) {
         for (from, to) in from.iter().zip(self.window.words(offset, N)) {
             to.store(from.get().to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Copies words in, as they are, past the caches: best whole cache lines, which then need not be fetched first. They may become
+    /// visible in any order, and later than what is written after them: call [`streamed_write_barrier`] before telling anybody.
+    #[inline]
+    pub fn stream_words<const N: usize>(&self, offset: usize, from: &[U64; N]) {
+        for (from, to) in from.iter().zip(self.window.words(offset, N)) {
+            stream(to, from.get().to_le());
         }
     }
 

@@ -14,7 +14,7 @@ mod pool;
 #[expect(unsafe_code, reason = "the crate's only owner of raw memory")]
 mod region;
 
-pub use access::{DeviceMemory, DmaFault, SharedMemory, device_write_barrier};
+pub use access::{DeviceMemory, DmaFault, SharedMemory, device_write_barrier, streamed_write_barrier};
 pub use device_buf::{DeviceBuf, DmaBufError};
 pub use pool::{DataAndMetadata, DmaBuf, DmaPool, DmaSegment, IoBuf, PoolStats};
 pub use region::{DmaGrant, DmaRegion, Extent, RegionId};

@@ -139,7 +139,7 @@ impl PcieQpair {
         let (tail, head) = (self.sq_tail, self.cq_head);
         // Commands without a completion may not have been fetched.
         while let Some(sqe) = farewell.next(usize::from(self.entries) - 1) {
-            self.put(&sqe.words())?;
+            self.put(&sqe.words(), false)?;
         }
         if self.cq_rung != head {
             self.shared.bar.doorbell(self.cq_doorbell, u32::from(head))?;

@@ -199,6 +199,33 @@ fn doorbells_are_rung_once_per_batch_and_the_phase_turns_with_the_ring() {
 }
 
 #[test]
+fn a_far_controller_gets_the_same_commands() {
+    const ENTRIES: u16 = 64;
+    let mut bench = Bench::created(ENTRIES);
+    bench.qpair.distance = Distance::far();
+    let (sq, cq) = bench.qpair.ring_addresses();
+    let mut posted = 0;
+    // Many at a time, past the end of the ring.
+    for round in 0..3 {
+        let cids: Vec<u16> = (0..50).map(|op| bench.flush_command(op)).collect();
+        assert!(bench.qpair.streamed, "more than {DEEP} are in flight");
+        bench.qpair.flush(&bench.tracker).unwrap();
+        assert!(!bench.qpair.streamed);
+        for cid in cids {
+            let index = posted % u64::from(ENTRIES);
+            let sqe = bench.fake.command(sq, index);
+            assert_eq!((sqe.cid.get(), sqe.opcode), (cid, NvmOpcode::FLUSH.0), "round {round}");
+            bench.fake.post(cq, index, 1, cid, Status::SUCCESS, posted < u64::from(ENTRIES) || posted >= 128);
+            posted += 1;
+        }
+        assert_eq!(bench.poll().len(), 50);
+    }
+    // One at a time is waited for, by a controller that has nothing else to do.
+    bench.flush_command(0);
+    assert!(!bench.qpair.streamed);
+}
+
+#[test]
 fn the_budget_bounds_a_poll_and_the_rest_is_announced() {
     let mut bench = Bench::created(8);
     let (_, cq) = bench.qpair.ring_addresses();

@@ -24,6 +24,17 @@ fn host_and_device_see_the_same_bytes() {
 }
 
 #[test]
+fn what_goes_past_the_caches_arrives_all_the_same() {
+    let memory = SharedMemory::new(region(1));
+    let words = std::array::from_fn(|i| U64::new(0x0102_0304_0506_0708 * (i as u64 + 1)));
+    memory.write_words(64, &words);
+    memory.stream_words::<8>(192, &words);
+    streamed_write_barrier();
+    let read = |at: usize| (0..8).map(|i| memory.read_u64(at + 8 * i)).collect::<Vec<_>>();
+    assert_eq!((read(192), read(128), read(256)), (read(64), vec![0; 8], vec![0; 8]));
+}
+
+#[test]
 fn accesses_outside_of_what_is_mapped_fault() {
     let one = SharedMemory::new(region(1));
     let mut device = test_device();
