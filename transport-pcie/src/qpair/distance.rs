@@ -1,11 +1,11 @@
 //! How far from this core whoever reads the commands is.
 //!
 //! A command's place in the submission ring was last read by the controller. Where that is a program on another core, as with vfio-user, its
-//! cache has the line, and to write there means to get it back: some 40 ns between cores that have their last cache in common, 140 and
-//! more between others. Written past the caches, it is sent to memory without being fetched; the controller then reads it from there, which takes longer
-//! than from a near cache. So near ones get commands through the cache, and far ones past it.
+//! cache has the line, and to write there means to get it back, which takes four times as long from some cores as from others. Written past
+//! the caches, it is sent to memory without being fetched; the controller then reads it from there, which takes longer than from a near
+//! cache. So near ones get commands through the cache, and far ones past it.
 //!
-//! Both programs move between cores. What it takes is measured now and then, on a place that was not fetched before.
+//! A machine's cores, or what a guest takes for them, change places. So it is measured now and then, on a place that was not fetched before.
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ impl Distance {
     /// Counts a command. Returns how many come before the next measurement: with none, [`Distance::measure`].
     #[inline]
     pub(super) fn count(&mut self) -> u16 {
-        self.left = self.left.wrapping_sub(1);
+        self.left -= 1;
         self.left
     }
 
