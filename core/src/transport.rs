@@ -431,7 +431,8 @@ pub trait TransportQpair: Send {
     fn flush(&mut self, tracker: &Tracker) -> Result<()>;
 
     /// Moves data and reports completions with [`Tracker::complete`], until nothing is left to do without blocking or the
-    /// tracker holds `budget` completions. Also continues sending.
+    /// tracker holds `budget` completions. With fewer it may stop as well, if there are any and much data came with them: to have
+    /// more submitted in their place. Also continues sending.
     ///
     /// # Errors
     /// When the queue pair is broken. Completions reported before still count.
@@ -489,7 +490,7 @@ pub trait TransportQpair: Send {
     }
 
     /// Whether [`TransportQpair::poll`] could go on at once although the event source stays silent, because it stopped
-    /// at its budget with something already received, or with something left in the event source.
+    /// with something already received, or with something left in the event source.
     fn has_local_work(&self) -> bool {
         false
     }

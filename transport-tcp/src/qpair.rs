@@ -20,6 +20,9 @@ use crate::socket::{Connector, SocketOptions};
 
 /// Slices per send.
 const SLICES: usize = 64;
+/// Bytes received in one poll after which it ends with the completions it has. Their successors leave the sooner: else a controller that
+/// answers many large reads at once has nothing to do until the host has taken all of them, and then the host waits for the next.
+const POLL_BYTES: u64 = 512 * 1024;
 /// Bytes read and dropped when a connection is given up, so that closing does not reset it before the peer has read why.
 const DRAIN_MAX: usize = 1024 * 1024;
 
@@ -50,7 +53,7 @@ pub struct TcpQpair {
     deadline: Instant,
     /// Sending failed. What the peer said before is read first: it may say why.
     send_error: Option<Error>,
-    /// Polling stopped at its budget before the socket was seen empty.
+    /// Polling stopped, at its budget or with `POLL_BYTES`, before the socket was seen empty.
     unread: bool,
     stats: TransportStats,
 }
@@ -293,7 +296,9 @@ impl TcpQpair {
         }
         // Until a receive says otherwise.
         self.unread = true;
-        while tracker.completed() < budget {
+        let enough = self.stats.bytes_received.saturating_add(POLL_BYTES);
+        let done = |completed, received| completed >= budget || completed > 0 && received >= enough;
+        while !done(tracker.completed(), self.stats.bytes_received) {
             let received = self.receive(tracker)?;
             if let Received::Nothing = received {
                 self.unread = false;

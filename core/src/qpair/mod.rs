@@ -508,7 +508,9 @@ impl<Q: TransportQpair> IoQpair<Q> {
     // --- completing ------------------------------------------------------------------------------------------------
 
     /// Moves data and hands at most `max` completions (0: no limit) to `f`. Never blocks; work is bounded by what is
-    /// outstanding. Returns how many there were.
+    /// outstanding. Returns how many there were. When some are handed out, more may be there already, also without a limit: over TCP a
+    /// call ends once it has received 512 KiB, so that commands submitted in the place of completed ones leave meanwhile. When it
+    /// returns 0, there are none.
     ///
     /// A queue pair that connects again on its own ([`crate::IoQpairOptions::auto_reconnect`]) is driven by this as well; while it has
     /// no connection, operations that were sent complete with an error, those that were not wait, and this returns 0.
