@@ -125,7 +125,8 @@ impl<Q: TransportQpair> AsyncQpair<Q> {
         self.submit(IoCommand::flush(ns)).await.map(drop)
     }
 
-    /// Processes completions once and wakes whoever waited for them. Returns how many there were.
+    /// Processes completions once and wakes whoever waited for them. Returns how many there were; more may be here already
+    /// ([`AsyncQpair::has_local_work`]).
     ///
     /// # Errors
     /// When the queue pair is lost.
@@ -136,10 +137,17 @@ impl<Q: TransportQpair> AsyncQpair<Q> {
         result
     }
 
-    /// The queue pair's descriptor and whether to watch it for writing too.
+    /// The queue pair's descriptor and whether to watch it for writing too, for an event loop of one's own. It does not tell of
+    /// [`AsyncQpair::has_local_work`].
     #[must_use]
     pub fn event_source(&self) -> Option<(RawFd, bool)> {
         self.lock().qpair.event_source()
+    }
+
+    /// Whether waiting for the descriptor would miss work that is here already: call [`AsyncQpair::poll_once`] until it is not.
+    #[must_use]
+    pub fn has_local_work(&self) -> bool {
+        self.lock().qpair.has_local_work()
     }
 
     /// A future that keeps processing completions for as long as the queue pair lives, giving way to others after every

@@ -753,6 +753,11 @@ fn check_connect(cqe: &Cqe, host: &HostIdentity) -> Result<ConnectResponse> {
                          `nvmf discover` lists what is offered"
                             .to_owned()
                     }
+                    Some("connect attributes") => {
+                        "the target does not take a request to go without SQ flow control; do not ask for that \
+                         (`--disable-sqflow=no`)"
+                            .to_owned()
+                    }
                     Some(field) => format!("the target objects to the {field}"),
                     None => format!("the target objects to byte {} of what was sent", parameter.offset),
                 };

@@ -37,6 +37,26 @@ fn vendor(value: u32) -> Sqe {
     Sqe::new(VENDOR_ADMIN, 0).with_cdw10(value)
 }
 
+#[test]
+fn a_refused_connect_says_what_the_target_objects_to() {
+    let host = testing::options().host.unwrap_or_else(|| HostIdentity::load().unwrap());
+    let said = |parameter: InvalidParameter| {
+        let mut cqe = Cqe::new(0, 0, Status::CONNECT_INVALID_PARAMETERS.with_dnr());
+        cqe.dw0 = parameter.to_dw0().into();
+        check_connect(&cqe, &host).unwrap_err().to_string()
+    };
+    for (in_data, offset, expected) in [
+        (true, 256, "the subsystem NQN is not known at this address"),
+        (true, 512, "objects to the host NQN"),
+        (false, 44, "objects to the submission queue size"),
+        (false, 46, "--disable-sqflow=no"),
+        (false, 45, "objects to byte 45"),
+    ] {
+        let text = said(InvalidParameter { offset, in_data });
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
 // --- admin commands ------------------------------------------------------------------------------------------------------
 
 #[test]

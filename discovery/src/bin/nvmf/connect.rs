@@ -71,13 +71,18 @@ pub(crate) struct ConnectArgs {
     #[arg(long, help_heading = CONNECTION)]
     quickack: bool,
 
-    /// Bytes of the TCP send buffer (SO_SNDBUF); by default the kernel's choice, within this machine 256 KiB
+    /// Bytes of the TCP send buffer (SO_SNDBUF); by default the kernel's choice, within this machine 512 KiB
     #[arg(long, value_name = "SIZE", value_parser = parse_length32, help_heading = CONNECTION)]
     send_buf_size: Option<u32>,
 
     /// Bytes of the TCP receive buffer (SO_RCVBUF); by default the kernel's choice
     #[arg(long, value_name = "SIZE", value_parser = parse_length32, help_heading = CONNECTION)]
     recv_buf_size: Option<u32>,
+
+    /// Go without SQ flow control where the controller agrees: asked for always, unless it is `=no`
+    #[arg(long, value_name = "no", num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
+    #[arg(value_parser = clap::builder::BoolishValueParser::new(), hide_possible_values = true, help_heading = CONNECTION)]
+    disable_sqflow: Option<bool>,
 
     /// Deadline for connecting, and for each command
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "30", help_heading = CONNECTION)]
@@ -200,6 +205,9 @@ impl ConnectArgs {
         options.tcp_quickack = self.quickack;
         options.tcp_send_buffer = self.send_buf_size;
         options.tcp_receive_buffer = self.recv_buf_size;
+        if let Some(disable) = self.disable_sqflow {
+            options.disable_sq_flow_control = disable;
+        }
         options.connect_timeout = self.timeout;
         options.admin_timeout = self.timeout;
         options.io_timeout = Some(self.timeout);
@@ -427,4 +435,32 @@ pub(crate) fn check_multiple(ns: &Namespace, option: &str, value: u64) -> Result
         "{option} {value} is not a multiple of the block size of namespace {}, {block} bytes; try {below}{above}",
         ns.nsid()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        connect: ConnectArgs,
+    }
+
+    #[test]
+    fn sq_flow_control_is_gone_without_unless_it_is_asked_for() {
+        for (argument, disable) in [
+            (None, true),
+            (Some("--disable-sqflow"), true),
+            (Some("--disable-sqflow=yes"), true),
+            (Some("--disable-sqflow=no"), false),
+        ] {
+            let line = Line::parse_from(["nvmf"].into_iter().chain(argument));
+            let options = line.connect.options(1).unwrap();
+            assert_eq!(options.disable_sq_flow_control, disable, "{argument:?}");
+        }
+        assert!(Line::try_parse_from(["nvmf", "--disable-sqflow=perhaps"]).is_err());
+    }
 }

@@ -46,11 +46,6 @@ pub(crate) struct FabricsArgs {
     #[arg(short = 'Q', long, value_name = "ENTRIES", value_parser = parse_u16, help_heading = QUEUES)]
     queue_size: Option<u16>,
 
-    /// Go without SQ flow control where the controller agrees: asked for always, unless it is `=no`
-    #[arg(long, value_name = "no", num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
-    #[arg(value_parser = clap::builder::BoolishValueParser::new(), hide_possible_values = true, help_heading = QUEUES)]
-    disable_sqflow: Option<bool>,
-
     /// A connection of one's own although there is one already: always so here
     #[arg(short = 'D', long, help_heading = QUEUES)]
     duplicate_connect: bool,
@@ -164,9 +159,6 @@ impl FabricsArgs {
                 return Err(Failure::usage("--queue-size: a queue has at least 2 entries"));
             }
             options.io_queue_size = entries;
-        }
-        if let Some(disable) = self.disable_sqflow {
-            options.disable_sq_flow_control = disable;
         }
         Ok(())
     }
@@ -283,34 +275,5 @@ impl DiscoveryArgs {
             Some(error) if self.connect.is_empty() => Err(Failure::attach(error)),
             Some(error) => Err(self.connect.discovery_failure(error)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        fabrics: FabricsArgs,
-    }
-
-    #[test]
-    fn sq_flow_control_is_gone_without_unless_it_is_asked_for() {
-        for (argument, disable) in [
-            (None, true),
-            (Some("--disable-sqflow"), true),
-            (Some("--disable-sqflow=yes"), true),
-            (Some("--disable-sqflow=no"), false),
-        ] {
-            let mut options = ControllerOptions::default();
-            let line = Line::parse_from(["nvmf"].into_iter().chain(argument));
-            line.fabrics.apply(&mut options).unwrap();
-            assert_eq!(options.disable_sq_flow_control, disable, "{argument:?}");
-        }
-        assert!(Line::try_parse_from(["nvmf", "--disable-sqflow=perhaps"]).is_err());
     }
 }
