@@ -271,6 +271,14 @@ mod tests {
     }
 
     #[test]
+    fn perf_says_that_its_t_is_no_transport() {
+        let error = parsed(&["perf", "-t", "tcp", "-a", "::1"]).unwrap_err();
+        assert!(error.contains("say --transport tcp --traddr ADDR"), "{error}");
+        let error = parsed(&["perf", "-t", "soon"]).unwrap_err();
+        assert!(error.contains("not a number of seconds"), "{error}");
+    }
+
+    #[test]
     fn perf_takes_the_letters_of_spdk_nvme_perf() {
         let line = [
             "perf",

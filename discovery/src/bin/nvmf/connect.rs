@@ -343,7 +343,8 @@ const TRANSPORTS: &[&str] = &[
     "vfiouser",
 ];
 
-fn transport_type(name: &str) -> Result<TransportType, Failure> {
+/// A transport of this build, as -t names it.
+pub(crate) fn transport_type(name: &str) -> Result<TransportType, Failure> {
     let lower = name.to_ascii_lowercase();
     match lower.parse() {
         Ok(trtype) if TRANSPORTS.contains(&lower.as_str()) => Ok(trtype),

@@ -15,7 +15,7 @@ pub(crate) use report::Report;
 pub(crate) use run::Range;
 
 use super::{Format, print, print_json};
-use crate::connect::{ConnectArgs, check_multiple, check_range, detach, plain_namespace};
+use crate::connect::{ConnectArgs, check_multiple, check_range, detach, plain_namespace, transport_type};
 use crate::failure::Failure;
 use crate::recovery::RecoveryArgs;
 use crate::size::{parse_length, parse_length32, parse_seconds, parse_seconds_or_none, parse_size};
@@ -73,7 +73,7 @@ pub(crate) struct Args {
     mixread: Option<u8>,
 
     /// Seconds to measure for
-    #[arg(short = 't', long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "5")]
+    #[arg(short = 't', long, value_name = "SECONDS", value_parser = parse_time, default_value = "5")]
     time: Duration,
 
     /// Seconds to run before measuring
@@ -155,6 +155,16 @@ struct Cpus(Vec<usize>);
 
 fn parse_cpus(text: &str) -> Result<Cpus, String> {
     cpus::parse_mask(text).map(Cpus)
+}
+
+/// Who comes from nvme-cli means the transport by -t.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    parse_seconds(text).map_err(|error| match transport_type(text) {
+        Ok(_) => format!(
+            "-t is the time here, as in spdk_nvme_perf; say --transport {text} --traddr ADDR, or a TRID"
+        ),
+        Err(_) => error,
+    })
 }
 
 /// What to do.
